@@ -1,0 +1,46 @@
+# Both commands make .venv themselves and install pinned versions into it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
+
+.PHONY: demo test lint types doctest check bench clean
+
+demo: $(VENV)/.lab ## train a classical and a MIP hypernetwork on real digits and compare them
+	$(BIN)/hyperlight demo
+
+test: $(VENV)/.dev ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## static types
+	$(BIN)/mypy
+
+doctest: $(VENV)/.dev ## the examples in docstrings
+	$(BIN)/python -m pytest --doctest-modules src/hyperlight --doctest-continue-on-failure
+
+check: test lint types doctest ## all of the above
+
+bench: $(VENV)/.dev ## HyperLight and other libraries side by side (about an hour)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "HyperLight needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.lab: pyproject.toml constraints.txt $(VENV)/.python
+	$(INSTALL) -e '.[lab]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.lab
+	$(INSTALL) -e '.[lab,dev]'
+	@touch $@
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
