@@ -1,0 +1,95 @@
+"""HyperLight: hypernetworks in PyTorch that train as well as plain networks.
+
+The runnable form of "Magnitude Invariant Parametrizations Improve Hypernetwork
+Learning" (Gonzalez Ortiz, Guttag, Dalca). Start with :func:`hypernetize`.
+"""
+
+from . import io, optim, testing
+from .batching import Shared
+from .bind import bind
+from .diagnostics import GradientProfile, ScaleProfile, gradient_profile, scale_profile
+from .encodings import CosSin, Encoding, Identity
+from .errors import (
+    BindError,
+    ConfigurationError,
+    FormatError,
+    HyperLightError,
+    InputError,
+    MemoryLimitError,
+    MissingExtraError,
+    ObjectiveError,
+    TargetError,
+)
+from .heads import Chunked, Dense, Head, LowRank
+from .hypernet import HyperNet
+from .init import Initialization, Relative
+from .inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
+from .io import load, save
+from .memory import Summary, estimate
+from .model import HyperModel, hypernetize
+from .training import OutputRegularizer, parameter_groups, scalarize
+from .tune import Tuned, tune
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # one call
+    "hypernetize",
+    "HyperModel",
+    "HyperNet",
+    "Shared",
+    # inputs and the spaces they live in
+    "Input",
+    "Uniform",
+    "LogUniform",
+    "Normal",
+    "Vector",
+    "Categorical",
+    "Simplex",
+    # encodings
+    "Encoding",
+    "CosSin",
+    "Identity",
+    # heads
+    "Head",
+    "Dense",
+    "LowRank",
+    "Chunked",
+    # initialisation
+    "Initialization",
+    "Relative",
+    # predicted tensors in the place of parameters
+    "bind",
+    # files
+    "save",
+    "load",
+    "io",
+    # for the training loop
+    "optim",
+    "parameter_groups",
+    "OutputRegularizer",
+    "scalarize",
+    # after training: the best inputs
+    "tune",
+    "Tuned",
+    # diagnosis
+    "scale_profile",
+    "ScaleProfile",
+    "gradient_profile",
+    "GradientProfile",
+    # sizes, before anything is allocated
+    "estimate",
+    "Summary",
+    # checks for parts of one's own
+    "testing",
+    # errors
+    "HyperLightError",
+    "ConfigurationError",
+    "MemoryLimitError",
+    "InputError",
+    "TargetError",
+    "BindError",
+    "FormatError",
+    "ObjectiveError",
+    "MissingExtraError",
+]

@@ -1,0 +1,512 @@
+"""Binding: predicted tensors in the place of a module's parameters (design D1).
+
+A bound module is a shallow copy of the module tree: every module is a new
+object with the attributes, hooks and mode (train or eval) of the original,
+while buffers and the parameters that are not predicted are shared with it. The
+predicted tensors stand where the parameters were, so that
+``next(self.parameters()).device`` and ``state_dict()`` mean the same as before.
+Nothing of the original is changed, so exceptions, nested use, threads and
+activation checkpointing are right by construction, which swapping tensors in
+and back is not.
+
+References that a module keeps outside its registered children (a bound method
+as an attribute, a partial, a list or dict of modules or parameters) are followed
+and rewritten to the copies. What cannot be followed, such as a closure over a
+module, is refused when the plan is made. Hooks are given the bound module as
+their argument; those that are bound methods or partials are rewritten as well.
+
+Activation checkpointing must be the kind that torch recommends,
+``use_reentrant=False``. The reentrant kind runs a backward pass of its own per
+segment, all the way through the hypernetwork, and torch stops at the second.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import BindError, did_you_mean, listed
+
+__all__ = ["BindPlan", "LowRankWeight", "bind"]
+
+_M = TypeVar("_M", bound=nn.Module)
+
+_ATOMS = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+# What nn.Module itself keeps: children and parameters are handled by the plan, hooks apart.
+_OWN = frozenset(nn.Module().__dict__)
+_HOOKS = tuple(sorted(name for name in _OWN if name.endswith("_hooks")))
+
+# Those that a call runs. A forward may add to them, as those of transformers do, and so may
+# who holds a bound network: it has its own.
+_CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+_Signature = tuple[type[nn.Module], int, int, int, int]
+
+
+class LowRankWeight:
+    """A weight ``base + left @ right`` that is multiplied out only where it has to be.
+
+    Args:
+        base: the weight without the change.
+        left: ``(rows, rank)``.
+        right: ``(rank, columns)``.
+    """
+
+    def __init__(self, base: Tensor, left: Tensor, right: Tensor) -> None:
+        self.base, self.left, self.right = base, left, right
+        self._dense: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """The weight as a tensor, made once."""
+        if self._dense is None:
+            self._dense = self.base + (self.left @ self.right).reshape(self.base.shape)
+        return self._dense
+
+
+class _LowRankLinear(nn.Linear):
+    """A bound linear layer that applies the two factors of its weight one after the other."""
+
+    _low_rank: LowRankWeight
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self._low_rank.dense()
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self._low_rank
+        change = F.linear(F.linear(input, weight.right), weight.left)
+        return F.linear(input, weight.base, self.bias) + change
+
+
+class _PaddedEmbedding(nn.Embedding):
+    """A bound embedding under vmap, where torch keeps the gradient from the padding row of the
+    first set of weights only (seen in 2.13). Here the row is detached instead.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = torch.arange(self.num_embeddings, device=self.weight.device).unsqueeze(-1)
+        weight = torch.where(rows.eq(self.padding_idx or 0), self.weight.detach(), self.weight)
+        return F.embedding(
+            input, weight, None, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
+        )
+
+
+def _dense(tensor: Tensor | LowRankWeight) -> Tensor:
+    return tensor.dense() if isinstance(tensor, LowRankWeight) else tensor
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A module of the tree: by name, never by identity, so that the plan fits any module
+    of the same structure (a deep copy, or a copy that an outer bind has made).
+    """
+
+    path: str
+    leaves: tuple[tuple[str, int], ...]
+    children: tuple[tuple[str, _Node], ...]
+    watch: tuple[str, ...]
+    signature: _Signature
+    affected: bool
+    weight: int | None  # of a layer that has a stand-in: which tensor its weight is
+
+
+class BindPlan:
+    """Where tensors go in a module tree; made once, used for every forward.
+
+    Args:
+        module: the module to bind into.
+        places: for every tensor, all the parameter names it takes.
+
+    Raises:
+        BindError: the module keeps references that cannot be followed.
+    """
+
+    def __init__(self, module: nn.Module, places: Sequence[Iterable[str]]) -> None:
+        self.places = tuple(tuple(names) for names in places)
+        self._root = _plan(module, self.places)
+
+    def read(self, module: nn.Module) -> list[Tensor]:
+        """The tensors that stand in the places now, in order."""
+        return [attribute(module, names[0]) for names in self.places]
+
+    def bind(self, module: _M, tensors: Sequence[Tensor | LowRankWeight]) -> _M:
+        """A bound copy of ``module`` with ``tensors`` in the places.
+
+        A weight of low rank stays in its factors where it belongs to a linear layer.
+        """
+        copies: _Copies = {}
+        compiling = torch.compiler.is_compiling()
+        bound: _M | None = _copy(module, self._root, tensors, copies, compiling)
+        if bound is None:
+            self._root = _plan(module, self.places)
+            return self.bind(module, tensors)
+        _rewrite(copies, tensors)
+        return bound
+
+
+def bind(module: _M, tensors: Mapping[str, Tensor]) -> _M:
+    """A module like ``module`` that uses ``tensors`` where its parameters of those names were.
+
+    The module itself is not touched; gradients flow to ``tensors`` and to the
+    parameters that are still shared. For many calls on the same module the plan
+    is worth keeping: see :class:`BindPlan`, which :class:`~hyperlight.HyperModel` uses.
+
+    Args:
+        module: any eager :class:`torch.nn.Module`.
+        tensors: a tensor for every name in ``module.named_parameters()`` that is
+            to be replaced, of the same shape. Other names of the same parameter follow.
+
+    Raises:
+        BindError: a name is unknown or a shape differs, or the module cannot be bound.
+
+    >>> linear = nn.Linear(2, 1, bias=False)
+    >>> hl.bind(linear, {"weight": torch.ones(1, 2)})(torch.tensor([1.0, 2.0]))
+    tensor([3.])
+    """
+    named = dict(module.named_parameters(remove_duplicate=False))
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in named.items():
+        aliases.setdefault(id(parameter), []).append(name)
+    for name, tensor in tensors.items():
+        if name not in named:
+            raise BindError(
+                f"{type(module).__name__} has no parameter {name!r}; it has {listed(named)}."
+                f"{did_you_mean(name, named)}"
+            )
+        if tensor.shape != named[name].shape:
+            raise BindError(
+                f"The tensor for parameter {name!r} has shape {tuple(tensor.shape)}; expected "
+                f"{tuple(named[name].shape)}, the shape of the parameter."
+            )
+    plan = BindPlan(module, [aliases[id(named[name])] for name in tensors])
+    return plan.bind(module, list(tensors.values()))
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """What stands at a dotted path, the module itself at an empty one.
+
+    By attribute, since under an outer bind a parameter is a plain tensor.
+    """
+    value: Any = module
+    for name in path.split(".") if path else ():
+        value = getattr(value, name)
+    return value
+
+
+# --- the plan ---------------------------------------------------------------
+
+
+def _plan(module: nn.Module, places: tuple[tuple[str, ...], ...]) -> _Node:
+    owners: dict[int, list[tuple[str, int]]] = {}
+    tensors: set[int] = set()
+    for index, names in enumerate(places):
+        for name in names:
+            path, _, leaf = name.rpartition(".")
+            owner = attribute(module, path)
+            entry = (leaf, index)
+            if entry not in owners.setdefault(id(owner), []):
+                owners[id(owner)].append(entry)
+            tensors.add(id(getattr(owner, leaf)))
+
+    affected = _affected(module, set(owners), tensors)
+    stale = affected | tensors
+    nodes: dict[int, _Node] = {}
+
+    def visit(current: nn.Module, path: str) -> _Node:
+        if id(current) in nodes:
+            return nodes[id(current)]
+        if isinstance(current, torch.jit.ScriptModule):
+            raise BindError(
+                f"{_where(path)} is a TorchScript module, whose weights cannot be predicted. "
+                "Hypernetize the eager module it was made from."
+            )
+        children = tuple(
+            (name, visit(child, f"{path}.{name}" if path else name))
+            for name, child in current._modules.items()
+            if child is not None
+            and (id(child) in affected or not isinstance(child, torch.jit.ScriptModule))
+        )
+        watch = tuple(
+            name
+            for name, value in current.__dict__.items()
+            if name not in _OWN and not _is_plain(value)
+        )
+        for name in watch:
+            reason = _unfollowable(current.__dict__[name], stale)
+            if reason:
+                raise BindError(
+                    f"{_where(path)} keeps {reason} in its attribute {name!r}, which refers to a "
+                    "module or parameter whose weights are to be predicted and would silently go "
+                    "on using the old ones. Keep the module itself as the attribute (or a bound "
+                    "method, a functools.partial, a list or a dict of modules), leave those "
+                    "parameters out of targets, or hypernetize the module before it is compiled "
+                    "or wrapped."
+                )
+        hooks = tuple(name for name in _HOOKS if current.__dict__[name])
+        leaves = tuple(owners.get(id(current), ()))
+        nodes[id(current)] = _Node(
+            path,
+            leaves,
+            children,
+            watch + hooks,
+            _signature(current),
+            id(current) in affected,
+            next((index for name, index in leaves if name == "weight"), None)
+            if type(current) is nn.Linear
+            or (type(current) is nn.Embedding and current.padding_idx is not None)
+            else None,
+        )
+        return nodes[id(current)]
+
+    return visit(module, "")
+
+
+def _signature(module: nn.Module) -> _Signature:
+    """What changes when an attribute, a forward hook or a child is added or taken away."""
+    held = module.__dict__
+    return (
+        type(module),
+        len(held),
+        len(held["_modules"]),
+        len(held["_forward_hooks"]),
+        len(held["_forward_pre_hooks"]),
+    )
+
+
+def _where(path: str) -> str:
+    return f"The submodule {path!r} of the primary" if path else "The primary"
+
+
+def _affected(module: nn.Module, owners: set[int], tensors: set[int]) -> set[int]:
+    """The modules whose outputs depend on the tensors: owners of targets, modules that refer
+    to one of those from an attribute, and every module above one.
+    """
+    found, stale = set(owners), owners | tensors
+    modules = list(module.modules())
+    while True:
+        before = len(found)
+        for current in reversed(modules):
+            if id(current) in found:
+                continue
+            if any(id(child) in found for child in current._modules.values()) or any(
+                name not in _OWN and not _is_plain(value) and _refers(value, stale)
+                for name, value in current.__dict__.items()
+            ):
+                found.add(id(current))
+                stale.add(id(current))
+        if len(found) == before:
+            return found | {id(module)}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether no reference to a module is to be expected in there, now or later."""
+    if isinstance(value, _ATOMS):
+        return value is not None
+    if isinstance(value, (tuple, frozenset)):
+        return all(_is_plain(item) or item is None for item in value)
+    if isinstance(value, list):  # an empty one may be filled later
+        return bool(value) and all(isinstance(item, _ATOMS) for item in value)
+    if isinstance(value, types.FunctionType):
+        return not (value.__closure__ or value.__defaults__ or value.__kwdefaults__)
+    return isinstance(value, (type, types.BuiltinFunctionType, types.ModuleType, weakref.ref))
+
+
+def _parts(value: object) -> tuple[list[object], str]:
+    """What a value directly holds, and how it is called where it cannot be rewritten."""
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()], ""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value), ""
+    if isinstance(value, types.MethodType):
+        return [value.__self__], ""
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values(), vars(value)], ""
+    if isinstance(value, types.FunctionType):
+        cells = []
+        for cell in value.__closure__ or ():
+            try:
+                cells.append(cell.cell_contents)
+            except ValueError:  # a cell that is not filled yet
+                continue
+        return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()], (
+            f"the function {value.__qualname__!r}, a closure"
+        )
+    if isinstance(value, (Tensor, weakref.ref, types.ModuleType, type)):
+        return [], ""
+    held = getattr(value, "__dict__", None)
+    if isinstance(held, dict):
+        return list(held.values()), f"an object of class {type(value).__name__}"
+    return [], ""
+
+
+def _refers(value: object, stale: set[int], seen: set[int] | None = None) -> bool:
+    seen = set() if seen is None else seen
+    if id(value) in stale:
+        return True
+    if isinstance(value, _ATOMS) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(_refers(part, stale, seen) for part in _parts(value)[0])
+
+
+def _unfollowable(value: object, stale: set[int], seen: set[int] | None = None) -> str:
+    """What stands between ``value`` and a stale reference that cannot be rewritten."""
+    seen = set() if seen is None else seen
+    if id(value) in stale or isinstance(value, _ATOMS) or id(value) in seen:
+        return ""
+    seen.add(id(value))
+    parts, obstacle = _parts(value)
+    if obstacle:
+        return obstacle if any(_refers(part, stale) for part in parts) else ""
+    return next(filter(None, (_unfollowable(part, stale, seen) for part in parts)), "")
+
+
+# --- the copy ---------------------------------------------------------------
+
+
+_Copies = dict[str, tuple[_Node, nn.Module, nn.Module]]
+
+
+def _copy(
+    module: Any,
+    node: _Node,
+    tensors: Sequence[Tensor | LowRankWeight],
+    copies: _Copies,
+    compiling: bool,
+) -> Any:
+    """The copy, or None where the module is no longer what the plan was made for."""
+    if node.path in copies:
+        return copies[node.path][2]
+    if module is None:
+        return None
+    held = module.__dict__
+    if not compiling and node.signature != (
+        type(module),
+        len(held),
+        len(held["_modules"]),
+        len(held["_forward_hooks"]),
+        len(held["_forward_pre_hooks"]),
+    ):
+        return None
+    kind = type(module) if node.weight is None else _kind(module, tensors[node.weight], compiling)
+    new: Any = object.__new__(kind)
+    if compiling:  # which cannot follow the faster way
+        attributes = new.__dict__
+        attributes.update(held)
+    else:
+        attributes = held.copy()
+        object.__setattr__(new, "__dict__", attributes)
+    copies[node.path] = (node, module, new)
+    for name in _CALL_HOOKS:
+        hooks = held[name]
+        attributes[name] = OrderedDict(hooks) if hooks else OrderedDict()
+    if node.leaves:
+        attributes["_parameters"] = parameters = dict(held["_parameters"])
+        for name, index in node.leaves:
+            if kind is _LowRankLinear and name == "weight":
+                del parameters[name]
+                attributes["_low_rank"] = tensors[index]
+            else:
+                # Found at once as an attribute, and listed among the parameters.
+                attributes[name] = parameters[name] = _dense(tensors[index])
+    if not node.children:
+        return new
+    attributes["_modules"] = modules = dict(held["_modules"])
+    for name, child in node.children:
+        if not child.affected and compiling:
+            continue  # a graph capture follows more code in a module that it was given
+        copied = _copy(modules.get(name), child, tensors, copies, compiling)
+        if copied is None:
+            return None
+        modules[name] = copied
+    return new
+
+
+def _kind(module: nn.Module, weight: Tensor | LowRankWeight, compiling: bool) -> type:
+    """The class of the bound copy: that of the module, or of its stand-in here."""
+    if type(module) is nn.Linear:
+        return _LowRankLinear if isinstance(weight, LowRankWeight) else nn.Linear
+    batched = compiling or torch._C._functorch.is_batchedtensor(_dense(weight))
+    return _PaddedEmbedding if batched else nn.Embedding
+
+
+def _rewrite(copies: _Copies, tensors: Sequence[Tensor | LowRankWeight]) -> None:
+    watched = [
+        (new, name, original.__dict__[name])
+        for node, original, new in copies.values()
+        for name in node.watch
+        if original.__dict__[name] is not None
+    ]
+    if not watched:
+        return
+    fresh: dict[int, object] = {}
+    for node, original, new in copies.values():
+        fresh[id(original)] = new
+        for name, index in node.leaves:
+            fresh[id(getattr(original, name))] = _dense(tensors[index])
+    for new, name, value in watched:
+        moved, changed = _rebound(value, fresh)
+        if changed:
+            new.__dict__[name] = moved
+
+
+def _rebound(value: Any, fresh: Mapping[int, object]) -> tuple[Any, bool]:
+    """``value`` with every reference to an original replaced, and whether there was one.
+
+    What holds no such reference is given back as it is, not copied.
+    """
+    if isinstance(value, _ATOMS):
+        return value, False
+    if id(value) in fresh:
+        return fresh[id(value)], True
+    kind: Any = type(value)
+    if isinstance(value, Mapping):
+        entries, changed = _all_rebound([*value.keys(), *value.values()], fresh)
+        if not changed:
+            return value, False
+        items = list(zip(entries[: len(value)], entries[len(value) :], strict=True))
+        if kind is dict or not isinstance(value, MutableMapping):
+            return kind(items), True
+        made: Any = copy.copy(value)  # keeps a default factory
+        made.clear()
+        made.update(items)
+        return made, True
+    if isinstance(value, (list, tuple, set, frozenset)):
+        entries, changed = _all_rebound(list(value), fresh)
+        if not changed:
+            return value, False
+        return (kind(*entries) if hasattr(value, "_fields") else kind(entries)), True
+    if isinstance(value, types.MethodType):
+        owner, changed = _rebound(value.__self__, fresh)
+        if not changed:
+            return value, False
+        if torch.compiler.is_compiling():  # a graph capture knows partials but not this class
+            return functools.partial(value.__func__, owner), True
+        return types.MethodType(value.__func__, owner), True
+    if isinstance(value, functools.partial):
+        # a graph capture cannot read a partial's own attributes, which calling it does not either
+        own = {} if torch.compiler.is_compiling() else vars(value)
+        held = (value.func, value.args, value.keywords, own)
+        (func, args, keywords, attributes), changed = _all_rebound(held, fresh)
+        if not changed:
+            return value, False
+        made = functools.partial(func, *args, **keywords)
+        if attributes:
+            vars(made).update(attributes)
+        return made, True
+    return value, False
+
+
+def _all_rebound(values: Iterable[Any], fresh: Mapping[int, object]) -> tuple[list[Any], bool]:
+    pairs = [_rebound(value, fresh) for value in values]
+    return [value for value, _ in pairs], any(changed for _, changed in pairs)

@@ -1,0 +1,172 @@
+"""Models on the Hugging Face Hub: the file of :func:`hyperlight.save` in a folder, with a card.
+
+Needs the extra ``hub``: ``pip install 'hyperlight[hub]'``. Only the transfers do; a local
+folder is written and read without it. The primary is code, and is given when a model is read.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, overload
+
+from torch import nn
+
+from .hypernet import HyperNet
+from .io import load, save
+from .model import HyperModel
+
+__all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
+
+FILE = "model.safetensors"
+
+
+def save_pretrained(
+    model: HyperModel | HyperNet, folder: str | os.PathLike[str], *, frozen: bool = True
+) -> None:
+    """Write ``model.safetensors`` and, where there is none, a card ``README.md`` to a folder.
+
+    Args:
+        model: as for :func:`~hyperlight.save`.
+        folder: is made where it does not exist.
+        frozen: as for :func:`~hyperlight.save`.
+
+    Raises:
+        FormatError: the model cannot be saved.
+
+    >>> import tempfile
+    >>> from hyperlight import hub
+    >>> model, folder = hl.hypernetize(nn.Linear(2, 1), {"g": hl.Normal()}), tempfile.mkdtemp()
+    >>> hub.save_pretrained(model, folder)
+    >>> again = hub.from_pretrained(folder, nn.Linear(2, 1))
+    >>> torch.equal(again(torch.ones(2), g=0.3), model(torch.ones(2), g=0.3))
+    True
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, folder / FILE, frozen=frozen)
+    card = folder / "README.md"
+    if not card.exists():
+        card.write_text(_card(model), encoding="utf-8")
+
+
+@overload
+def from_pretrained(
+    source: str | os.PathLike[str],
+    primary: nn.Module,
+    *,
+    revision: str | None = ...,
+    token: str | bool | None = ...,
+    **settings: Any,
+) -> HyperModel: ...
+
+
+@overload
+def from_pretrained(
+    source: str | os.PathLike[str],
+    primary: None = ...,
+    *,
+    revision: str | None = ...,
+    token: str | bool | None = ...,
+    **settings: Any,
+) -> HyperNet: ...
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    primary: nn.Module | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **settings: Any,
+) -> HyperModel | HyperNet:
+    """Load a model from a folder or from the Hub.
+
+    Args:
+        source: a folder that exists, or the name of a repository, such as ``"user/model"``.
+        primary: as for :func:`~hyperlight.load`.
+        revision: of the repository: a branch, a tag or a commit.
+        token: of a private repository; by default that of ``hf auth login``.
+        settings: the other arguments of :func:`~hyperlight.load`.
+
+    Raises:
+        FormatError: as for :func:`~hyperlight.load`.
+        ImportError: the extra ``hub`` is not installed.
+        FileNotFoundError: the folder holds no model.
+    """
+    if isinstance(source, os.PathLike) or Path(source).is_dir():
+        path = Path(source) / FILE
+    else:
+        path = Path(_hub().hf_hub_download(source, FILE, revision=revision, token=token))
+    return load(path, primary, **settings)
+
+
+def push_to_hub(
+    model: HyperModel | HyperNet,
+    repo_id: str,
+    *,
+    frozen: bool = True,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Upload a HyperLight model",
+) -> str:
+    """Upload a model; the repository is made where it does not exist, a card that is there stays.
+
+    Args:
+        model: as for :func:`~hyperlight.save`.
+        repo_id: the name of the repository, such as ``"user/model"``.
+        frozen: as for :func:`~hyperlight.save`.
+        private: whether a new repository is private.
+        revision: the branch to upload to, which exists.
+        token: by default that of ``hf auth login``.
+        commit_message: of the upload.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FormatError: the model cannot be saved.
+        ImportError: the extra ``hub`` is not installed.
+    """
+    api = _hub().HfApi(token=token)
+    with tempfile.TemporaryDirectory() as name:
+        save_pretrained(model, name, frozen=frozen)  # before anything is made on the Hub
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        kept = "README.md" if api.file_exists(repo_id, "README.md", revision=revision) else None
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=name,
+            revision=revision,
+            commit_message=commit_message,
+            ignore_patterns=kept,
+        )
+    return str(commit.commit_url)
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(
+            "The Hugging Face Hub needs the package huggingface_hub, which is not installed. "
+            "Install it: pip install 'hyperlight[hub]'."
+        ) from error
+    return huggingface_hub
+
+
+def _card(model: HyperModel | HyperNet) -> str:
+    spaces = "\n".join(f"    {name} = {space!r}" for name, space in model.inputs.items())
+    if isinstance(model, HyperModel):
+        kind = type(model.primary).__name__
+        what, given = f"A family of networks of class `{kind}`", ", primary"
+        note = f"`primary` is a `{kind}` as it was built for training, with any weights.\n"
+    else:
+        what, given, note = "A hypernetwork", "", ""
+    return (
+        "---\nlibrary_name: hyperlight\ntags:\n- hypernetwork\n---\n\n"
+        f"{what}, whose weights depend on these inputs:\n\n{spaces}\n\n"
+        "```python\nfrom hyperlight import hub\n\n"
+        f'model = hub.from_pretrained("..."{given})\n```\n\n{note}'
+    )

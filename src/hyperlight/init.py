@@ -1,0 +1,289 @@
+"""Initialisation by name (design D5).
+
+An initialisation answers one question: what standard deviation should an entry of the
+predicted change have? A head turns the answer into the weights that it holds. The answer
+is for features of norm 1, which the Kaiming fan-out trunk gives in expectation under a
+unit-norm encoding (paper, section 5.2); where it is ``measured``, it is the spread over
+draws of the inputs, which the head is brought to whatever the trunk.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from .bind import attribute
+from .errors import ConfigurationError, did_you_mean, listed
+from .targets import Target
+
+__all__ = [
+    "FanOut",
+    "Given",
+    "HyperFanIn",
+    "HyperFanOut",
+    "Init",
+    "Initialization",
+    "Relative",
+    "Zero",
+    "find_init",
+    "gain_of",
+    "kaiming_fan_out_",
+]
+
+
+class Initialization(ABC):
+    """The base class of initialisations of the head.
+
+    Attributes:
+        measured: whether :meth:`std` is that of the predicted change over draws of the
+            inputs, to which the head is scaled after it was drawn; else it is that for
+            features of norm 1.
+    """
+
+    measured: bool = False
+
+    @abstractmethod
+    def std(self, name: str, shape: torch.Size) -> float:
+        """The standard deviation of the entries of a predicted tensor."""
+
+    def fit(self, primary: nn.Module, targets: Sequence[Target]) -> Initialization:
+        """The same with what it needs to know of the primary."""
+        return self
+
+
+@dataclass(frozen=True)
+class FanOut(Initialization):
+    r"""``"fan_out"``, the paper's: Kaiming fan-out per predicted tensor (section 5.2).
+
+    The layer that predicts a tensor of ``n`` entries has fan-out ``n`` and a
+    linear output, so gain 1 and :math:`\sigma = 1 / \sqrt{n}`: every predicted
+    tensor starts with norm 1 in expectation.
+    """
+
+    def std(self, name: str, shape: torch.Size) -> float:
+        return 1.0 / math.sqrt(max(shape.numel(), 1))
+
+
+@dataclass(frozen=True)
+class Zero(Initialization):
+    """``"zero"``: the primary is bit-exact at step 0 and the head learns from there.
+
+    Only the head starts at zero. What it multiplies does not, so its gradient is not zero.
+    """
+
+    def std(self, name: str, shape: torch.Size) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Relative(Initialization):
+    r"""``"relative"``: the change is a set fraction of each tensor's own scale (design D5).
+
+    The standard deviation of the change over draws of the inputs is ``fraction`` times the
+    root mean square of the tensor's :math:`\theta^0`, whatever the number of inputs, the
+    width of the hypernetwork and the shape of the tensor. A tensor that is all zero starts
+    unchanged, and learns from there.
+
+    Args:
+        fraction: of the scale of ``theta0``.
+
+    >>> net = nn.Linear(64, 64)
+    >>> model = hl.hypernetize(net, inputs={"z": hl.Normal(8)}, init=hl.Relative(0.1))
+    >>> z = torch.randn(100, 8)
+    >>> theta, theta0 = model.predict(z=z)["weight"].detach(), net.weight.detach()
+    >>> change = (theta - theta0).square().mean().sqrt()
+    >>> round(float(change / theta0.square().mean().sqrt()), 2)
+    0.1
+    """
+
+    fraction: float = 0.1
+    scales: Mapping[str, float] = field(default_factory=dict[str, float], repr=False)
+
+    measured = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.fraction < math.inf:
+            raise ConfigurationError(
+                f"Relative(fraction={self.fraction!r}): expected a share of the scale of theta0, "
+                "such as 0.1."
+            )
+
+    def std(self, name: str, shape: torch.Size) -> float:
+        if name not in self.scales:
+            raise ConfigurationError(
+                f"init='relative' needs the scale of theta0, and there is none for {name!r}. Use "
+                "hypernetize, which reads it from the primary, or Relative(0.1, scales={...})."
+            )
+        return self.fraction * self.scales[name]
+
+    def fit(self, primary: nn.Module, targets: Sequence[Target]) -> Relative:
+        scales: dict[str, float] = {}
+        for target in targets:
+            parameter = attribute(primary, target.name)
+            if parameter.is_meta:
+                raise ConfigurationError(
+                    f"init='relative' needs the values of theta0, and {target.name!r} is on the "
+                    "meta device. Use init='zero', or build the primary with its values first."
+                )
+            scales[target.name] = float(parameter.detach().double().square().mean().sqrt())
+        return Relative(self.fraction, scales)
+
+
+@dataclass(frozen=True)
+class _HyperFan(Initialization):
+    """What both hyperfan initialisations know of the primary.
+
+    Args:
+        fans: fan-in and fan-out of the layer that a tensor belongs to, by name; by default
+            they are read from its shape.
+        paired: the tensors of layers whose weight and bias are both predicted.
+    """
+
+    fans: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    paired: frozenset[str] = field(default=frozenset(), repr=False)
+
+    measured = True
+
+    def _fans(self, name: str, shape: torch.Size) -> tuple[int, int]:
+        return self.fans.get(name) or _fans(shape)
+
+    def fit(self, primary: nn.Module, targets: Sequence[Target]) -> Initialization:
+        fans: dict[str, tuple[int, int]] = {}
+        layers: dict[str, list[Target]] = {}
+        for target in targets:
+            path = target.name.rpartition(".")[0]
+            layers.setdefault(path, []).append(target)
+        for path, members in layers.items():
+            layer = attribute(primary, path)
+            matrices = [target for target in members if len(target.shape) > 1]
+            for target in matrices:
+                into, out = _fans(target.shape)
+                if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+                    into, out = out, into
+                elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+                    into, out = 1, target.shape[1]
+                fans[target.name] = into, out
+            if matrices:
+                for target in members:
+                    fans.setdefault(target.name, fans[matrices[0].name])
+        paired = {
+            target.name
+            for members in layers.values()
+            if {len(target.shape) > 1 for target in members} == {True, False}
+            for target in members
+        }
+        return type(self)(fans, frozenset(paired))
+
+
+@dataclass(frozen=True)
+class HyperFanIn(_HyperFan):
+    r"""``"hyperfan_in"``: keeps the variance of the primary's activations (Chang et al. 2020).
+
+    Predicted weights have variance :math:`1 / (2^b d_{in})`, where :math:`b` is 1 if the
+    layer's bias is predicted as well, which then has variance 1/2 (table 1 of "Principled
+    Weight Initialization for Hypernetworks", without its factor for ReLU). Meant for the
+    formulation without residual: with one, the change comes on top of ``theta0``.
+    """
+
+    def std(self, name: str, shape: torch.Size) -> float:
+        if len(shape) < 2:
+            return math.sqrt(0.5)
+        halves = 2 if name in self.paired else 1
+        return 1.0 / math.sqrt(halves * self._fans(name, shape)[0])
+
+
+@dataclass(frozen=True)
+class HyperFanOut(_HyperFan):
+    r"""``"hyperfan_out"``: keeps the variance of the primary's gradients (Chang et al. 2020).
+
+    Predicted weights have variance :math:`1 / d_{out}`, biases what then is left to the
+    activations, :math:`\max(1 - d_{in} / d_{out}, 0)` (table 1, without its factor for ReLU).
+    """
+
+    def std(self, name: str, shape: torch.Size) -> float:
+        into, out = self._fans(name, shape)
+        if len(shape) < 2:
+            return math.sqrt(max(1.0 - into / out, 0.0))
+        return 1.0 / math.sqrt(out)
+
+
+@dataclass(frozen=True)
+class Given(Initialization):
+    """A user's function of a tensor's name and shape."""
+
+    function: Callable[[str, torch.Size], float]
+
+    def std(self, name: str, shape: torch.Size) -> float:
+        return self.function(name, shape)
+
+
+def _fans(shape: torch.Size) -> tuple[int, int]:
+    """Fan-in and fan-out of a weight of that shape; a vector is one row."""
+    if len(shape) < 2:
+        return 1, max(shape.numel(), 1)
+    field_size = math.prod(shape[2:])
+    return shape[1] * field_size, shape[0] * field_size
+
+
+Init = str | Initialization | Callable[[str, torch.Size], float]
+"""How a head is initialised: a name, an object, or a function of a tensor's name and shape."""
+
+INITIALIZATIONS: Mapping[str, type[Initialization]] = MappingProxyType(
+    {
+        "fan_out": FanOut,
+        "zero": Zero,
+        "relative": Relative,
+        "hyperfan_in": HyperFanIn,
+        "hyperfan_out": HyperFanOut,
+    }
+)
+
+
+def find_init(init: Init) -> Initialization:
+    """The initialisation of that name, or the one that was given."""
+    if isinstance(init, Initialization):
+        return init
+    if isinstance(init, str) and init in INITIALIZATIONS:
+        return INITIALIZATIONS[init]()
+    if isinstance(init, type):
+        raise ConfigurationError(f"init was the class {init.__name__}; expected {init.__name__}().")
+    if callable(init):
+        return Given(init)
+    raise ConfigurationError(
+        f"init was {init!r}; expected one of {listed(INITIALIZATIONS)}, an object such as "
+        "hl.Relative(0.1), or a function of a tensor's name and shape."
+        f"{did_you_mean(str(init), INITIALIZATIONS)}"
+    )
+
+
+def kaiming_fan_out_(
+    weight: Tensor, gain: float, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""Fill ``weight`` ``(out, in)`` from :math:`N(0, gain^2 / out)`, in place (He et al. 2015)."""
+    with torch.no_grad():
+        return weight.normal_(0.0, gain / math.sqrt(weight.shape[0]), generator=generator)
+
+
+def gain_of(activation: nn.Module) -> float:
+    """The Kaiming gain of an activation; that of ReLU where PyTorch knows no other.
+
+    >>> gain_of(nn.ReLU()) == math.sqrt(2.0)
+    True
+    """
+    if isinstance(activation, nn.LeakyReLU):
+        return nn.init.calculate_gain("leaky_relu", activation.negative_slope)
+    if isinstance(activation, nn.Identity):
+        return 1.0
+    if isinstance(activation, nn.Tanh):
+        return nn.init.calculate_gain("tanh")
+    if isinstance(activation, nn.Sigmoid):
+        return 1.0
+    if isinstance(activation, nn.SELU):
+        return nn.init.calculate_gain("selu")
+    return nn.init.calculate_gain("relu")

@@ -1,0 +1,542 @@
+"""Hypernetwork inputs: objects that know the space they live in (design D2).
+
+An input maps values of its own space to ``[0, 1]`` as section 4 of the paper
+prescribes (min-max scaling, its logarithm first where the space spans orders
+of magnitude, the logistic function where it is unbounded), checks values, and
+draws them. Shapes follow :mod:`torch.distributions`: a value has the shape
+``batch_shape + event_shape``, where the event shape belongs to the input.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigurationError, InputError
+
+__all__ = ["Categorical", "Input", "LogUniform", "Normal", "Simplex", "Uniform", "Vector"]
+
+# Rounding that a value may carry past the end of its space, in units of the machine epsilon:
+# float32(1e-4) is smaller than 1e-4, also once it was cast to float64.
+_SLACK = 8.0
+
+
+def _slack(dtype: torch.dtype) -> float:
+    return _SLACK * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+
+
+def _event_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
+        raise ConfigurationError(
+            f"The shape of a hypernetwork input was {shape!r}; expected a positive integer or a "
+            "tuple of them, such as 32 or (4, 4), or () for a scalar."
+        )
+    return sizes
+
+
+def _finite(owner: str, **values: float) -> None:
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ConfigurationError(f"{owner}: {name} was {value!r}; expected a finite number.")
+
+
+def _widest(device: torch.device | str | None) -> torch.dtype:
+    return torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
+
+
+class Input(ABC):
+    """One hypernetwork input: its event shape, its space and its distribution.
+
+    Subclasses give ``shape``, :attr:`support`, :meth:`standardize`,
+    :meth:`unstandardize` and :meth:`quantile`; the rest follows.
+
+    Attributes:
+        shape: the event shape.
+        discrete: whether values are integers, each of which is given features of its own.
+        logarithmic: whether the space spans orders of magnitude.
+    """
+
+    shape: int | tuple[int, ...]
+    discrete: ClassVar[bool] = False
+    logarithmic: ClassVar[bool] = False
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one value, without batch dimensions."""
+        return _event_shape(self.shape)
+
+    @property
+    def numel(self) -> int:
+        """The number of scalars in one value."""
+        return math.prod(self.event_shape)
+
+    @property
+    @abstractmethod
+    def support(self) -> tuple[float, float]:
+        """The closed interval that every entry must lie in."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the support is a finite interval."""
+        return all(math.isfinite(end) for end in self.support)
+
+    @abstractmethod
+    def standardize(self, value: Tensor) -> Tensor:
+        """The coordinate in which steps of one size mean the same everywhere, entry by entry.
+
+        In [0, 1] where the space is bounded, else zero at its centre with unit spread.
+        """
+
+    @abstractmethod
+    def unstandardize(self, coordinate: Tensor) -> Tensor:
+        """The inverse of :meth:`standardize`."""
+
+    def normalize(self, value: Tensor) -> Tensor:
+        """Map a value to [0, 1], entry by entry (paper, section 4, "Input Encoding")."""
+        coordinate = self.standardize(value)
+        return coordinate if self.bounded else torch.sigmoid(coordinate)
+
+    @abstractmethod
+    def quantile(self, p: Tensor) -> Tensor:
+        """The value below which a share ``p`` of the distribution lies, entry by entry."""
+
+    def sample(
+        self,
+        batch_shape: Sequence[int] = (),
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Draw values of shape ``batch_shape + event_shape``.
+
+        The draw is made in the widest precision that the device has (float32 on
+        devices without float64) and rounded once, so that the same generator
+        gives the same values in every dtype.
+        """
+        shape = tuple(batch_shape) + self.event_shape
+        like = torch.empty(shape, dtype=_widest(device), device=device)
+        return self._rounded(self._draw(like, generator), dtype)
+
+    def _draw(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Values of the shape, precision and device of ``like``."""
+        return self.quantile(torch.empty_like(like).uniform_(generator=generator))
+
+    def _rounded(self, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """The value in that dtype, and still inside its space."""
+        low, high = self.support
+        return value.to(torch.get_default_dtype() if dtype is None else dtype).clamp(low, high)
+
+    def grid(
+        self,
+        points: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Values spread evenly over the distribution: ``(points,) + event_shape``.
+
+        The ``i``-th row holds the quantile ``i / (points - 1)`` in every entry
+        (of an unbounded space, ``(i + 1/2) / points``).
+        """
+        if points < 2:
+            raise InputError(f"A grid of {points} points was asked for; expected at least 2.")
+        if self.bounded:
+            p = torch.linspace(0.0, 1.0, points, dtype=torch.float64)
+        else:
+            p = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+        column = p.reshape((points,) + (1,) * len(self.event_shape))
+        values = self.quantile(column.expand((points, *self.event_shape)))
+        return self._rounded(values, dtype).clone().to(device)
+
+    def check_number(self, name: str, value: float) -> None:
+        """Refuse a Python number that is not in the space."""
+        low, high = self.support
+        if math.isnan(value) or not low <= value <= high or math.isinf(value):
+            raise InputError(self._outside(name, f"{value!r}"))
+
+    def check_values(self, name: str, value: Tensor) -> None:
+        """Refuse a tensor with an entry outside the space or with NaN.
+
+        Reads the values: on an accelerator this waits for the device.
+        """
+        value = value.detach()
+        if value.numel() == 0:
+            return
+        low, high = self.support
+        smallest, largest = (float(v) for v in torch.aminmax(value))
+        slack = _slack(value.dtype)
+        ends = [abs(end) for end in (low, high) if math.isfinite(end)]
+        room = slack * max(ends, default=0.0)
+        # In a logarithmic space the room at the small end must be small as well.
+        below = slack * low if self.logarithmic else room
+        inside = low - below <= smallest and largest <= high + room
+        if not inside or math.isinf(smallest) or math.isinf(largest):
+            if math.isnan(smallest) or math.isnan(largest):
+                found = "NaN"
+            elif smallest == largest:
+                found = f"{smallest:.6g}"
+            else:
+                found = f"values from {smallest:.6g} to {largest:.6g}"
+            raise InputError(self._outside(name, found))
+
+    def _outside(self, name: str, found: str) -> str:
+        low, high = self.support
+        if math.isinf(low) and math.isinf(high):
+            expected = "finite values"
+        else:
+            expected = f"values in [{low:g}, {high:g}]"
+        fix = (
+            "Find where it became NaN before it reaches the model"
+            if "nan" in found.lower()
+            else "Pass a value inside, or declare a wider space in inputs={...}"
+        )
+        return (
+            f"Hypernetwork input {name!r} was {found}; expected {expected}, "
+            f"since it was declared as {self!r}. {fix}."
+        )
+
+
+class _Interval(Input):
+    """An input between two ends; uniform in its standardized coordinate."""
+
+    low: float
+    high: float
+    endpoints: float
+
+    def _check(self) -> None:
+        owner = type(self).__name__
+        object.__setattr__(self, "shape", _event_shape(self.shape))
+        _finite(owner, low=self.low, high=self.high, endpoints=self.endpoints)
+        if not 0.0 <= self.endpoints <= 1.0:
+            raise ConfigurationError(
+                f"{owner}(endpoints={self.endpoints}): expected a share between 0 and 1."
+            )
+
+    def __repr__(self) -> str:
+        rest = f", endpoints={self.endpoints}" if self.endpoints else ""
+        return f"{type(self).__name__}(low={self.low}, high={self.high}, shape={self.shape}{rest})"
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return self.unstandardize(p)
+
+    def _draw(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        p = torch.empty_like(like).uniform_(generator=generator)
+        if self.endpoints > 0.0:  # for every entry on its own
+            ends = torch.empty_like(like).uniform_(generator=generator)
+            p = torch.where(ends < self.endpoints, p.round(), p)
+        return self.unstandardize(p)
+
+
+@dataclass(frozen=True, repr=False)
+class Uniform(_Interval):
+    """A bounded input, uniform on ``[low, high]``; min-max scaling to [0, 1].
+
+    Args:
+        low: the smallest value.
+        high: the largest value.
+        shape: the event shape; ``()`` for a scalar.
+        endpoints: the share of draws that are one of the two ends, where a family is
+            hardest to learn (HyperMorph, Hoopes et al. 2021, oversamples them so).
+
+    >>> scale = hl.Uniform(0.0, 0.5)
+    >>> scale.normalize(torch.tensor([0.0, 0.125, 0.5]))
+    tensor([0.0000, 0.2500, 1.0000])
+    >>> scale.sample((3,), generator=torch.Generator().manual_seed(0)).shape
+    torch.Size([3])
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    shape: int | tuple[int, ...] = ()
+    endpoints: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._check()
+        if not self.low < self.high:
+            raise ConfigurationError(
+                f"Uniform(low={self.low}, high={self.high}): expected low < high."
+            )
+
+    def standardize(self, value: Tensor) -> Tensor:
+        return (value - self.low) / (self.high - self.low)
+
+    def unstandardize(self, coordinate: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * coordinate
+
+
+@dataclass(frozen=True, repr=False)
+class LogUniform(_Interval):
+    """A positive input that spans orders of magnitude; log, then min-max scaling.
+
+    Args:
+        low: the smallest value, above zero.
+        high: the largest value.
+        shape: the event shape; ``()`` for a scalar.
+        endpoints: the share of draws that are one of the two ends, as in :class:`Uniform`.
+
+    >>> weight_decay = hl.LogUniform(1e-4, 1.0)
+    >>> weight_decay.normalize(torch.tensor([1e-4, 1e-2, 1.0]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+
+    low: float
+    high: float
+    shape: int | tuple[int, ...] = ()
+    endpoints: float = 0.0
+    logarithmic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self._check()
+        if not 0.0 < self.low < self.high:
+            raise ConfigurationError(
+                f"LogUniform(low={self.low}, high={self.high}): expected 0 < low < high. "
+                "For a space that holds zero use Uniform."
+            )
+
+    def standardize(self, value: Tensor) -> Tensor:
+        low = math.log(self.low)
+        return (value.log() - low) / (math.log(self.high) - low)
+
+    def unstandardize(self, coordinate: Tensor) -> Tensor:
+        low = math.log(self.low)
+        return torch.exp(low + (math.log(self.high) - low) * coordinate)
+
+
+class _Unbounded(Input):
+    """An input on the whole real line; the logistic function of ``(value - loc) / scale``."""
+
+    loc: float
+    scale: float
+
+    def _check(self) -> None:
+        object.__setattr__(self, "shape", _event_shape(self.shape))
+        _finite(type(self).__name__, loc=self.loc, scale=self.scale)
+        if not self.scale > 0.0:
+            raise ConfigurationError(
+                f"{type(self).__name__}(scale={self.scale}): expected a scale above zero."
+            )
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return -math.inf, math.inf
+
+    def standardize(self, value: Tensor) -> Tensor:
+        return (value - self.loc) / self.scale
+
+    def unstandardize(self, coordinate: Tensor) -> Tensor:
+        return self.loc + self.scale * coordinate
+
+    def quantile(self, p: Tensor) -> Tensor:
+        # ndtri(0) is -inf: a draw of exactly 0 is moved by half a step of torch.rand.
+        tiny = 2.0**-54 if p.dtype == torch.float64 else 2.0**-25
+        return self.unstandardize(torch.special.ndtri(p.clamp_min(tiny)))
+
+
+@dataclass(frozen=True)
+class Normal(_Unbounded):
+    """A Gaussian input, such as the noise of a Bayesian hypernetwork; logistic to (0, 1).
+
+    Args:
+        shape: the event shape; ``Normal(32)`` is a vector of 32 entries.
+        loc: the mean.
+        scale: the standard deviation.
+
+    >>> hl.Normal(2).normalize(torch.zeros(2))
+    tensor([0.5000, 0.5000])
+    """
+
+    shape: int | tuple[int, ...] = ()
+    loc: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._check()
+
+
+@dataclass(frozen=True)
+class Vector(_Unbounded):
+    """A vector made elsewhere, such as a text embedding; logistic to (0, 1).
+
+    Nothing is known of its distribution but where its entries lie and how far
+    they spread. State both: entries that are small beside ``scale`` all land
+    near 0.5 and hardly condition anything. :meth:`sample` draws from the
+    Gaussian of that ``loc`` and ``scale``, which is good for a trial run;
+    train on vectors of your own.
+
+    Args:
+        shape: the number of entries, or an event shape.
+        loc: where the entries lie.
+        scale: how far they spread.
+
+    >>> embedding = hl.Vector(768, scale=768 ** -0.5)   # entries of a unit-norm vector
+    >>> embedding.event_shape
+    (768,)
+    """
+
+    shape: int | tuple[int, ...]
+    loc: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._check()
+        if self.event_shape == ():
+            raise ConfigurationError(
+                "Vector(()) has no entries to speak of; use Normal() for a scalar, "
+                "or give the number of entries."
+            )
+
+
+@dataclass(frozen=True)
+class Simplex(Input):
+    """Weights that are not negative and sum to 1, such as the weights of several losses.
+
+    With these as its input a hypernetwork learns a whole Pareto front: a draw is a
+    preference ray (Navon et al. 2021), drawn from the Dirichlet distribution.
+
+    Args:
+        size: the number of weights.
+        alpha: the concentration of the Dirichlet: 1 is uniform over the simplex, smaller
+            values favour its corners.
+
+    >>> rays = hl.Simplex(3).sample((5,))
+    >>> torch.allclose(rays.sum(-1), torch.ones(5))
+    True
+    """
+
+    size: int
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 2:
+            raise ConfigurationError(
+                f"Simplex(size={self.size!r}): expected the number of weights, 2 or more."
+            )
+        _finite("Simplex", alpha=self.alpha)
+        if not self.alpha > 0.0:
+            raise ConfigurationError(f"Simplex(alpha={self.alpha}): expected alpha above zero.")
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.size,)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def standardize(self, value: Tensor) -> Tensor:
+        return value
+
+    def unstandardize(self, coordinate: Tensor) -> Tensor:
+        return coordinate
+
+    def quantile(self, p: Tensor) -> Tensor:
+        """A point of the simplex: the centre where all of ``p`` are equal.
+
+        Independent uniform ``p`` give the uniform distribution over the simplex.
+        """
+        exponential = -torch.log1p(-p.clamp(2.0**-53, 1.0 - 2.0**-53))
+        return exponential / exponential.sum(dim=-1, keepdim=True)
+
+    def _draw(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """From the Dirichlet distribution."""
+        alpha = torch.full_like(like, self.alpha)
+        gamma = torch._standard_gamma(alpha, generator).clamp_min(1e-30)
+        return gamma / gamma.sum(dim=-1, keepdim=True)
+
+    def check_values(self, name: str, value: Tensor) -> None:
+        super().check_values(name, value)
+        error = (value.detach().double().sum(dim=-1) - 1.0).abs()
+        room = self.size * _slack(value.dtype)
+        if value.numel() and not float(error.max()) <= room:
+            wrong = float(value.detach().double().sum(dim=-1).flatten()[error.argmax()])
+            raise InputError(
+                f"Hypernetwork input {name!r} had entries that sum to {wrong:.6g}; expected a sum "
+                f"of 1, since it was declared as {self!r}. Divide it by its sum."
+            )
+
+
+@dataclass(frozen=True)
+class Categorical(Input):
+    """One of ``n`` categories, such as a task, a site or a person.
+
+    Values are integers from 0 to ``n - 1``. Each has a learned embedding in the
+    hypernetwork, brought to norm 1, so that no category is louder than another and
+    categories mix with encoded numbers.
+
+    Args:
+        n: the number of categories.
+        shape: the event shape; ``()`` for a single category.
+        features: the size of the embedding, 2 or more; by default ``n``, at most 16.
+
+    >>> site = hl.Categorical(4)
+    >>> site.sample((3,), generator=torch.Generator().manual_seed(0)).dtype
+    torch.int64
+    """
+
+    n: int
+    shape: int | tuple[int, ...] = ()
+    features: int | None = None
+    discrete: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _event_shape(self.shape))
+        if self.features is None and isinstance(self.n, int):
+            object.__setattr__(self, "features", max(2, min(self.n, 16)))
+        # An embedding of one number has nothing left to learn at norm 1.
+        for name, least in (("n", 1), ("features", 2)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigurationError(
+                    f"Categorical({name}={value!r}): expected an integer, {least} or more."
+                )
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return 0.0, float(self.n - 1)
+
+    def standardize(self, value: Tensor) -> Tensor:
+        raise InputError(
+            "Categories have no order, so a Categorical input has no coordinate; go through its "
+            "values, 0 to n - 1, instead."
+        )
+
+    def unstandardize(self, coordinate: Tensor) -> Tensor:
+        return self.standardize(coordinate)
+
+    def quantile(self, p: Tensor) -> Tensor:
+        return (p * self.n).floor().clamp(0, self.n - 1).long()
+
+    def _rounded(self, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+        return value
+
+    def check_number(self, name: str, value: float) -> None:
+        if not (0 <= value < self.n and value == int(value)):
+            raise InputError(self._outside(name, f"{value:g}"))
+
+    def check_values(self, name: str, value: Tensor) -> None:
+        if value.numel():
+            smallest, largest = (int(v) for v in torch.aminmax(value.detach()))
+            if not 0 <= smallest <= largest < self.n:
+                found = f"values from {smallest} to {largest}"
+                raise InputError(
+                    self._outside(name, f"{smallest}" if smallest == largest else found)
+                )
+
+    def _outside(self, name: str, found: str) -> str:
+        return (
+            f"Hypernetwork input {name!r} was {found}; expected categories, integers from 0 to "
+            f"{self.n - 1}, since it was declared as {self!r}. Pass one of them, or declare more "
+            "categories in inputs={...}."
+        )

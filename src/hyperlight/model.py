@@ -1,0 +1,446 @@
+"""A primary and the hypernetwork that predicts changes to its weights."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .batching import refuse_mixing, run_each, split_samples
+from .bind import BindPlan, LowRankWeight
+from .encodings import CosSin
+from .errors import ConfigurationError, InputError, did_you_mean, listed
+from .heads import Dense, Factors, Head
+from .hypernet import Activation, HyperNet
+from .init import Init, Zero, find_init
+from .inputs import Input
+from .memory import Summary, summarize
+from .targets import Targets, select
+
+__all__ = ["HyperModel", "hypernetize"]
+
+
+class HyperModel(nn.Module):
+    r"""A primary whose weights depend on named inputs.
+
+    .. math:: \theta = \theta^0 + h(\gamma; \omega)
+
+    The primary's own parameters are :math:`\theta^0` (design D1), ``hypernet``
+    is :math:`h`. Made by :func:`hypernetize`.
+
+    Args:
+        primary: the network; it is not changed, and not copied.
+        hypernet: predicts tensors by the names of parameters of the primary.
+
+    Attributes:
+        primary: the network that was given; holds ``theta0`` under its own names.
+        hypernet: the hypernetwork; holds ``omega``.
+    """
+
+    def __init__(self, primary: nn.Module, hypernet: HyperNet) -> None:
+        super().__init__()
+        targets = select(primary, lambda name, _: name in hypernet.shapes)
+        missing = set(hypernet.shapes) - {target.name for target in targets}
+        if missing:
+            raise ConfigurationError(
+                f"The hypernetwork predicts {listed(sorted(missing))}, which "
+                f"{type(primary).__name__} has no parameter for. Name shapes as "
+                "primary.named_parameters() does."
+            )
+        for target in targets:
+            if hypernet.shapes[target.name] != target.shape:
+                raise ConfigurationError(
+                    f"The hypernetwork predicts {target.name!r} with shape "
+                    f"{tuple(hypernet.shapes[target.name])}; the parameter of the primary has "
+                    f"shape {tuple(target.shape)}."
+                )
+        _refuse_clashes(primary, hypernet.inputs)
+        self.primary = primary
+        self.hypernet = hypernet
+        self._names = tuple(target.name for target in targets)
+        self._plan = BindPlan(primary, [target.aliases for target in targets])
+        # Whether sets of weights run one by one; set once the primary proved too much for vmap.
+        self._loop = any(
+            isinstance(module, nn.Embedding)  # see hyperlight.bind._PaddedEmbedding
+            and type(module) is not nn.Embedding
+            and module.padding_idx is not None
+            for module in primary.modules()
+        )
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """The spaces of the inputs, by name."""
+        return self.hypernet.inputs
+
+    def sample(
+        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draw every input from its space: ``{name: batch_shape + event_shape}``.
+
+        >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
+        >>> model.sample(generator=torch.Generator().manual_seed(0))["scale"].shape
+        torch.Size([])
+        """
+        return self.hypernet.sample(batch_shape, generator=generator)
+
+    def predict(self, **gamma: Any) -> dict[str, Tensor]:
+        r"""The weights :math:`\theta^0 + h(\gamma)`: ``{name: batch_shape + shape}``.
+
+        Named and ordered as the targets are in ``primary.named_parameters()``.
+        Every tensor has the dtype of its parameter.
+
+        Args:
+            gamma: every input, by name: a number, or a tensor of shape
+                ``batch_shape + event_shape``.
+
+        Raises:
+            InputError: a name, type, shape, device or value that does not fit.
+        """
+        theta = self._theta(self.hypernet(**gamma))
+        return dict(zip(self._names, theta, strict=True))
+
+    def _theta(self, delta: Mapping[str, Tensor]) -> list[Tensor]:
+        """The weights that the changes make, in order."""
+        theta0 = self._plan.read(self.primary)
+        return [
+            own + delta[name].to(own.dtype) for name, own in zip(self._names, theta0, strict=True)
+        ]
+
+    def bind(self, **gamma: Any) -> Any:
+        """The primary with the weights for ``gamma`` in place, predicted once.
+
+        The bound network is a module of the primary's own class: call it, call
+        its other methods, keep it. Its modules, mode (train or eval) and hooks are
+        its own, and what its forward assigns to ``self`` stays on it. Buffers and
+        parameters that are not predicted are those of the primary: move or cast the
+        model, not the bound network. Gradients flow to the hypernetwork and to ``theta0``.
+
+        Args:
+            gamma: every input, by name, without batch dimensions.
+
+        Raises:
+            InputError: as for :meth:`predict`, or the inputs have a batch shape.
+
+        >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
+        >>> net = model.bind(scale=0.3)
+        >>> type(net).__name__, net(torch.zeros(4, 2)).shape
+        ('Linear', torch.Size([4, 1]))
+        """
+        features = self.hypernet.features(**gamma)
+        batch_shape = tuple(features.shape[:-1])
+        if batch_shape:
+            raise InputError(
+                f"The inputs {listed(self.inputs)} have batch shape {batch_shape}: that is "
+                f"{_times(batch_shape)} sets of weights, and one network holds one. Pass a single "
+                "value for each input (batch shape ()); model(x, ...) takes one value per sample, "
+                "model.sweep the same data under all of them."
+            )
+        return self._bound(features)
+
+    def _bound(self, features: Tensor) -> Any:
+        return self._plan.bind(self.primary, self._theta(self.hypernet.head.predict(features)))
+
+    def at(self, **gamma: Any) -> Any:
+        """The primary for one ``gamma`` as an independent module, to export and ship.
+
+        A deep copy of the primary, of its own class and with its own parameters, into which
+        the weights are copied: nothing of the hypernetwork is left, and no gradients flow
+        back. Its ``state_dict`` loads into any module of the primary's class.
+
+        Args:
+            gamma: every input, by name, without batch dimensions.
+
+        Raises:
+            InputError: as for :meth:`bind`.
+            ConfigurationError: the primary cannot be copied.
+
+        >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
+        >>> plain = model.at(scale=0.3)
+        >>> torch.equal(plain.weight, model.predict(scale=0.3)["weight"])
+        True
+        """
+        with torch.no_grad():
+            bound = self.bind(**gamma)
+            plain = _copied(self.primary, "model.at copies the primary")
+            for name, tensor in zip(self._names, self._plan.read(bound), strict=True):
+                plain.get_parameter(name).copy_(tensor)
+        return plain
+
+    def sweep(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the primary on the same data under many sets of weights.
+
+        Args:
+            args: passed to the primary, the same to each.
+            kwargs: the inputs of the hypernetwork, by name, with batch shapes that broadcast
+                to at least one dimension, as in ``scale=torch.linspace(0, 1, 64)``. All
+                others are passed to the primary.
+
+        Returns:
+            What the primary returns, its tensors with the batch shape in front:
+            ``(64, B, ...)``.
+
+        Raises:
+            InputError: as for :meth:`predict`; there is one set of weights only; or a layer
+                takes statistics over the batch in training mode.
+
+        >>> model = hl.hypernetize(nn.Linear(2, 3), inputs={"scale": hl.Uniform(0.0, 0.5)})
+        >>> model.sweep(torch.rand(4, 2), scale=torch.linspace(0.0, 0.5, 7)).shape
+        torch.Size([7, 4, 3])
+        """
+        features = self.hypernet.features(**self._split(kwargs))
+        batch_shape = features.shape[:-1]
+        if not batch_shape:
+            raise InputError(
+                f"The inputs {listed(self.inputs)} have batch shape (): that is one set of "
+                "weights. Pass the values to sweep over as tensors with a batch dimension, or "
+                "call model(x, ...)."
+            )
+        refuse_mixing(self.primary)
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        output = self._run_each(features.flatten(0, -2), leaves, [False] * len(leaves), structure)
+        if len(batch_shape) == 1:
+            return output
+        return pytree.tree_map_only(Tensor, lambda t: t.unflatten(0, batch_shape), output)
+
+    def summary(self) -> Summary:
+        """The sizes of all parts and what training takes; ``print`` it for a table.
+
+        >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
+        >>> model.summary().parameters == sum(p.numel() for p in model.parameters())
+        True
+        """
+        return summarize(self.hypernet, self.primary)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the primary with the weights for the given inputs.
+
+        The batch shape of the inputs decides what is shared (design D3): with ``()`` all of
+        the batch has one set of weights; with ``(B,)`` every sample has its own, in one
+        forward. Then every tensor among the arguments holds one entry per sample in its first
+        dimension (wrap one that does not in :class:`~hyperlight.Shared`); the primary sees
+        batches of one; and what it returns is stacked, where a leading dimension of 1 is that
+        of the batch. Dropout draws for every sample on its own.
+
+        Args:
+            args: passed to the primary.
+            kwargs: the inputs of the hypernetwork, by name, each a number or a tensor of
+                shape ``batch_shape + event_shape``. All others are passed to the primary.
+
+        Returns:
+            What the primary returns.
+
+        Raises:
+            InputError: as for :meth:`predict`; or with one value per sample: another batch
+                shape than ``(B,)``, a tensor of another size, or a layer that takes
+                statistics over the batch in training mode.
+        """
+        features = self.hypernet.features(**self._split(kwargs))
+        if features.ndim == 1:
+            return self._bound(features)(*args, **kwargs)
+        if features.ndim > 2:
+            raise InputError(
+                f"The inputs {listed(self.inputs)} have batch shape {tuple(features.shape[:-1])}; "
+                "expected () for one set of weights, or (B,) for one per sample. Flatten them, or "
+                "use model.sweep for the same data under every set."
+            )
+        refuse_mixing(self.primary)
+        return self._run_each(features, *split_samples(args, kwargs, len(features)))
+
+    def _run_each(
+        self, features: Tensor, leaves: list[Any], split: list[bool], structure: Any
+    ) -> Any:
+        delta = self.hypernet.head.factored(features)
+        theta0 = self._plan.read(self.primary)
+
+        def bound(changes: Sequence[Tensor | Factors]) -> Any:
+            return self._plan.bind(
+                self.primary,
+                [_plus(own, change) for own, change in zip(theta0, changes, strict=True)],
+            )
+
+        changes = [delta[name] for name in self._names]
+        output, self._loop = run_each(
+            bound, changes, len(features), leaves, split, structure, self._loop
+        )
+        return output
+
+    def _split(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Take the inputs of the hypernetwork out of the keyword arguments."""
+        inputs = self.hypernet.inputs
+        gamma = {name: kwargs.pop(name) for name in inputs if name in kwargs}
+        if len(gamma) < len(inputs):
+            self._refuse_missing(gamma, kwargs)
+        return gamma
+
+    def _refuse_missing(self, gamma: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+        name = next(name for name in self.inputs if name not in gamma)
+        hint = next((f" {o!r} was given." for o in others if did_you_mean(o, [name])), "")
+        raise InputError(
+            f"Hypernetwork input {name!r} is missing.{hint} Pass it by keyword: "
+            f"model(x, {name}=...). The inputs of this model are {listed(self.inputs)}."
+        )
+
+
+def _plus(own: Tensor, change: Tensor | Factors) -> Tensor | LowRankWeight:
+    if isinstance(change, Factors):
+        return LowRankWeight(own, change.left.to(own.dtype), change.right.to(own.dtype))
+    return own + change.to(own.dtype)
+
+
+def _times(batch: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in batch)
+
+
+def _refuse_clashes(primary: nn.Module, inputs: Mapping[str, Input]) -> None:
+    own: list[str] = []
+    try:
+        parameters = inspect.signature(primary.forward).parameters.values()
+    except (TypeError, ValueError):  # a forward that is not written in Python
+        parameters = {}.values()
+    for parameter in parameters:
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            own.append(parameter.name)
+    if isinstance(primary, (HyperModel, HyperNet)):
+        own.extend(primary.inputs)
+    for name in inputs:
+        if name in own:
+            raise ConfigurationError(
+                f"Hypernetwork input {name!r} has the name of an argument of "
+                f"{type(primary).__name__}.forward({', '.join(own)}): model(x, {name}=...) could "
+                f"mean either. Rename the input, for instance to 'hyper_{name}'."
+            )
+
+
+def hypernetize(
+    primary: nn.Module,
+    inputs: Mapping[str, Input],
+    targets: Targets = None,
+    *,
+    hidden: Sequence[int] = (16, 128),
+    activation: Activation = "leaky_relu",
+    encoding: nn.Module | None = CosSin(),
+    residual: bool = True,
+    head: Head | Mapping[str, Head] = Dense(),
+    init: Init = "fan_out",
+    skip: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> HyperModel:
+    r"""Turn a network into a hypernetwork model: its weights become functions of ``inputs``.
+
+    The defaults are the paper's Magnitude Invariant Parametrization (MIP,
+    section 4): :math:`\theta = \theta^0 + h(E_{L2}(\gamma); \omega)`. Its two
+    parts are two switches, and nothing else differs between their settings:
+    the number of parameters, the random draws and the cost are the same.
+
+    ================== =================== ==========================================
+    ``encoding``       ``residual``        formulation
+    ================== =================== ==========================================
+    ``CosSin()``       ``True``            MIP
+    ``None``           ``False``           classical, :math:`\theta = h(\gamma; \omega)`
+    ``CosSin()``       ``False``           input encoding alone (paper, figure 5b)
+    ``None``           ``True``            output encoding alone (paper, figure 5b)
+    ================== =================== ==========================================
+
+    Args:
+        primary: any :class:`torch.nn.Module`, pretrained or not. It is used as
+            it is, and never changed: it becomes ``model.primary``, its
+            parameters :math:`\theta^0`. To freeze :math:`\theta^0`, freeze them. Only
+            with ``residual=False`` the model works on a deep copy, in which the
+            predicted parameters start at zero: they are the zero bias of the
+            hypernetwork's last layer there.
+        inputs: the space of each input, by name. The names become keyword
+            arguments of the model's forward.
+        targets: the parameters to predict: globs over names, module classes, a
+            function of ``(name, parameter)``, or several of these. ``None`` is all but
+            those of normalisation layers (paper, section A.2).
+        hidden: the widths of the hypernetwork's hidden layers.
+        activation: of the hidden layers: a name, a module or a class of one.
+        encoding: what the inputs are mapped to; ``None`` leaves them as they are.
+        residual: whether predictions are changes to the primary's parameters.
+        head: the hypernetwork's last layer: :class:`~hyperlight.Dense`,
+            :class:`~hyperlight.LowRank`, :class:`~hyperlight.Chunked`, one of your own, or
+            several by glob over names: ``{"*attn*": hl.LowRank(8), "*": hl.Dense()}``.
+        init: how the head starts: ``"fan_out"`` (paper, section 5.2), ``"zero"`` (the model
+            starts as the primary, bit for bit), ``"relative"`` or ``hl.Relative(0.1)`` (the
+            change is that share of each tensor's own scale), ``"hyperfan_in"`` or
+            ``"hyperfan_out"`` (Chang et al. 2020), or a function of a tensor's name and shape.
+        skip: residual connections between the hidden layers.
+        dtype: of the hypernetwork; the default is that of the predicted parameters.
+        device: of the hypernetwork; the default is that of the predicted parameters.
+        generator: draws the hypernetwork's initial weights.
+
+    Returns:
+        The model. Train all of ``model.parameters()``.
+
+    Raises:
+        ConfigurationError: a setting cannot be built.
+        TargetError: ``targets`` does not fit the primary.
+        BindError: the primary holds references that cannot be followed.
+
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    >>> model = hl.hypernetize(net, inputs={"scale": hl.Uniform(0.0, 0.5)})
+    >>> model(torch.zeros(4, 8), scale=0.3).shape
+    torch.Size([4, 2])
+    >>> list(model.predict(scale=0.3)) == [name for name, _ in net.named_parameters()]
+    True
+    """
+    chosen = select(primary, targets)
+    fitted = find_init(init).fit(primary, chosen)
+    if not residual:
+        if isinstance(fitted, Zero):
+            raise ConfigurationError(
+                "init='zero' with residual=False makes every predicted weight zero, from where "
+                "nothing can train. Use init='fan_out', or residual=True."
+            )
+        primary = _zeroed(primary, [target.name for target in chosen])
+    if dtype is None:
+        dtype = chosen[0].dtype
+        for target in chosen[1:]:
+            dtype = torch.promote_types(dtype, target.dtype)
+    if device is None:
+        devices = {target.device for target in chosen}
+        if len(devices) > 1:
+            raise ConfigurationError(
+                f"The parameters to predict are on several devices "
+                f"({listed(sorted(str(d) for d in devices))}); expected one. Move the primary to "
+                "one device, or predict a part of it with targets=..."
+            )
+        (device,) = devices
+    hypernet = HyperNet(
+        inputs,
+        {target.name: target.shape for target in chosen},
+        hidden=hidden,
+        activation=activation,
+        encoding=encoding,
+        head=head,
+        init=fitted,
+        skip=skip,
+        dtype=dtype,
+        device=device,
+        generator=generator,
+    )
+    return HyperModel(primary, hypernet)
+
+
+def _zeroed(primary: nn.Module, names: Sequence[str]) -> nn.Module:
+    copied = _copied(primary, "residual=False works on a deep copy of the primary")
+    with torch.no_grad():
+        for name in names:
+            copied.get_parameter(name).zero_()
+    return copied
+
+
+def _copied(primary: nn.Module, why: str) -> nn.Module:
+    try:
+        return copy.deepcopy(primary)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{why}, and {type(primary).__name__} cannot be copied: {error}"
+        ) from error
