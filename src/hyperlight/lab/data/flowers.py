@@ -1,0 +1,251 @@
+"""Oxford Flowers-102: the official files, or the same images smaller in a zip archive."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import DataError
+from .augment import Augmentation
+from .fetch import Remote, checksum, fetch, locate, unpack
+from .images import Images, ImageSplit, stratified_split
+from .pictures import Picture, decode_all, longest_side
+
+__all__ = ["fetch_flowers102", "flowers102"]
+
+URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+ARCHIVE = Remote(
+    "102flowers.tgz", "2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246"
+)
+LABELS = Remote(
+    "imagelabels.mat", "4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d"
+)
+SETS = Remote("setid.mat", "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd")
+
+CLASSES = 102
+PARTS = ("trnid", "valid", "tstid")
+_NAMES = ("flowers102", "flowers102-64px")
+_FETCH = "fetch it again with `hyperlight data flowers102`"
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The files of a folder: every image, its label from 0, the ids of the parts from 0."""
+
+    pictures: list[Picture]
+    labels: np.ndarray
+    parts: dict[str, np.ndarray]
+    official: bool
+
+
+def _matrix(path: Path, key: str) -> np.ndarray:
+    """A row of whole numbers of a .mat file."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        with path.open("rb") as file:  # scipy would add .mat to a name that it does not find
+            values = loadmat(file, variable_names=[key]).get(key)
+    except (OSError, ValueError, TypeError, KeyError, zlib.error, MatReadError) as error:
+        raise DataError(
+            f"{path} cannot be read as a .mat file ({error}): it is damaged or cut short. Delete "
+            f"it and {_FETCH}."
+        ) from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu" or not values.size:
+        found = "nothing" if values is None else f"{type(values).__name__} of another kind"
+        raise DataError(
+            f"{path} holds {found} under {key!r}; expected whole numbers. Delete it and {_FETCH}."
+        )
+    return values.ravel().astype(np.int64)
+
+
+def _zipped(path: Path) -> dict[str, Picture]:
+    """The images of a zip archive by file name; they are read from it and never unpacked."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} cannot be read as a zip archive ({error}): it is damaged or cut short. "
+            "Replace it."
+        ) from error
+
+    def picture(entry: zipfile.ZipInfo) -> Picture:
+        def read() -> bytes:  # several threads may, at once
+            try:
+                return archive.read(entry)
+            except (zipfile.BadZipFile, zlib.error) as error:
+                raise OSError(str(error)) from error
+
+        return Picture(f"{path}/{entry.filename}", read, f"{entry.file_size} {entry.CRC}")
+
+    entries = archive.infolist()
+    large = next((entry for entry in entries if entry.file_size > 64 * 2**20), None)
+    if large is not None:
+        raise DataError(
+            f"{path} holds {large.filename!r} of {large.file_size:,} bytes; expected images of no "
+            "more than 64 MiB. The archive is not what it should be: replace it."
+        )
+    return {entry.filename.rpartition("/")[2]: picture(entry) for entry in entries}
+
+
+def _images(folder: Path) -> dict[str, Picture]:
+    if (folder / "jpg").is_dir():
+        return {path.name: Picture.of(path) for path in (folder / "jpg").iterdir()}
+    archives = sorted(folder.glob("*.zip"))
+    if len(archives) == 1:
+        return _zipped(archives[0])
+    found = f"{len(archives)} zip archives" if archives else "none"
+    raise DataError(
+        f"{folder} lacks the images: expected a folder jpg or one zip archive with "
+        f"image_00001.jpg and on, found {found}. Fetch them with `hyperlight data flowers102 "
+        f"--data-dir {folder}`, or name a folder that holds them with --data-dir."
+    )
+
+
+def _index(folder: Path) -> _Index:
+    missing = [file.name for file in (LABELS, SETS) if not (folder / file.name).is_file()]
+    if missing:
+        raise DataError(
+            f"{folder} lacks {', '.join(missing)}. Fetch them with `hyperlight data flowers102 "
+            f"--data-dir {folder}`, or name a folder that holds Flowers-102 with --data-dir."
+        )
+    labels = _matrix(folder / LABELS.name, "labels")
+    if labels.min() < 1 or labels.max() > CLASSES:
+        raise DataError(
+            f"{folder / LABELS.name} has labels from {labels.min()} to {labels.max()}; expected 1 "
+            f"to {CLASSES}. Delete it and {_FETCH}."
+        )
+    parts = {part: _matrix(folder / SETS.name, part) for part in PARTS}
+    ids = np.concatenate(list(parts.values()))
+    if ids.min() < 1 or ids.max() > len(labels) or len(np.unique(ids)) != len(ids):
+        raise DataError(
+            f"{folder / SETS.name} has ids from {ids.min()} to {ids.max()}, "
+            f"{len(ids) - len(np.unique(ids)):,} of them twice; expected each of 1 to "
+            f"{len(labels):,} no more than once. Delete it and {_FETCH}."
+        )
+    found = {name: picture for name, picture in _images(folder).items() if _ID.fullmatch(name)}
+    names = [f"image_{i:05d}.jpg" for i in range(1, len(labels) + 1)]
+    lost = [name for name in names if name not in found]
+    if lost or len(found) != len(names):
+        which = f"{', '.join(lost[:3])}{' and more' if len(lost) > 3 else ''} missing"
+        raise DataError(
+            f"{folder} has {len(found):,} images and {len(labels):,} labels"
+            f"{f' ({which})' if lost else ''}; expected an image for every label. Delete the "
+            "images and fetch them again with `hyperlight data flowers102`."
+        )
+    official = all(checksum(folder / file.name) == file.digest for file in (LABELS, SETS))
+    return _Index(
+        [found[name] for name in names],
+        labels - 1,
+        {part: ids - 1 for part, ids in parts.items()},
+        official,
+    )
+
+
+_ID = re.compile(r"image_\d{5}\.jpg")
+
+
+def flowers102(
+    folder: Path | None = None,
+    size: int = 256,
+    *,
+    use_valid: bool = False,
+    whole: bool = True,
+) -> ImageSplit:
+    """Oxford Flowers-102 (Nilsback and Zisserman 2008), 102 classes, as in section A.1.
+
+    The official training part (1,020 images) is split 80 % to 20 %, stratified: to
+    train and to validate. The official test part (6,149 images) is the test set. The
+    paper does not say what it does with the official validation part (1,020 images): it is not
+    used, or joins the training part with ``use_valid``.
+
+    Images to validate and test are the central squares, resized. Those to train
+    are whole, squeezed to squares of up to twice the size, for
+    :class:`~hyperlight.lab.data.Augmentation` (in ``augment``), which crops
+    squares of the original; with ``whole=False`` they are like the others.
+
+    Args:
+        folder: with ``imagelabels.mat``, ``setid.mat`` and the images: a folder ``jpg``, or a
+            zip archive that holds them (for instance in another size); or with a folder
+            ``flowers102`` or ``flowers102-64px`` that has them; by default the user's cache.
+        size: height and width in pixels. The paper has 256.
+        use_valid: train with the official validation part as well.
+        whole: keep images to train whole, to be augmented.
+
+    Returns:
+        Images ``(N, 3, size, size)``, uint8.
+
+    Raises:
+        DataError: a file is missing, damaged, or not what its name says.
+    """
+    folder = locate(folder, *_NAMES)
+    if size < 1:
+        raise DataError(f"The size of the images was {size}; expected 1 or more.")
+    index = _index(folder)
+    fit = index.parts["trnid"]
+    if use_valid:
+        fit = np.sort(np.concatenate([fit, index.parts["valid"]]))
+    try:
+        kept, held_out = stratified_split(index.labels[fit], share=0.2, seed=0)
+    except ValueError as error:
+        raise DataError(
+            f"{folder} has {len(fit):,} training images, too few to hold out a fifth of every "
+            f"class ({error}). Name a folder that holds Flowers-102."
+        ) from error
+
+    def part(ids: np.ndarray, side: int, squeezed: bool) -> Images:
+        pictures: Sequence[Picture] = [index.pictures[i] for i in ids]
+        pixels, aspect = decode_all(pictures, side, whole=squeezed)
+        return Images(
+            torch.from_numpy(pixels),
+            torch.from_numpy(index.labels[ids]),
+            torch.from_numpy(aspect) if squeezed else None,
+        )
+
+    train = fit[kept]
+    longest = longest_side([index.pictures[i] for i in train])
+    shown = "Flowers-102" if index.official else "Flowers-102 with labels that are not official"
+    small = f" from images of up to {longest} pixels" if longest < 256 else ""
+    return ImageSplit(
+        name="flowers102",
+        train=part(train, min(2 * size, longest) if whole else size, whole),
+        test=part(index.parts["tstid"], size, False),
+        classes=CLASSES,
+        valid=part(fit[held_out], size, False),
+        augment=Augmentation(size) if whole else None,
+        note=f"{shown} at {size}x{size}{small}: {len(kept):,} images to train, "
+        f"{len(held_out):,} to validate, {len(index.parts['tstid']):,} to test",
+    )
+
+
+def fetch_flowers102(folder: Path | None = None, *, url: str = URL, downloader: Any = None) -> str:
+    """Make ``folder`` hold Flowers-102: check what is there, fetch and unpack what is missing.
+
+    Args:
+        folder: where, or a folder with a folder ``flowers102``; by default the user's cache.
+        url: the folder that holds the three official files; https.
+        downloader: as :func:`hyperlight.lab.data.fetch.fetch` takes it.
+
+    Returns:
+        A line that says what the folder holds now.
+
+    Raises:
+        DataError: a file that is there is damaged, or one cannot be fetched as it should be.
+    """
+    folder = locate(folder, *_NAMES)
+    there = (folder / "jpg").is_dir() or any(folder.glob("*.zip"))
+    fetched = fetch(folder, url, [LABELS, SETS, *([] if there else [ARCHIVE])], downloader)
+    if not there:
+        unpack(folder / ARCHIVE.name, folder / "jpg", top="jpg")
+    index = _index(folder)
+    kind = "the official Flowers-102" if index.official else "labels that are not official"
+    got = f"fetched {', '.join(fetched)}; " if fetched else ""
+    return f"{folder}: {got}{kind}, {len(index.labels):,} images"

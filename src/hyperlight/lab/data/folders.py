@@ -1,0 +1,277 @@
+"""The user's own data: a folder of images, or of scans with label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ...errors import listed
+from ..errors import DataError
+from .augment import Augmentation
+from .images import Images, ImageSplit, stratified_split
+from .pictures import Picture, decode_all, longest_side
+from .scans import Scans, ScanSplit, split_names
+from .volumes import check_labels, read_nifti, read_npz, to_unit
+
+__all__ = ["image_folder", "scan_folder"]
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _classes(folder: Path, names: Sequence[str] | None = None) -> tuple[list[str], list[Path]]:
+    """The class names and all images of a folder with a folder for every class."""
+    classes = [path.name for path in _folders(folder)]
+    if len(classes) < 2 or (names is not None and classes != list(names)):
+        expected = "two or more" if names is None else f"{listed(names)} as in train"
+        raise DataError(
+            f"{folder} has the class folders {listed(classes) or 'none'}; expected {expected}, "
+            "each with the images of a class."
+        )
+    images = []
+    for name in classes:
+        found = sorted(
+            path
+            for path in (folder / name).rglob("*")
+            if path.suffix.lower() in IMAGES and path.is_file() and not path.name.startswith(".")
+        )
+        if not found:
+            raise DataError(
+                f"{folder / name} has no images; expected some, with names that end in "
+                f"{', '.join(sorted(IMAGES))}. Put them there, or take the folder out."
+            )
+        images.extend(found)
+    return classes, images
+
+
+def image_folder(
+    folder: Path,
+    size: int = 64,
+    *,
+    channels: Literal[1, 3] = 3,
+    whole: bool = True,
+) -> ImageSplit:
+    """Images of your own, in a folder for every class.
+
+    Either ``folder/CLASS/any/image.jpg``, of which 20 %, stratified, are to test; or
+    ``folder/train/CLASS/...`` and ``folder/test/CLASS/...``. A fifth of the training part,
+    stratified, is to validate. Classes are in the order of their names. Files whose
+    names do not end like those of images, and hidden ones, are left out.
+
+    EXIF orientation is followed; grey, palette and 16-bit images are converted, what is
+    transparent is shown on white. Images to train are whole, for ``augment``; see
+    :func:`~hyperlight.lab.data.flowers102`.
+
+    Args:
+        folder: where they are.
+        size: height and width in pixels.
+        channels: 3 for colour, 1 for grey.
+        whole: keep images to train whole, to be augmented.
+
+    Returns:
+        Images ``(N, channels, size, size)``, uint8.
+
+    Raises:
+        DataError: there are no class folders, one is empty or too small, or an image cannot be
+            read; its file is named.
+    """
+    if size < 1:
+        raise DataError(f"The size of the images was {size}; expected 1 or more.")
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is not there or no folder; expected one with a folder of images for every "
+            "class."
+        )
+    parts = {path.name for path in _folders(folder)}
+    if {"train", "test"} <= parts:
+        classes, fit = _classes(folder / "train")
+        _, test = _classes(folder / "test", classes)
+        root = {**dict.fromkeys(fit, folder / "train"), **dict.fromkeys(test, folder / "test")}
+    else:
+        classes, everything = _classes(folder)
+        root = dict.fromkeys(everything, folder)
+        fit, test = _hold_out(folder, everything, root, classes)
+    train, valid = _hold_out(folder, fit, root, classes)
+
+    def part(paths: list[Path], side: int, squeezed: bool) -> Images:
+        pixels, aspect = decode_all(
+            [Picture.of(path) for path in paths], side, whole=squeezed, channels=channels
+        )
+        labels = torch.from_numpy(_labels(paths, root, classes))
+        return Images(
+            torch.from_numpy(pixels), labels, torch.from_numpy(aspect) if squeezed else None
+        )
+
+    side = min(2 * size, longest_side([Picture.of(path) for path in train])) if whole else size
+    return ImageSplit(
+        name=folder.resolve().name,
+        train=part(train, side, whole),
+        test=part(test, size, False),
+        classes=len(classes),
+        valid=part(valid, size, False),
+        augment=Augmentation(size) if whole else None,
+        class_names=tuple(classes),
+        note=f"images of {folder.resolve().name}, {len(classes)} classes, {size}x{size}: "
+        f"{len(train):,} images to train, {len(valid):,} to validate, {len(test):,} to test",
+    )
+
+
+def _labels(paths: list[Path], root: dict[Path, Path], classes: list[str]) -> np.ndarray:
+    position = {name: i for i, name in enumerate(classes)}
+    names = (path.relative_to(root[path]).parts[0] for path in paths)
+    return np.array([position[name] for name in names], dtype=np.int64)
+
+
+def _hold_out(
+    folder: Path, paths: list[Path], root: dict[Path, Path], classes: list[str]
+) -> tuple[list[Path], list[Path]]:
+    try:
+        kept, held_out = stratified_split(_labels(paths, root, classes), share=0.2, seed=0)
+    except ValueError as error:
+        raise DataError(
+            f"{folder} has {len(paths):,} images of {len(classes)} classes, too few to hold out a "
+            f"fifth of every class ({error}). Add images, or take small classes out."
+        ) from error
+    return [paths[i] for i in kept], [paths[i] for i in held_out]
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".npz")
+
+
+def _scan(
+    path: Path, axis: int, slices: Sequence[int] | None
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Slices ``(S, H, W)`` of a scan and of its label map, and which ones they are."""
+    if path.suffix == ".npz":
+        arrays = read_npz(path, ("image", "labels"))
+        image, labels, map_path = arrays["image"], arrays["labels"], path
+    else:
+        found = [path.with_name(f"{_stem(path)}_seg{end}") for end in (".nii.gz", ".nii")]
+        map_path = next((candidate for candidate in found if candidate.is_file()), found[0])
+        if not map_path.is_file():
+            raise DataError(
+                f"{path} has no label map; expected {found[0].name} or {found[1].name} beside it."
+            )
+        image = read_nifti(path, canonical=True)
+        labels = read_nifti(map_path, canonical=True)
+    if image.shape != labels.shape or image.ndim not in (2, 3):
+        raise DataError(
+            f"{path} has shape {image.shape} and its label map {map_path.name} {labels.shape}; "
+            "expected the same, of two or three dimensions. Resample one to the other."
+        )
+    image, labels = to_unit(path, image), check_labels(map_path, labels)
+    if image.ndim == 2:
+        image, labels = image[None], labels[None]
+    else:
+        image, labels = np.moveaxis(image, axis, 0), np.moveaxis(labels, axis, 0)
+    chosen = [len(image) // 2] if slices is None else list(slices)
+    if not chosen or min(chosen) < 0 or max(chosen) >= len(image):
+        raise DataError(
+            f"The slices were {chosen}; {path} has {len(image)} along axis {axis}, expected some "
+            f"of 0 to {len(image) - 1}."
+        )
+    return image[chosen], labels[chosen], chosen
+
+
+def scan_folder(
+    folder: Path,
+    size: tuple[int, int] | None = None,
+    *,
+    axis: int = 2,
+    slices: Sequence[int] | None = None,
+) -> ScanSplit:
+    """Scans of your own with their label maps.
+
+    - NIfTI: ``NAME.nii`` or ``NAME.nii.gz``, and beside it ``NAME_seg.nii`` or
+      ``NAME_seg.nii.gz``. Axes are turned to left-right, posterior-anterior, inferior-superior.
+    - npz: ``NAME.npz`` with arrays ``image`` and ``labels``.
+
+    Both hold two or three dimensions, the same for image and labels. Of three, slices are
+    taken. Intensities are scaled to [0, 1], the least and the greatest of every scan;
+    label values (whole numbers from 0, the background) are numbered from 0 in their order. 64 % of
+    the scans are to train, 16 % to validate, 20 % to test, by :func:`split_names`;
+    slices of one scan stay together, and the same slice of all scans is a group.
+
+    Args:
+        folder: where they are.
+        size: height and width that all are resized to; by default all must have one size.
+        axis: 0, 1 or 2, along which slices are taken (2: axial).
+        slices: which ones; by default the middle one.
+
+    Returns:
+        Images ``(N, 1, H, W)``, float32 in [0, 1].
+
+    Raises:
+        DataError: a label map is missing, shapes differ, values are not what they should be, a
+            file is damaged; it is named.
+    """
+    if axis not in (0, 1, 2):
+        raise DataError(f"The axis was {axis}; expected 0, 1 or 2.")
+    files = sorted(folder.glob("*.nii")) + sorted(folder.glob("*.nii.gz"))
+    files = [path for path in files if not _stem(path).endswith("_seg")]
+    files += sorted(folder.glob("*.npz"))
+    files.sort(key=_stem)
+    if len(files) < 5:
+        raise DataError(
+            f"{folder} has {len(files)} scans; expected 5 or more, to train, validate and test: "
+            "NAME.nii.gz (or .nii) with NAME_seg.nii.gz beside it, or NAME.npz with arrays "
+            "'image' and 'labels'."
+        )
+    names = [_stem(path) for path in files]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{folder} has more than one scan named {listed(twice)}; expected one file for each. "
+            "Rename or take out the others."
+        )
+    read = [_scan(path, axis, slices) for path in files]
+    values = np.unique(np.concatenate([np.unique(labels) for _, labels, _ in read]))
+    values = np.union1d(values, [0])
+    if len(values) > 256:
+        raise DataError(
+            f"The label maps in {folder} have {len(values):,} values; expected 256 or less. Are "
+            "they label maps?"
+        )
+    scans: list[Scans] = []
+    for path, (image, labels, _) in zip(files, read, strict=True):
+        numbered = np.searchsorted(values, labels).astype(np.uint8)
+        made = Scans(
+            torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(1),
+            torch.from_numpy(numbered),
+            torch.zeros(len(image), dtype=torch.int64),
+        )
+        made = made if size is None else made.resize(size)
+        if scans and made.images.shape[-2:] != scans[0].images.shape[-2:]:
+            raise DataError(
+                f"{path} has slices of {tuple(made.images.shape[-2:])}, {files[0].name} of "
+                f"{tuple(scans[0].images.shape[-2:])}; expected one size. Give a size to resize "
+                "them to."
+            )
+        scans.append(made)
+
+    def part(indices: list[int]) -> Scans:
+        return Scans(
+            torch.cat([scans[i].images for i in indices]),
+            torch.cat([scans[i].labels for i in indices]),
+            torch.cat([torch.tensor(read[i][2]) for i in indices]),
+        )
+
+    train, valid, test = (part(indices) for indices in split_names(names))
+    height, width = train.images.shape[-2:]
+    return ScanSplit(
+        name=folder.resolve().name,
+        train=train,
+        valid=valid,
+        test=test,
+        label_names=tuple("background" if v == 0 else f"label {v}" for v in values.tolist()),
+        note=f"scans of {folder.resolve().name}, {height}x{width}, {len(values) - 1} labels: "
+        f"{len(train):,} slices to train, {len(valid):,} to validate, {len(test):,} to test",
+    )

@@ -1,0 +1,104 @@
+"""PTBP: axial slices of paediatric brain scans with four tissue labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import DataError
+from .fetch import locate
+from .scans import Scans, ScanSplit
+from .volumes import check_labels, read_npz
+
+__all__ = ["ptbp"]
+
+FILE = "ptbp_axial_8slices_192x160_uint8.npz"
+LABEL_NAMES = ("background", "CSF", "cortical grey matter", "white matter", "deep grey matter")
+
+
+def ptbp(
+    folder: Path | None = None,
+    size: tuple[int, int] | None = None,
+    *,
+    slices: Sequence[int] | None = None,
+    stripped: bool = False,
+) -> ScanSplit:
+    """PTBP (Avants et al. 2015), T1 brain scans of children, aligned to a template.
+
+    A stand-in for OASIS, with 4 labels (their names are inferred from the pictures). The
+    shares are those of section A.1, 64 %, 16 % and 20 % of the scans, taken in the
+    order of the file: neighbours may be visits of the same child. All slices of a scan
+    are in one part; groups are the slices.
+
+    Args:
+        folder: with ``ptbp_axial_8slices_192x160_uint8.npz``, which has ``images`` and
+            ``labels``, uint8, both (scans, slices, height, width); or with a folder ``ptbp`` that
+            has it; by default the user's cache.
+        size: height and width; other than the file's, the scans are resized.
+        slices: which to use; by default all.
+        stripped: set what has no label to 0 (skull and all that is outside of the brain). It
+            shows the labels' outline to a network that is to find the labels.
+
+    Returns:
+        Images ``(N, 1, H, W)``, uint8.
+
+    Raises:
+        DataError: the file is missing, damaged, or not what its name says.
+    """
+    folder = locate(folder, "ptbp")
+    path = folder / FILE
+    if not path.is_file():
+        raise DataError(
+            f"{folder} lacks {FILE}. It cannot be fetched: name a folder that holds it with "
+            "--data-dir."
+        )
+    arrays = read_npz(path, ("images", "labels"))
+    images, labels = arrays["images"], arrays["labels"]
+    if images.ndim != 4 or images.shape != labels.shape or images.dtype != np.uint8:
+        raise DataError(
+            f"{path} has images {images.shape} of {images.dtype} and labels {labels.shape}; "
+            "expected both (scans, slices, height, width), and images of uint8. Replace it."
+        )
+    labels = check_labels(path, labels, len(LABEL_NAMES) - 1).astype(np.uint8)
+    subjects, available = images.shape[:2]
+    chosen = list(range(available)) if slices is None else list(slices)
+    if not chosen or not set(chosen) <= set(range(available)) or len(set(chosen)) < len(chosen):
+        raise DataError(
+            f"The slices were {chosen}; expected some of 0 to {available - 1}, each no more "
+            "than once."
+        )
+    if subjects < 5:
+        raise DataError(
+            f"{path} has {subjects} scans, too few to train, validate and test; expected 5 or "
+            "more. Replace it."
+        )
+    images, labels = images[:, chosen], labels[:, chosen]
+    if stripped:
+        images = images * (labels > 0)
+    groups = torch.tensor(chosen).expand(subjects, -1)
+
+    def part(first: int, last: int) -> Scans:
+        scans = Scans(
+            torch.from_numpy(images[first:last]).flatten(0, 1).unsqueeze(1),
+            torch.from_numpy(labels[first:last]).flatten(0, 1),
+            groups[first:last].flatten(),
+        )
+        return scans if size is None else scans.resize(size)
+
+    bounds = 0, round(0.64 * subjects), round(0.80 * subjects), subjects
+    train, valid, test = (part(*bounds[i : i + 2]) for i in range(3))
+    height, width = train.images.shape[-2:]
+    counts = [bounds[i + 1] - bounds[i] for i in range(3)]
+    return ScanSplit(
+        name="ptbp",
+        train=train,
+        valid=valid,
+        test=test,
+        label_names=LABEL_NAMES,
+        note=f"PTBP, 4 labels, {height}x{width}{', skull-stripped' if stripped else ''}, "
+        f"{len(chosen)} axial slices of each scan: {counts[0]} scans to train, {counts[1]} to "
+        f"validate, {counts[2]} to test",
+    )

@@ -1,0 +1,106 @@
+"""Figures of runs, drawn with matplotlib; each returns a figure that belongs to no window."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .summary import TITLES, Spread, Summary
+from .train import Run
+
+__all__ = ["convergence", "gradients", "scales", "svg"]
+
+# Distinguishable for colour-blind readers (Okabe and Ito).
+COLORS = {
+    "classical": "#d55e00",
+    "mip": "#0072b2",
+    "encoding": "#009e73",
+    "residual": "#cc79a7",
+}
+
+
+def _figure(columns: int, width: float = 9.0, height: float = 3.3) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25, linewidth=0.6)
+    return figure, list(axes)
+
+
+def _band(
+    ax: Axes, x: Sequence[float], rows: Sequence[Spread], formulation: str, positive: bool = False
+) -> None:
+    mean = np.array([row.mean for row in rows])
+    std = np.array([0.0 if math.isnan(row.std) else row.std for row in rows])
+    low = np.maximum(mean - std, mean.min() * 0.2) if positive else mean - std
+    color = COLORS[formulation]
+    ax.plot(x, mean, color=color, label=TITLES[formulation], linewidth=1.8)
+    ax.fill_between(x, low, mean + std, color=color, alpha=0.2, linewidth=0)
+
+
+def convergence(summaries: Sequence[Summary], target: float) -> Figure:
+    """Test accuracy and training loss by step, mean and standard deviation (paper, figure 4a)."""
+    figure, (accuracy, loss) = _figure(2)
+    for summary in summaries:
+        _band(accuracy, summary.steps, summary.accuracy, summary.formulation)
+        _band(loss, summary.steps[1:], summary.train_loss[1:], summary.formulation)
+    accuracy.axhline(target, color="0.5", linewidth=0.8, linestyle="--")
+    accuracy.set(xlabel="step", ylabel="test accuracy (%)", ylim=(0, 102))
+    loss.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    accuracy.legend(frameon=False, loc="center right")
+    return figure
+
+
+def scales(runs: Sequence[Run]) -> Figure:
+    """Standard deviation of the predicted weights along gamma (paper, figure 1a)."""
+    figure, (initial, final) = _figure(2)
+    for ax, when in ((initial, "initial"), (final, "final")):
+        for formulation in dict.fromkeys(run.formulation for run in runs):
+            group = [run for run in runs if run.formulation == formulation]
+            profiles = [p for p in (getattr(run, when) for run in group) if p is not None]
+            if not profiles:
+                continue
+            profile = profiles[0]
+            scalar = profile.gamma.ndim == 1
+            x = profile.gamma if scalar else profile.magnitude
+            columns = np.stack([p.std.numpy() for p in profiles], axis=1)
+            _band(ax, x.tolist(), [Spread.of(row) for row in columns.tolist()], formulation)
+            ax.set_xlabel("gamma" if scalar else "norm of gamma")
+        ax.set_ylim(0, None)
+    initial.set(title="at initialisation", ylabel="std of predicted weights")
+    final.set(title="after training")
+    initial.legend(frameon=False)
+    return figure
+
+
+def gradients(runs: Sequence[Run], steps: int = 100) -> Figure:
+    """Norm of the gradient of the predicted weights in early training (paper, figure 3c)."""
+    figure, (ax,) = _figure(1, height=3.0)
+    for formulation in dict.fromkeys(run.formulation for run in runs):
+        norms = np.array([r.gradient_norm[:steps] for r in runs if r.formulation == formulation])
+        color, x = COLORS[formulation], np.arange(1, norms.shape[1] + 1)
+        for row in norms:
+            ax.plot(x, row, color=color, alpha=0.3, linewidth=0.7)
+        ax.plot(x, norms.mean(axis=0), color=color, linewidth=1.6, label=TITLES[formulation])
+    if all(min(run.gradient_norm[:steps]) > 0.0 for run in runs):
+        ax.set_yscale("log")
+    ax.set(xlabel="step", ylabel="gradient norm of predicted weights")
+    ax.legend(frameon=False)
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an ``<svg>`` element, the same for the same figure."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "hyperlight"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

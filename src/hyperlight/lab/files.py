@@ -1,0 +1,48 @@
+"""Writing results so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import LabError
+
+__all__ = ["claim_folder", "write_bytes", "write_text"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``path`` in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``path`` whole or not at all."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def claim_folder(path: Path, overwrite: bool) -> None:
+    """Make a folder for results, or refuse one that holds something already."""
+    if path.exists() and not path.is_dir():
+        raise LabError(
+            f"{path} is a file; expected a folder for the results. Choose another --out."
+        )
+    if not overwrite and path.is_dir() and any(path.iterdir()):
+        raise LabError(
+            f"{path} holds files already. Choose another --out, or pass --overwrite to replace "
+            "the results in it."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(
+            f"The folder {path} cannot be made ({error.strerror}). Choose another --out."
+        ) from error

@@ -1,0 +1,191 @@
+"""Runs in numbers: what the terminal's table, the page and the csv files all show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .train import Run
+
+__all__ = ["TITLES", "Claim", "Spread", "Summary", "claims", "shown_steps", "summarize"]
+
+TITLES = {
+    "classical": "classical",
+    "mip": "MIP",
+    "encoding": "input encoding alone",
+    "residual": "output encoding alone",
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean and sample standard deviation of a figure over seeds."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        with np.errstate(invalid="ignore"):  # of a run that diverged nothing but NaN can be said
+            std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+            return cls(float(np.mean(values)), std)
+
+    def text(self, digits: int) -> str:
+        """``mean ± std``, or the mean alone where there is one seed."""
+        mean = f"{self.mean:.{digits}f}"
+        return mean if math.isnan(self.std) else f"{mean} ± {self.std:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One formulation over its seeds.
+
+    Attributes:
+        formulation: which.
+        seeds: how many.
+        steps: the evaluated steps.
+        accuracy: test accuracy in % at each.
+        test_loss: test loss at each.
+        train_loss: training loss since the step before at each (NaN at step 0).
+        reached: for every seed the first evaluated step with the target accuracy, if any.
+        seconds_per_step: medians of the seeds' stretches between evaluations.
+        initial_variation: how much the scale of the predicted weights varies along gamma (std over
+            mean) at step 0, the mean over seeds (paper, figure 1a).
+        final_variation: the same after training.
+        gradient_swing: std over mean of the gradient norm within stretches of 10 steps, the mean
+            over the first 100 steps and the seeds (paper, figure 3c).
+    """
+
+    formulation: str
+    seeds: int
+    steps: list[int]
+    accuracy: list[Spread]
+    test_loss: list[Spread]
+    train_loss: list[Spread]
+    reached: list[int | None]
+    seconds_per_step: Spread
+    initial_variation: float
+    final_variation: float
+    gradient_swing: float
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.formulation]
+
+    def steps_to_target(self) -> str:
+        """In words: the mean where every seed got there, a bound where some did not."""
+        got = [step for step in self.reached if step is not None]
+        if len(got) == self.seeds:
+            return Spread.of(got).text(0)
+        if not got:
+            return f"not within {self.steps[-1]}"
+        return f"{len(got)} of {self.seeds} seeds: {', '.join(str(step) for step in got)}"
+
+
+def summarize(runs: Sequence[Run], target: float) -> list[Summary]:
+    """Summaries of the runs, a formulation each, in the order of their first runs."""
+    summaries = []
+    for formulation in dict.fromkeys(run.formulation for run in runs):
+        group = [run for run in runs if run.formulation == formulation]
+        columns = list(zip(*(run.points for run in group), strict=True))
+        finals = [run.final for run in group if run.final is not None]
+        summaries.append(
+            Summary(
+                formulation=formulation,
+                seeds=len(group),
+                steps=[column[0].step for column in columns],
+                accuracy=[Spread.of([p.test_accuracy for p in column]) for column in columns],
+                test_loss=[Spread.of([p.test_loss for p in column]) for column in columns],
+                train_loss=[Spread.of([p.train_loss for p in column]) for column in columns],
+                reached=[run.first_step(target) for run in group],
+                seconds_per_step=Spread.of([float(np.median(r.chunk_seconds)) for r in group]),
+                initial_variation=_mean([run.initial.variation for run in group]),
+                final_variation=_mean([final.variation for final in finals]),
+                gradient_swing=_mean([_swing(run.gradient_norm[:100]) for run in group]),
+            )
+        )
+    return summaries
+
+
+def _swing(norms: Sequence[float], stretch: int = 10) -> float:
+    """Std over mean within stretches of steps, so that a trend does not count as a swing."""
+    stretch = min(stretch, len(norms))
+    rows = np.asarray(norms[: len(norms) // stretch * stretch]).reshape(-1, stretch)
+    with np.errstate(invalid="ignore"):  # as above
+        return float(np.mean(rows.std(axis=1) / np.maximum(rows.mean(axis=1), 1e-30)))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def shown_steps(steps: Sequence[int]) -> list[int]:
+    """Positions of up to six steps for a table: evenly spread, with the last, without the first.
+
+    >>> shown_steps(range(0, 401, 20))
+    [4, 8, 12, 16, 20]
+    """
+    last = len(steps) - 1
+    if not last:
+        return [0]
+    rows = next((n for n in (5, 6, 4) if last % n == 0), 5)
+    return sorted({max(1, round(last * (i + 1) / rows)) for i in range(rows)})
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper beside what these runs measured.
+
+    Attributes:
+        source: where the paper makes it.
+        text: what it says.
+        measured: what was found here.
+        holds: whether that bears it out.
+    """
+
+    source: str
+    text: str
+    measured: str
+    holds: bool
+
+
+def claims(summaries: Sequence[Summary]) -> list[Claim]:
+    """The paper's claims that a comparison of both formulations can check; else none."""
+    by_name = {summary.formulation: summary for summary in summaries}
+    if not {"mip", "classical"} <= set(by_name):
+        return []
+    mip, classical = by_name["mip"], by_name["classical"]
+    last = f"at step {mip.steps[-1]}"
+    return [
+        Claim(
+            "section 6.2, figure 4a",
+            "MIP has higher accuracy sooner",
+            f"{last}: MIP {mip.accuracy[-1].text(1)} %, "
+            f"classical {classical.accuracy[-1].text(1)} %",
+            mip.accuracy[-1].mean > classical.accuracy[-1].mean,
+        ),
+        Claim(
+            "section 6.1, figure 1a",
+            "the scale of the predicted weights follows gamma in the classical formulation, before "
+            "and after training, and does not with MIP",
+            f"varies along gamma by {_percent(classical.initial_variation)} before and "
+            f"{_percent(classical.final_variation)} after training (classical), "
+            f"{_percent(mip.initial_variation)} and {_percent(mip.final_variation)} (MIP)",
+            classical.initial_variation > 3.0 * mip.initial_variation
+            and classical.final_variation > 3.0 * mip.final_variation,  # never, for NaN
+        ),
+        Claim(
+            "section 6.1, figure 3c",
+            "the gradient norm swings less with MIP in early training",
+            f"std / mean within stretches of 10 steps: {mip.gradient_swing:.2f} (MIP), "
+            f"{classical.gradient_swing:.2f} (classical)",
+            mip.gradient_swing < 0.8 * classical.gradient_swing,
+        ),
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.1f} %"

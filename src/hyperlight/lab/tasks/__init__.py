@@ -1,0 +1,1 @@
+"""The paper's tasks, one readable file each: primary, data, loss, metric."""
