@@ -1,0 +1,153 @@
+"""Things that the tests of the lab make on the spot: IDX files and runs with given figures."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hyperlight as hl
+from hyperlight import HyperModel, ScaleProfile
+from hyperlight.lab.train import Point, Run
+
+TRAIN_IMAGES = "train-images-idx3-ubyte"
+TRAIN_LABELS = "train-labels-idx1-ubyte"
+TEST_IMAGES = "t10k-images-idx3-ubyte"
+TEST_LABELS = "t10k-labels-idx1-ubyte"
+STEMS = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+
+Arrays = dict[str, np.ndarray]
+Naming = Callable[[str], str]
+
+
+def arrays(train: int = 100, test: int = 20) -> Arrays:
+    """Random images of MNIST's size and labels that go through all ten classes."""
+    draw = np.random.default_rng(0)
+    return {
+        TRAIN_IMAGES: draw.integers(0, 256, (train, 28, 28), dtype=np.uint8),
+        TRAIN_LABELS: (np.arange(train) % 10).astype(np.uint8),
+        TEST_IMAGES: draw.integers(0, 256, (test, 28, 28), dtype=np.uint8),
+        TEST_LABELS: (np.arange(test) % 10).astype(np.uint8),
+    }
+
+
+def encoded(array: np.ndarray) -> bytes:
+    """The array as an IDX file of unsigned bytes."""
+    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def dotted(stem: str) -> str:
+    return stem.replace("-idx", ".idx")
+
+
+def zipped(stem: str) -> str:
+    return f"{stem}.gz"
+
+
+def write_idx(folder: Path, contents: Arrays | None = None, naming: Naming = str) -> Path:
+    """Write the four files; names that end in .gz are gzipped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, array in (arrays() if contents is None else contents).items():
+        name, data = naming(stem), encoded(array)
+        (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return folder
+
+
+def archives(contents: Arrays | None = None) -> dict[str, bytes]:
+    """The four .gz files by the name that they are fetched under."""
+    made = arrays() if contents is None else contents
+    return {zipped(stem): gzip.compress(encoded(array), mtime=0) for stem, array in made.items()}
+
+
+def checksums(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Stems and sha256 of .gz files."""
+    return {
+        name.removesuffix(".gz"): hashlib.sha256(data).hexdigest() for name, data in files.items()
+    }
+
+
+def listing(folder: Path) -> list[str]:
+    """All that is in a folder, hidden files as well; nothing where there is none."""
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def small_model() -> HyperModel:
+    return hl.hypernetize(nn.Linear(3, 2), inputs={"gamma": hl.Uniform(0.0, 1.0)}, hidden=(4,))
+
+
+def profile(scale: Iterable[float]) -> ScaleProfile:
+    """A profile with these standard deviations along gamma from 0 to 1."""
+    std = torch.tensor(list(scale), dtype=torch.float64)
+    gamma = torch.linspace(0.0, 1.0, len(std))
+    return ScaleProfile("gamma", gamma, gamma.clone(), std, {"weight": std.clone()}, verdict="")
+
+
+FLAT = (1.0, 1.0, 1.0, 1.0)
+RISING = (0.1, 0.5, 1.0, 1.5)
+STEEP = (0.05, 0.1, 0.5, 2.5)
+
+
+def make_run(
+    formulation: str,
+    seed: int = 0,
+    *,
+    accuracy: Sequence[float] = (10.0, 50.0, 95.0),
+    test_loss: Sequence[float] | None = None,
+    every: int = 5,
+    norms: Sequence[float] | None = None,
+    losses: Sequence[float] | None = None,
+    initial: Sequence[float] = FLAT,
+    final: Sequence[float] | None = FLAT,
+    seconds: Sequence[float] = (0.01, 0.02),
+) -> Run:
+    """A run with the given figures, evaluated at every so many steps."""
+    steps = every * (len(accuracy) - 1)
+    loss = [1.0 / (1 + i) for i in range(steps)] if losses is None else list(losses)
+    norm = [2.0 + (-1) ** i for i in range(steps)] if norms is None else list(norms)
+    tests = [2.0] * len(accuracy) if test_loss is None else list(test_loss)
+    points = []
+    for i, (right, wrong) in enumerate(zip(accuracy, tests, strict=True)):
+        chunk = loss[every * (i - 1) : every * i]
+        points.append(Point(every * i, sum(chunk) / every if i else math.nan, wrong, right))
+    return Run(
+        formulation,  # type: ignore[arg-type]
+        seed,
+        small_model(),
+        initial=profile(initial),
+        final=None if final is None else profile(final),
+        points=points,
+        loss=loss,
+        gradient_norm=norm,
+        chunk_seconds=list(seconds),
+    )
+
+
+def diverged(formulation: str, seed: int = 0, bad: float = math.nan) -> Run:
+    """A run whose figures are all ``bad`` from its first update on."""
+    return make_run(
+        formulation,
+        seed,
+        accuracy=(10.0, bad, bad),
+        test_loss=(2.3, bad, bad),
+        losses=[bad] * 10,
+        norms=[bad] * 10,
+        final=[bad] * 4,
+    )
+
+
+REAL_DATA = Path(os.environ.get("HYPERLIGHT_DATA", "no-such-folder"))
+needs_real_data = pytest.mark.skipif(
+    not REAL_DATA.is_dir(),
+    reason="needs the real data sets: set HYPERLIGHT_DATA to a folder with mnist, ptbp and "
+    "flowers102-64px",
+)

@@ -1,0 +1,514 @@
+"""What a set of runs leaves behind: numbers, models and a page that stands alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from hyperlight.lab import figures, report
+from hyperlight.lab.files import write_text
+from hyperlight.lab.summary import claims, summarize
+from hyperlight.lab.train import Run
+from tests.lab.making import RISING, STEEP, diverged, listing, make_run
+
+COMMAND = "hyperlight demo --steps 10 --out 'a <b>'"
+HOSTILE = "<script>alert('x & y')</script>"
+
+
+def _runs() -> list[Run]:
+    return [
+        make_run("classical", 0, accuracy=(9.0, 9.5, 10.0), initial=RISING, final=STEEP),
+        make_run("mip", 0, accuracy=(9.0, 80.0, 91.0), test_loss=(2.5, 1 / 3, 0.1)),
+        make_run("classical", 1, accuracy=(9.0, 9.5, 11.0), initial=RISING, final=STEEP),
+        make_run("mip", 1, accuracy=(9.0, 95.0, 93.0), seconds=(0.017,)),
+    ]
+
+
+def _write(folder: Path, runs: Sequence[Run], **changes: Any) -> Path:
+    settings = {"data": "digits", "hidden": (16, 128), "data_dir": None, "lr": 3e-4}
+    arguments: dict[str, Any] = {
+        "title": "A title",
+        "note": "A note",
+        "target": 90.0,
+        "settings": settings,
+        "command": COMMAND,
+        **changes,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    return report.write(folder, runs, summarize(runs, arguments["target"]), **arguments)
+
+
+class _Page(HTMLParser):
+    """The tags, attributes and text of a page; refuses tags that are not closed in order."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input", "base", "source", "embed"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.rows: list[list[str]] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            return
+        self.text += data
+        if self._open and self._open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+def _svgs(page: Path) -> list[ElementTree.Element]:
+    found = re.findall(r"<svg.*?</svg>", page.read_text("utf-8"), re.DOTALL)
+    return [ElementTree.fromstring(text) for text in found]
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Run]:
+    return _runs()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, runs: list[Run]) -> Path:
+    made = tmp_path_factory.mktemp("report")
+    assert _write(made, runs) == made / "report.html"
+    return made
+
+
+# --- the files ------------------------------------------------------------------
+
+
+def test_all_files_are_there_and_no_others(folder: Path) -> None:
+    assert listing(folder) == [
+        "config.json",
+        "convergence.svg",
+        "gradients.svg",
+        "metrics.csv",
+        "model-classical-seed0.safetensors",
+        "model-classical-seed1.safetensors",
+        "model-mip-seed0.safetensors",
+        "model-mip-seed1.safetensors",
+        "report.html",
+        "scales.csv",
+        "scales.svg",
+        "steps.csv",
+    ]
+
+
+def test_models_load_back_equal(folder: Path, runs: list[Run]) -> None:
+    for run in runs:
+        loaded = load_file(folder / f"model-{run.formulation}-seed{run.seed}.safetensors")
+        state = run.model.state_dict()
+        assert list(loaded) == sorted(state)
+        for name, tensor in state.items():
+            assert loaded[name].dtype == tensor.dtype
+            assert torch.equal(loaded[name], tensor)
+        run.model.load_state_dict(loaded)
+
+
+def test_metrics_have_a_row_for_every_point(folder: Path, runs: list[Run]) -> None:
+    rows = _table(folder / "metrics.csv")
+    assert list(rows[0]) == [
+        *("formulation", "seed", "step", "train_loss", "test_loss", "test_accuracy")
+    ]
+    expected = [(run, point) for run in runs for point in run.points]
+    assert len(rows) == len(expected) == 12
+    for row, (run, point) in zip(rows, expected, strict=True):
+        assert (row["formulation"], int(row["seed"])) == (run.formulation, run.seed)
+        assert int(row["step"]) == point.step
+        assert float(row["test_loss"]) == point.test_loss  # to the bit
+        assert float(row["test_accuracy"]) == point.test_accuracy
+        train_loss = float(row["train_loss"])
+        assert train_loss == point.train_loss or (point.step == 0 and math.isnan(train_loss))
+
+
+def test_steps_have_a_row_for_every_update(folder: Path, runs: list[Run]) -> None:
+    rows = _table(folder / "steps.csv")
+    assert list(rows[0]) == ["formulation", "seed", "step", "train_loss", "gradient_norm"]
+    expected = [
+        (run.formulation, run.seed, i + 1, run.loss[i], run.gradient_norm[i])
+        for run in runs
+        for i in range(10)
+    ]
+    assert [
+        (
+            row["formulation"],
+            int(row["seed"]),
+            int(row["step"]),
+            float(row["train_loss"]),
+            float(row["gradient_norm"]),
+        )
+        for row in rows
+    ] == expected
+
+
+def test_scales_have_a_row_for_every_gamma_before_and_after(folder: Path, runs: list[Run]) -> None:
+    rows = _table(folder / "scales.csv")
+    assert list(rows[0]) == ["formulation", "seed", "when", "gamma_norm", "std"]
+    assert len(rows) == len(runs) * 2 * 4
+    for run in runs:
+        for when, scale in (("initial", run.initial), ("final", run.final)):
+            assert scale is not None
+            found = [
+                (float(row["gamma_norm"]), float(row["std"]))
+                for row in rows
+                if (row["formulation"], row["seed"], row["when"])
+                == (run.formulation, str(run.seed), when)
+            ]
+            expected = zip(scale.magnitude.tolist(), scale.std.tolist(), strict=True)
+            assert found == list(expected)
+
+
+def test_config_has_the_settings_and_what_made_the_numbers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert config["settings"] == {
+        "data": "digits",
+        "hidden": [16, 128],
+        "data_dir": None,
+        "lr": 3e-4,
+    }
+    origin = config["provenance"]
+    assert origin["command"] == COMMAND
+    assert origin["torch"] == torch.__version__.partition("+")[0] or origin["torch"] in (
+        torch.__version__
+    )
+    for name in ("hyperlight", "numpy", "scikit-learn", "python", "system", "cores", "gpu"):
+        assert origin[name]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_path_among_the_settings(tmp_path: Path) -> None:
+    _write(tmp_path / "out", [make_run("mip")], settings={"data_dir": tmp_path / "data"})
+    config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
+    assert config["settings"]["data_dir"] == str(tmp_path / "data")
+
+
+def test_equal_runs_give_equal_bytes(folder: Path, tmp_path: Path, runs: list[Run]) -> None:
+    _write(tmp_path, runs)
+    for name in listing(folder):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_an_error_in_the_middle_leaves_no_partial_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        _write(tmp_path, [make_run("mip")])
+    assert not [n for n in listing(tmp_path) if n.startswith((".", "model-"))]
+
+
+def test_a_model_that_cannot_be_moved_in_place_leaves_no_partial_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def refuse(source: Any, target: Any) -> None:
+        if str(target).endswith(".safetensors"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        _write(tmp_path, [make_run("mip")])
+    assert not [n for n in listing(tmp_path) if n.startswith((".", "model-"))]
+
+
+# --- the page -------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_from_elsewhere(folder: Path) -> None:
+    text = (folder / "report.html").read_text("utf-8")
+    page = _Page(text)
+    loading = {"script", "link", "img", "image", "iframe", "object", "embed", "base", "source"}
+    assert not loading & set(page.tags)
+    for tag, name, value in page.attributes:
+        if name in ("src", "srcset", "href", "xlink:href", "data", "action", "poster"):
+            assert value.startswith("#"), (tag, name, value)
+        assert not name.startswith("on"), (tag, name)
+        if "://" in value:
+            assert name.startswith("xmlns") or name == "rdf:resource", (tag, name, value)
+    assert "@import" not in text
+    assert all(
+        target.strip("'\"").startswith("#") for target in re.findall(r"url\(([^)]*)\)", text)
+    )
+    assert "://" not in page.text
+
+
+def test_the_page_has_the_figures(folder: Path) -> None:
+    svgs = _svgs(folder / "report.html")
+    assert len(svgs) == 3
+    for svg in svgs:
+        drawn = [e for e in svg.iter() if e.tag.endswith("}path") and e.get("d")]
+        assert len(drawn) > 10
+
+
+def test_the_figures_stand_alone_as_well(folder: Path) -> None:
+    page = (folder / "report.html").read_text("utf-8")
+    for name in ("convergence", "scales", "gradients"):
+        text = (folder / f"{name}.svg").read_text("utf-8")
+        assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+        assert text in page
+
+
+def test_references_within_the_figures_are_unambiguous(folder: Path) -> None:
+    # Figures in one page share their names: what is referred to must be the same in all.
+    defined: dict[str, set[str]] = {}
+    referred: set[str] = set()
+    for svg in _svgs(folder / "report.html"):
+        own = set()
+        for element in svg.iter():
+            for name, value in element.attrib.items():
+                own.update(re.findall(r"url\(#([^)]*)\)", value))
+                if name.endswith("href"):
+                    own.add(value.removeprefix("#"))
+            if "id" in element.attrib:
+                content = ElementTree.tostring(element, encoding="unicode").strip()
+                defined.setdefault(element.attrib["id"], set()).add(content)
+        assert own <= set(defined)
+        referred |= own
+    assert referred
+    assert all(len(defined[name]) == 1 for name in referred)
+
+
+def test_the_page_has_the_command_the_settings_and_the_versions(folder: Path) -> None:
+    page = _Page((folder / "report.html").read_text("utf-8"))
+    assert COMMAND in page.text
+    assert ["data", "digits"] in page.rows
+    assert ["hidden", "(16, 128)"] in page.rows
+    assert ["lr", "0.0003"] in page.rows
+    provenance = report.provenance(COMMAND)
+    assert {"torch", "hyperlight", "python"} <= set(provenance)
+    for name, value in provenance.items():
+        assert name == "command" or [name, value] in page.rows
+
+
+def test_the_page_has_the_tables(folder: Path) -> None:
+    rows = _Page((folder / "report.html").read_text("utf-8")).rows
+    assert ["", "classical", "MIP"] in rows
+    assert ["steps to 90 % accuracy", "not within 10", "8 ± 4"] in rows
+    assert ["milliseconds per step", "15.0 ± 0.0", "16.0 ± 1.4"] in rows
+    assert ["gradient norm, std / mean, first 100 steps", "0.50", "0.50"] in rows
+    heading = ["step", "accuracy (%), classical", "accuracy (%), MIP"]
+    assert [*heading, "loss, classical", "loss, MIP"] in rows
+    assert ["10", "10.5 ± 0.7", "92.0 ± 1.4", "2.00 ± 0.00", "1.05 ± 1.34"] in rows
+    start, end = (make_run("mip", initial=s).initial.variation for s in (RISING, STEEP))
+    assert f"{start:.1%}" != f"{end:.1%}"
+    name = "weights' scale varies along gamma: start, end"
+    assert [name, f"{start:.1%}, {end:.1%}", "0.0%, 0.0%"] in rows
+
+
+def test_the_page_says_what_was_found(folder: Path, runs: list[Run]) -> None:
+    text = " ".join(_Page((folder / "report.html").read_text("utf-8")).text.split())
+    summaries = summarize(runs, 90.0)
+    assert report.conclusion(summaries, 90.0) in text
+    for claim in claims(summaries):
+        assert claim.text in text
+        assert claim.measured in text
+    assert text.count("does not hold here") == 1  # the gradient swings alike in these runs
+    assert "Mean ± standard deviation over 2 seeds." in text
+
+
+def test_a_page_of_one_run(tmp_path: Path) -> None:
+    text = _Page(_write(tmp_path, [make_run("encoding")]).read_text("utf-8")).text
+    assert "One seed." in text
+    assert "input encoding alone" in text
+    assert "What the paper says" not in text
+    assert len(_svgs(tmp_path / "report.html")) == 3
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_text_from_outside_is_escaped(tmp_path: Path) -> None:
+    page = _write(
+        tmp_path,
+        [make_run("mip")],
+        title=f"title {HOSTILE}",
+        note=f"note {HOSTILE}",
+        command=f"command {HOSTILE}",
+        settings={f"key {HOSTILE}": f"value {HOSTILE}", "path": Path("<b>")},
+    )
+    text = page.read_text("utf-8")
+    assert "<script" not in text
+    assert "<b>" not in text
+    parsed = _Page(text)
+    assert "script" not in parsed.tags
+    for place in ("title", "note", "command"):
+        assert f"{place} {HOSTILE}" in parsed.text
+    assert [f"key {HOSTILE}", f"value {HOSTILE}"] in parsed.rows
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_letters_beyond_ascii(tmp_path: Path) -> None:
+    page = _write(tmp_path, [make_run("mip")], title="Größe ± µ", settings={"path": "日本"})
+    text = page.read_bytes().decode("utf-8")
+    assert '<meta charset="utf-8">' in text
+    assert "Größe ± µ" in text
+    assert "日本" in text
+
+
+# --- the terminal ---------------------------------------------------------------
+
+
+def _printed(runs: Sequence[Run]) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    for table in report.table(summarize(runs, 90.0), 90.0):
+        console.print(table)
+    return out.getvalue()
+
+
+def test_the_tables_for_a_terminal(runs: list[Run]) -> None:
+    text = _printed(runs)
+    assert "mean ± std over 2 seeds" in text
+    assert "92.0 ± 1.4" in text
+    assert "10.5 ± 0.7" in text
+    assert "not within 10" in text
+    assert "(one seed)" in _printed(runs[:1])
+    results, facts = report.table(summarize(runs, 90.0), 90.0)
+    assert results.row_count == 2
+    assert facts.row_count == 4
+
+
+def test_the_conclusion_compares_both(runs: list[Run]) -> None:
+    sentence = report.conclusion(summarize(runs, 90.0), 90.0)
+    assert "After 10 steps" in sentence
+    assert "92.0 % against 10.5 %" in sentence
+    assert "Steps to 90 %: MIP 8 ± 4, classical not within 10." in sentence
+    assert "1.07 of the time" in sentence
+    slow = [make_run("mip", seconds=(0.3,)), make_run("classical", seconds=(0.2,))]
+    assert "1.50 of the time" in report.conclusion(summarize(slow, 90.0), 90.0)
+    assert report.conclusion(summarize([make_run("mip")], 90.0), 90.0) == ""
+    assert report.conclusion(summarize([make_run("classical")], 90.0), 90.0) == ""
+
+
+# --- figures --------------------------------------------------------------------
+
+
+def test_figures_show_every_formulation() -> None:
+    runs = [make_run(name, seed) for seed in (0, 1) for name in figures.COLORS]
+    summaries = summarize(runs, 90.0)
+    assert len(summaries) == 4
+    titles = [summary.title for summary in summaries]
+    drawn = [figures.convergence(summaries, 90.0), figures.scales(runs), figures.gradients(runs)]
+    for figure in drawn:
+        legend = figure.axes[0].get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == titles
+        assert figures.svg(figure).startswith("<svg")
+
+
+def test_figures_draw_the_figures() -> None:
+    runs = [make_run("mip", 0), make_run("mip", 1, accuracy=(20.0, 60.0, 97.0))]
+    accuracy, loss = figures.convergence(summarize(runs, 90.0), 80.0).axes
+    assert accuracy.lines[0].get_xydata().tolist() == [[0, 15], [5, 55], [10, 96]]
+    assert list(accuracy.lines[1].get_ydata()) == [80.0, 80.0]
+    assert list(loss.lines[0].get_xdata()) == [5, 10]
+    initial, final = figures.scales([make_run("mip", final=RISING)]).axes
+    assert list(initial.lines[0].get_ydata()) == [1.0] * 4
+    assert list(final.lines[0].get_ydata()) == pytest.approx(list(RISING))
+    runs[1].gradient_norm = [5.0, 7.0] * 5
+    (norms,) = figures.gradients(runs).axes
+    assert norms.get_yscale() == "log"
+    drawn = [list(line.get_ydata()) for line in norms.lines]
+    assert drawn == [[3.0, 1.0] * 5, [5.0, 7.0] * 5, [4.0, 4.0] * 5]  # the seeds, their mean
+    assert list(norms.lines[-1].get_xdata()) == list(range(1, 11))
+
+
+def test_only_early_gradients_are_drawn() -> None:
+    run = make_run("mip", accuracy=(10.0, 20.0), every=130)
+    (norms,) = figures.gradients([run]).axes
+    assert list(norms.lines[0].get_xdata()) == list(range(1, 101))
+
+
+def test_gradients_of_zero_are_drawn() -> None:
+    run = make_run("mip", norms=[0.0] * 10)
+    figure = figures.gradients([run])
+    assert figure.axes[0].get_yscale() == "linear"
+    assert figures.svg(figure).startswith("<svg")
+
+
+# --- runs that diverged ---------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("which", "bad"),
+    [("mip", math.nan), ("classical", math.inf), ("both", math.nan), ("a seed", math.inf)],
+)
+def test_diverged_runs_still_give_a_report(tmp_path: Path, which: str, bad: float) -> None:
+    runs = [
+        diverged(name, seed, bad)
+        if which in (name, "both") or (which == "a seed" and seed == 1)
+        else make_run(name, seed)
+        for seed in (0, 1)
+        for name in ("classical", "mip")
+    ]
+    page = _write(tmp_path, runs)
+    assert len(_svgs(page)) == 3
+    assert str(bad) in _Page(page.read_text("utf-8")).text
+    assert str(bad) in _printed(runs)
+    steps = [row for row in _table(tmp_path / "steps.csv") if row["gradient_norm"] == str(bad)]
+    expected = {"mip": 20, "classical": 20, "both": 40, "a seed": 20}
+    assert len(steps) == expected[which]
+    assert len(_table(tmp_path / "metrics.csv")) == 12
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_models_of_diverged_runs_are_kept(tmp_path: Path) -> None:
+    run = diverged("mip")
+    for parameter in run.model.parameters():
+        parameter.data.fill_(math.nan)
+    _write(tmp_path, [run])
+    loaded = load_file(tmp_path / "model-mip-seed0.safetensors")
+    assert all(bool(tensor.isnan().all()) for tensor in loaded.values())
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_page_replaces_an_older_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "report.html", "old")
+    _write(tmp_path, [make_run("mip")])
+    assert "A title" in (tmp_path / "report.html").read_text("utf-8")

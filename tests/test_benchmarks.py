@@ -1,0 +1,363 @@
+"""The benchmark itself: equal work for all subjects, and right arithmetic. Nothing is timed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks import __main__ as cli
+from benchmarks import environments, floor, mnist, report, run, subjects
+from benchmarks.families import FAMILIES, FunctionalCall, Ours, Plain, predicted
+from benchmarks.floor import PASSES, prepare_floor
+from benchmarks.run import Measured, Settings, measure
+from benchmarks.subjects import SUBJECTS, USUAL, choose, prepare
+from benchmarks.worker import peak_memory
+from benchmarks.workloads import WORKLOADS, lenet
+
+SMOKE = WORKLOADS["smoke"]
+
+
+def _pair(sets: bool = False) -> tuple[Ours, FunctionalCall]:
+    """Ours, and the one by hand, with the same weights in float64."""
+    ours = Ours(lenet(8), sets=sets).double()
+    other = FunctionalCall(lenet(8)).double()
+    prefix = "1." if sets else ""
+    with torch.no_grad():
+        for name, theta0 in other.theta0.items():
+            theta0.copy_(ours.model.primary.get_parameter(prefix + name))
+        other.head.weight.copy_(ours.model.hypernet.head.weight)
+        for own, given in zip(
+            other.trunk.parameters(), ours.model.hypernet.trunk.parameters(), strict=True
+        ):
+            own.copy_(given)
+    return ours, other
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert a.shape == b.shape
+    assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_ours_and_the_one_by_hand_train_alike() -> None:
+    pair = _pair()
+    x, target = SMOKE.data(torch.device("cpu"))
+    losses: list[list[float]] = [[], []]
+    for family, found in zip(pair, losses, strict=True):
+        update = subjects.optimizer("adam", family.parameters())
+        for step in range(5):
+            update.zero_grad()
+            loss = SMOKE.loss(family(x.double(), SMOKE.gamma(step).double()), target)
+            loss.backward()
+            update.step()
+            found.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    assert len(set(losses[0])) == 5
+
+
+def test_one_gamma_per_set_of_images_is_one_after_the_other() -> None:
+    ours, other = _pair(sets=True)
+    x, gamma = torch.rand(3, 2, 1, 8, 8).double(), torch.rand(3).double()
+    naive = torch.stack([other(own, g) for own, g in zip(x, gamma, strict=True)])
+    _close(ours.each(x, gamma), naive)
+    _close(other.each(x, gamma), naive)
+    _close(super(FunctionalCall, other).each(x, gamma), naive)
+
+
+def test_a_sweep_is_one_after_the_other() -> None:
+    ours, other = _pair()
+    x, gamma = torch.rand(2, 1, 8, 8).double(), torch.rand(3).double()
+    naive = torch.stack([other(x, g) for g in gamma])
+    for family in (ours, other):
+        _close(family.sweep(x, gamma), naive)
+
+
+def test_the_plain_primary_does_the_same_work_in_its_usual_shape() -> None:
+    plain = Plain(lenet(8)).double()
+    x, gamma = torch.rand(3, 2, 1, 8, 8).double(), torch.rand(3).double()
+    _close(plain.each(x, gamma), torch.stack([plain.primary(own) for own in x]))
+    _close(plain.sweep(x[0], gamma), plain.primary(x[0]).expand(3, 2, 10))
+
+
+def test_tensors_put_in_place_are_used() -> None:
+    x = torch.rand(2, 1, 8, 8)
+    for family in (Ours(lenet(8)), FunctionalCall(lenet(8))):
+        tensors = family.put()
+        before = family.call(tensors, x)
+        if isinstance(tensors, dict):
+            changed = {name: tensor + 1.0 for name, tensor in tensors.items()}
+        else:
+            changed = [tensor + 1.0 for tensor in tensors]
+        assert not torch.allclose(before, family.call(changed, x))
+
+
+def test_predicted_parameters_leave_normalisation_out() -> None:
+    names = list(predicted(WORKLOADS["W6"].primary()))
+    assert names
+    assert not any("norm" in name for name in names)
+    assert set(predicted(lenet(8))) == {name for name, _ in lenet(8).named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["plain/fused", "ours/fused", "functional-call/fused"])
+@pytest.mark.parametrize("workload", ["smoke", "bind"])
+def test_a_prepared_step_runs(name: str, workload: str) -> None:
+    step = prepare(SUBJECTS[name], WORKLOADS[workload], torch.device("cpu"))
+    assert torch.isfinite(step(0)).all()
+    assert torch.isfinite(step(1)).all()
+
+
+def test_data_and_gammas_are_the_same_for_every_subject() -> None:
+    for workload in WORKLOADS.values():
+        if workload.name == "W6":
+            continue  # large
+        first, second = (workload.data(torch.device("cpu")) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        assert torch.equal(workload.gamma(7), workload.gamma(7))
+        assert workload.gamma(7).shape == ((workload.gammas,) if workload.gammas > 1 else ())
+
+
+@pytest.mark.parametrize(("name", "weights"), [("W1", 32_018), ("W2", 629_398), ("W3", 195_266)])
+def test_the_head_has_128_weights_for_every_one_of_the_primary(name: str, weights: int) -> None:
+    assert run.head_entries(WORKLOADS[name]) == 128 * weights
+
+
+def test_the_floor_moves_seven_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = prepare_floor(1000, torch.device("cpu"))
+    assert float(step(0)) == 1000.0  # one array read; the three that are written are not changed
+    assert float(step(1)) == 1000.0
+    assert PASSES == 7
+    monkeypatch.setattr(floor, "LIMIT", 300)  # in parts, where the head is large
+    assert float(prepare_floor(1000, torch.device("cpu"))(0)) == 1000.0
+    assert floor.floor_bytes(1000) == 3 * 4 * 300
+
+
+# --- who takes part ---------------------------------------------------------
+
+
+def test_every_family_of_a_subject_exists_and_peers_have_a_version() -> None:
+    assert {subject.family for subject in SUBJECTS.values()} == set(FAMILIES)
+    assert all("==" in requirement for requirement in subjects.PEERS.values())
+
+
+def test_subjects_are_chosen_by_family_or_by_name() -> None:
+    names = [subject.name for subject in choose(SMOKE, ["hyperlight"])]
+    assert names == ["hyperlight/adam", "hyperlight/fused"]
+    assert [s.name for s in choose(SMOKE, ["torchhyper/adam", "functional-call"])] == [
+        "functional-call/fused",
+        "torchhyper/adam",
+    ]
+    assert [s.name for s in choose(WORKLOADS["bind"], ["ours"])] == ["ours/fused"]
+    with pytest.raises(ValueError, match="--subject was 'nobody'; expected some of .*hypnettorch"):
+        choose(SMOKE, ["nobody"])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_our_optimizers_take_part_once_they_are_there(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subjects, "has_factored", lambda: there)
+    names = {subject.name for subject in choose(SMOKE)}
+    assert names == {n for n in USUAL if there or "/hl-" not in n}
+    assert ("ours/hl-adam-eager" in names) is there
+
+
+def test_another_hyperlight_than_the_release_is_refused() -> None:
+    with pytest.raises(ImportError, match=r"hyperlight 0\.0\.5 is needed here; found "):
+        FAMILIES["hyperlight"](lenet(8))
+
+
+def test_a_peer_does_not_see_the_sources_of_this_project() -> None:
+    source = str(environments.ROOT / "src")
+    assert source in environments.variables(None)["PYTHONPATH"]
+    assert source not in environments.variables("hyperlight==0.0.5")["PYTHONPATH"]
+    assert environments.interpreter(None) == Path(sys.executable)
+
+
+# --- the run ----------------------------------------------------------------
+
+QUICK = Settings(rounds=2, seconds=1e-6, threads=1, patience=120.0)
+
+
+def test_a_subject_that_fails_is_reported_and_does_not_stop_the_others() -> None:
+    chosen = [SUBJECTS["torchhyper/fused"], SUBJECTS["functional-call/fused"]]
+    pythons = {subject.name: Path(sys.executable) for subject in chosen}
+    said: list[str] = []
+    found = {r.subject: r for r in measure(SMOKE, chosen, QUICK, pythons=pythons, say=said.append)}
+    assert list(found) == ["plain/fused", "floor", "torchhyper/fused", "functional-call/fused"]
+    failed = found.pop("torchhyper/fused")
+    assert failed.error is not None
+    assert "No module named 'torchhyper'" in failed.error
+    assert not failed.seconds
+    assert any("No module named 'torchhyper'" in line for line in said)
+    for row in found.values():
+        assert row.error is None
+        assert len(row.seconds) == len(row.plain) == 2
+        assert all(seconds > 0.0 for seconds in row.seconds)
+        assert row.plain == found["plain/fused"].seconds
+    assert all(
+        both > plain
+        for both, plain in zip(found["floor"].seconds, found["floor"].plain, strict=True)
+    )
+    if peak_memory(torch.device("cpu")) is not None:
+        assert all(row.peak >= row.base > 2**20 for row in found.values())  # type: ignore[operator]
+
+
+def test_a_subject_that_says_nothing_is_given_up() -> None:
+    settings = Settings(rounds=1, seconds=1e-6, threads=1, patience=0.01)
+    (plain, *_) = measure(SMOKE, [], settings)
+    assert plain.error == "no answer for 0.01 seconds"
+
+
+def test_what_cannot_fit_is_skipped_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_free", lambda _: 16 * 2**30)
+    measured: list[str] = []
+
+    def note(workload: object, rows: list[Measured], *_: object) -> None:
+        measured.extend(row.subject for row in rows)
+
+    monkeypatch.setattr(run, "_measure_group", note)
+    chosen = [SUBJECTS["ours/adam"], SUBJECTS["ours-rank8/fused"]]
+    rows = {row.subject: row for row in measure(WORKLOADS["W6"], chosen, QUICK)}
+    error = rows["ours/adam"].error or ""
+    assert error.startswith("skipped: needs about 3")
+    assert "GiB of memory; " in error
+    assert error.endswith("GiB can be had")
+    assert measured == ["plain/fused", "floor", "ours-rank8/fused"]
+
+
+def test_subjects_run_in_groups_that_fit() -> None:
+    needs = {"a": 3, "b": 4, "c": 5, "d": 1}
+    assert run._groups(needs, 20) == [["a", "b", "c", "d"]]
+    assert run._groups(needs, 8) == [["a", "b"], ["c", "d"]]
+    assert run._groups({}, 8) == []
+
+
+# --- the report -------------------------------------------------------------
+
+
+def _rows() -> list[Measured]:
+    plain = [1.0, 2.0, 4.0]
+
+    def row(name: str, title: str, *multiples: float) -> Measured:
+        seconds = [m * p for m, p in zip(multiples, plain, strict=True)]
+        return Measured("W1", name, title, seconds, list(plain), 50_000_000, 20_000_000)
+
+    return [
+        row("plain/fused", "plain", 1.0, 1.0, 1.0),
+        row("floor", "floor", 1.1, 1.1, 1.1),
+        row("ours/fused", "ours", 1.4, 1.5, 1.6),
+        row("hyperlight/adam", "release", 9.0, 3.0, 3.5),
+        Measured("W1", "torchhyper/adam", "broken", error="ended with status 1: why"),
+    ]
+
+
+def test_a_ratio_is_that_of_the_same_round() -> None:
+    ratio = report.multiples(_rows()[3])
+    assert ratio is not None
+    assert (ratio.median, ratio.low, ratio.high) == (3.5, 3.0, 9.0)
+    assert str(ratio) == "3.50 (3.00 to 9.00)"
+
+
+def test_overhead_is_what_comes_on_top_of_plain() -> None:
+    plain, lowest, ours, release, broken = _rows()
+    assert report.overhead(ours, release) == pytest.approx(0.5 / 2.5)
+    assert report.overhead(lowest, ours) == pytest.approx(0.1 / 0.5)
+    assert report.overhead(ours, plain) is None
+    assert report.overhead(broken, ours) is None
+
+
+def test_the_fastest_turns_are_compared_with_each_other() -> None:
+    rows = _rows()
+    assert report.fastest(rows[3]) == pytest.approx(6.0 / 1.0)  # not of the same round
+    assert report.fastest(rows[0]) == 1.0
+    assert report.fastest(rows[4]) is None
+
+
+def _text(table: object) -> str:
+    buffer = io.StringIO()
+    Console(file=buffer, width=160).print(table)
+    return buffer.getvalue()
+
+
+def test_the_table_shows_ratios_memory_and_errors() -> None:
+    text = _text(report.table("W1: all of them", _rows()))
+    (ours,) = [line for line in text.splitlines() if "ours" in line]
+    assert "1.50 (1.40 to 1.60)" in ours
+    assert "3000.00 (1400.00 to 6400.00)" in ours
+    assert [cell.strip() for cell in ours.split("│")[4:7]] == ["1.40", "50", "30"]
+    assert "no numbers: ended with status 1: why" in text
+
+
+def test_peers_are_rows_and_ours_are_columns() -> None:
+    made = report.peer_table("against", _rows())
+    assert made is not None
+    text = _text(made)
+    (release,) = [line for line in text.splitlines() if "release" in line]
+    assert "0.43; 0.20" in release  # 1.5 / 3.5, and 0.5 / 2.5
+    assert "0.31; 0.04" in release  # the floor's
+    assert "broken" not in text
+    assert report.peer_table("nobody", _rows()[:3]) is None
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    report.write(tmp_path, _rows(), "python -m benchmarks --workload W1")
+    lines = list(csv.DictReader((tmp_path / "timings.csv").read_text().splitlines()))
+    assert len(lines) == 4 * 3 + 1
+    assert [float(line["seconds"]) for line in lines if line["subject"] == "ours/fused"] == [
+        pytest.approx(s) for s in (1.4, 3.0, 6.4)
+    ]
+    assert lines[-1]["error"] == "ended with status 1: why"
+    origin = json.loads((tmp_path / "provenance.json").read_text())
+    assert origin["command"] == "python -m benchmarks --workload W1"
+    assert origin["torch"] == str(torch.__version__)
+    assert origin["hypnettorch"] == "0.0.4"
+    text = (tmp_path / "ratios.svg").read_text()
+    assert text.startswith("<svg")
+    assert "release" in text or "<use" in text  # labels may be drawn as shapes
+    assert str(Path.home()) not in json.dumps(origin)
+
+
+def test_wrong_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["--workload", "W9"], "--workload was 'W9'; expected some of W1, W2"),
+        (["--rounds", "0"], "--rounds and --threads take whole numbers from 1"),
+        (["--workload", "smoke", "--subject", "nobody"], "--subject was 'nobody'"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert said in capsys.readouterr().err
+
+
+# --- time to 95 % -----------------------------------------------------------
+
+
+def _images() -> dict[str, torch.Tensor]:
+    return {
+        f"{part}_{kind}": values
+        for part in ("train", "test")
+        for kind, values in (
+            ("images", torch.rand(64, 1, 28, 28)),
+            ("labels", torch.zeros(64, dtype=torch.int64)),
+        )
+    }
+
+
+def test_ours_reaches_what_is_easy() -> None:
+    found = mnist.work("ours", _images(), 0, target=0.95, steps=200)
+    assert found["accuracy"] >= 0.95
+    assert found["steps"] % mnist.EVALUATE_EVERY == 0
+    assert math.isfinite(found["seconds"])
+
+
+def test_one_that_gives_up_counts_as_infinitely_long() -> None:
+    found = mnist.work("ours", _images(), 0, target=1.01, steps=mnist.EVALUATE_EVERY)
+    assert found["seconds"] == found["steps"] == math.inf
+    assert mnist.middle([3.0, math.inf, 1.0]) == 3.0
+    assert mnist.middle([math.inf, math.inf, 1.0]) == math.inf

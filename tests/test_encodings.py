@@ -1,0 +1,95 @@
+"""Encodings: constant norm, whatever the inputs and their number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hyperlight as hl
+
+unit = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40)
+
+
+@given(unit)
+def test_the_whole_vector_has_norm_one(values: list[float]) -> None:
+    u = torch.tensor(values, dtype=torch.float64)
+    encoded = hl.CosSin()(u)
+    assert encoded.shape == (2 * len(values),)
+    assert encoded.norm().item() == pytest.approx(1.0, abs=1e-12)
+
+
+@given(unit)
+def test_per_input_every_pair_has_norm_one(values: list[float]) -> None:
+    u = torch.tensor(values, dtype=torch.float64)
+    encoded = hl.CosSin(per_input=True)(u)
+    pairs = encoded.reshape(2, len(values))
+    assert torch.allclose(pairs.norm(dim=0), torch.ones(len(values), dtype=torch.float64))
+    assert encoded.norm().item() == pytest.approx(math.sqrt(len(values)), rel=1e-12)
+
+
+@given(st.floats(0.0, 1.0))
+def test_the_encoding_is_the_papers(u: float) -> None:
+    expected = torch.tensor([math.cos(u * math.pi / 2), math.sin(u * math.pi / 2)])
+    for encoding in (hl.CosSin(), hl.CosSin(per_input=True)):
+        assert torch.allclose(encoding(torch.tensor([u])), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spaces",
+    [
+        {"a": hl.Uniform(-3.0, 4.0)},
+        {"a": hl.LogUniform(1e-5, 1.0), "b": hl.Normal(7), "c": hl.Uniform(0.0, 1.0, (2, 2))},
+        {"a": hl.Vector(32, loc=1.0), "b": hl.Normal()},
+    ],
+)
+@pytest.mark.parametrize("per_input", [False, True])
+def test_the_norm_is_constant_over_every_space_and_over_inputs_together(
+    spaces: dict[str, hl.Input], per_input: bool
+) -> None:
+    net = hl.HyperNet(spaces, {"w": (2,)}, encoding=hl.CosSin(per_input), dtype=torch.float64)
+    norms = net.encode(**net.sample((500,))).norm(dim=-1)
+    size = sum(space.numel for space in spaces.values())
+    expected = math.sqrt(size) if per_input else 1.0
+    assert torch.allclose(norms, torch.full_like(norms, expected))
+
+
+def test_no_encoding_is_the_raw_values_and_as_many_zeros() -> None:
+    net = hl.HyperNet({"a": hl.Uniform(0.0, 10.0), "b": hl.Normal(2)}, {"w": (2,)}, encoding=None)
+    encoded = net.encode(a=7.0, b=torch.tensor([-1.0, 2.0]))
+    assert encoded.tolist() == [7.0, -1.0, 2.0, 0.0, 0.0, 0.0]
+
+
+class Squares(hl.Encoding):
+    def output_size(self, inputs: int) -> int:
+        return inputs
+
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        return u**2
+
+
+@pytest.mark.parametrize("encoding", [Squares(), nn.Linear(2, 5), nn.Identity()])
+def test_any_module_can_be_an_encoding_and_is_given_normalized_inputs(encoding: nn.Module) -> None:
+    net = hl.HyperNet({"a": hl.Uniform(0.0, 10.0, 2)}, {"w": (2,)}, encoding=encoding)
+    a = torch.tensor([5.0, 10.0])
+    assert torch.equal(net.encode(a=a), net.encoding(torch.tensor([0.5, 1.0])))
+    assert net(a=a)["w"].shape == (2,)
+
+
+def test_what_is_no_encoding_is_refused() -> None:
+    with pytest.raises(hl.ConfigurationError, match="expected a module such as CosSin"):
+        hl.HyperNet({"a": hl.Normal()}, {"w": (2,)}, encoding=hl.CosSin)
+
+
+class Sum(nn.Module):
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
+        return u.sum()
+
+
+def test_a_module_that_does_not_encode_is_refused() -> None:
+    with pytest.raises(hl.ConfigurationError, match=r"gave \(\) for an input of shape \(1, 2\)"):
+        hl.HyperNet({"a": hl.Normal(2)}, {"w": (2,)}, encoding=Sum())

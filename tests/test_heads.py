@@ -1,0 +1,268 @@
+"""Heads: what they predict, their spread under every initialisation, and mixtures of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hyperlight as hl
+from hyperlight.heads import Factors
+from tests.reference.twins import predict_chunked, predict_dense, predict_low_rank
+
+SHAPES = {
+    "conv.weight": (6, 4, 3, 3),
+    "conv.bias": (6,),
+    "odd name.w": (20, 30),
+    "gain": (),
+    "tail": (2, 2),
+}
+HEADS = {
+    "dense": hl.Dense,
+    "low rank": lambda: hl.LowRank(2),
+    "chunked": lambda: hl.Chunked(50),
+    "one chunk": lambda: hl.Chunked(10_000),
+    "chunks of one": lambda: hl.Chunked(1),
+    "mixed": lambda: {"odd*": hl.LowRank(3), "conv.*": hl.Chunked(64), "*": hl.Dense()},
+}
+TWINS = {hl.Dense: predict_dense, hl.LowRank: predict_low_rank, hl.Chunked: predict_chunked}
+
+heads = pytest.mark.parametrize("make", HEADS.values(), ids=HEADS.keys())
+
+
+def _net(make: object, **options: object) -> hl.HyperNet:
+    torch.manual_seed(0)
+    options = {"inputs": {"z": hl.Normal(3)}, "shapes": SHAPES, "hidden": (8, 12), **options}
+    return hl.HyperNet(head=make(), dtype=torch.float64, **options)
+
+
+def _parts(head: hl.Head) -> list[hl.Head]:
+    return head.heads() if hasattr(head, "heads") else [head]
+
+
+@heads
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 3)])
+def test_a_head_equals_its_twin(make: object, batch: tuple[int, ...]) -> None:
+    net = _net(make)
+    z = torch.randn(*batch, 3, dtype=torch.float64)
+    features = net.features(z=z)
+    predicted = net(z=z)
+    assert list(predicted) == list(SHAPES)
+    for part in _parts(net.head):
+        for at in itertools.product(*(range(n) for n in batch)):
+            for name, tensor in TWINS[type(part)](part, features[at]).items():
+                assert tensor.shape == SHAPES[name]
+                torch.testing.assert_close(predicted[name][at], tensor, rtol=1e-12, atol=1e-14)
+
+
+@heads
+def test_the_flat_vector_holds_the_tensors_one_behind_another(make: object) -> None:
+    net = _net(make)
+    features = torch.randn(2, 12, dtype=torch.float64)
+    flat = net.head(features)
+    expected = torch.cat([t.reshape(2, -1) for t in net.head.predict(features).values()], dim=1)
+    assert flat.shape == (2, sum(math.prod(shape) for shape in SHAPES.values()))
+    assert torch.equal(flat, expected)
+
+
+@heads
+def test_factored_predictions_multiply_to_the_predictions(make: object) -> None:
+    net = _net(make)
+    z = torch.randn(2, 3, dtype=torch.float64)
+    factored = net.factored(z=z)
+    assert list(factored) == list(SHAPES)
+    for name, tensor in net(z=z).items():
+        part = factored[name]
+        torch.testing.assert_close(part.dense() if isinstance(part, Factors) else part, tensor)
+
+
+def test_low_rank_factors_matrices_where_that_is_smaller() -> None:
+    net = _net(lambda: hl.LowRank(2))
+    kinds = {name: type(part) for name, part in net.factored(z=torch.zeros(3)).items()}
+    assert {name for name, kind in kinds.items() if kind is Factors} == {
+        "conv.weight",
+        "odd name.w",
+    }
+    assert torch.linalg.matrix_rank(net(z=torch.randn(3))["odd name.w"]) == 2
+    assert net.head.parameter_count("odd name.w") == 12 * 2 * (20 + 30)
+    assert net.head.parameter_count("tail") == 12 * 4
+
+
+def test_chunked_has_few_parameters() -> None:
+    shapes = {"w": (1000, 1000)}
+    net = hl.HyperNet({"z": hl.Normal()}, shapes, head=hl.Chunked(1000), hidden=(4, 32))
+    assert sum(p.numel() for p in net.head.parameters()) == 2 * 1000 * 32 + 1
+    assert net.head.parameter_count("w") is None
+
+
+@heads
+@pytest.mark.parametrize("init", ["fan_out", "hyperfan_in", "hyperfan_out", "relative"])
+def test_the_spread_is_that_of_the_initialisation(make: object, init: str) -> None:
+    shapes = {"a.weight": (64, 40), "a.bias": (400,), "b.weight": (50, 20, 3)}
+    targets = {"a.weight": 0.5, "a.bias": 2.0, "b.weight": 0.01}
+    made = hl.Relative(0.1, targets) if init == "relative" else init
+    means = {name: [] for name in shapes}
+    for seed in range(8):
+        head = make()
+        if isinstance(head, dict):
+            head = {"a.weight": hl.LowRank(3), "b.*": hl.Chunked(64), "*": hl.Dense()}
+        net = hl.HyperNet(
+            {"z": hl.Normal(16)},
+            shapes,
+            hidden=(64, 256),
+            head=head,
+            init=made,
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        z = torch.randn(64, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        for name, tensor in net(z=z).items():
+            means[name].append(tensor.detach().square().mean())
+    expected = {
+        "fan_out": {"a.weight": 2560**-0.5, "a.bias": 400**-0.5, "b.weight": 3000**-0.5},
+        "hyperfan_in": {"a.weight": 40**-0.5, "a.bias": 0.5**0.5, "b.weight": 60**-0.5},
+        "hyperfan_out": {
+            "a.weight": 64**-0.5,
+            "a.bias": math.sqrt(1 - 1 / 400),
+            "b.weight": 150**-0.5,
+        },
+        "relative": {name: 0.1 * scale for name, scale in targets.items()},
+    }[init]
+    for name, squares in means.items():
+        found = float(torch.stack(squares).mean().sqrt())
+        assert found == pytest.approx(expected[name], rel=0.1), name
+
+
+@heads
+def test_zero_predicts_nothing_and_still_learns(make: object) -> None:
+    net = _net(make, init="zero")
+    z = torch.randn(5, 3, dtype=torch.float64)
+    assert all(not tensor.any() for tensor in net(z=z).values())
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    torch.manual_seed(1)
+    goal = {name: torch.randn(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+
+    def step() -> float:
+        loss = sum((net(z=z)[name] - goal[name]).square().sum() for name in SHAPES)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    first = step()
+    # LowRank(2) cannot become any matrix, but each tensor must leave zero.
+    for _ in range(60):
+        last = step()
+    assert last < 0.9 * first
+    assert all(tensor.abs().max() > 1e-3 for tensor in net(z=z).values())
+
+
+@heads
+def test_a_tensor_that_starts_unchanged_among_others_learns_as_well(make: object) -> None:
+    net = _net(make, init=lambda name, shape: 0.0 if name == "gain" else 0.1)
+    z = torch.randn(5, 3, dtype=torch.float64)
+    before = net(z=z)
+    assert not before["gain"].any()
+    assert before["tail"].all()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum((t - 1.0).square().sum() for t in net(z=z).values()).backward()
+        optimizer.step()
+    assert net(z=z)["gain"].abs().min() > 1e-4
+
+
+@heads
+def test_equal_generators_give_equal_parameters(make: object) -> None:
+    states = []
+    for _ in range(2):
+        net = _net(make, generator=torch.Generator().manual_seed(7), init="hyperfan_in")
+        states.append(net.state_dict())
+        torch.rand(3)  # what the global generator has done must not matter
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_mixture_takes_the_first_match() -> None:
+    head = _net(lambda: {"conv.*": hl.LowRank(2), "*": hl.Dense()}).head
+    assert type(head.head_of("conv.bias")) is hl.LowRank
+    assert type(head.head_of("gain")) is hl.Dense
+    assert list(head.heads()[0].shapes) == ["conv.weight", "conv.bias"]
+
+
+def test_a_mixture_through_hypernetize() -> None:
+    primary = nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 3))
+    model = hl.hypernetize(
+        primary,
+        inputs={"z": hl.Normal(2)},
+        head={"0.weight": hl.LowRank(4), "*": hl.Dense()},
+    )
+    assert model(torch.randn(5, 40), z=torch.zeros(2)).shape == (5, 3)
+    dense = (50 + 50 * 3 + 3) * 128
+    assert sum(p.numel() for p in model.hypernet.head.parameters()) == dense + 128 * 4 * 90
+
+
+class Scaled(hl.Head):
+    """One learned number per tensor, times the mean of the features: the smallest head."""
+
+    def make(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.gain = nn.Parameter(torch.empty(len(self.shapes), dtype=dtype, device=device))
+
+    @torch.no_grad()
+    def reset_parameters(
+        self, init: hl.Initialization, generator: torch.Generator | None = None
+    ) -> None:
+        for gain, (name, shape) in zip(self.gain, self.shapes.items(), strict=True):
+            gain.fill_(init.std(name, shape))
+
+    def forward(self, features: Tensor) -> Tensor:
+        sizes = torch.tensor([shape.numel() for shape in self.shapes.values()])
+        return features.mean(-1, keepdim=True) * self.gain.repeat_interleave(sizes)
+
+
+def test_a_head_of_ones_own_is_one_small_class() -> None:
+    model = hl.hypernetize(nn.Linear(3, 2), inputs={"z": hl.Normal()}, head=Scaled())
+    theta = model.predict(z=0.3)
+    change = theta["weight"] - model.primary.weight
+    assert torch.allclose(change, change[0, 0].expand(2, 3))
+    theta["weight"].sum().backward()
+    assert model.hypernet.head.gain.grad[0] != 0
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: hl.LowRank(0), "LowRank(rank=0): expected a positive integer"),
+        (lambda: hl.Chunked(0.5), "Chunked(size=0.5): expected a positive integer"),
+        (lambda: _net(lambda: hl.Dense), "expected a Head such as Dense() (with the brackets)"),
+        (lambda: _net(dict), "head was an empty mapping"),
+        (lambda: _net(lambda: {"*": hl.Dense}), "expected a glob over names and a head"),
+        (
+            lambda: _net(lambda: {"conv.*": hl.Dense()}),
+            "No pattern of head={...} matches 'odd name.w'; the patterns are 'conv.*'. Add '*'",
+        ),
+        (
+            lambda: _net(lambda: {"*": hl.Dense(), "conv.*": hl.LowRank()}),
+            "The pattern 'conv.*' of head={...} gets none of the predicted tensors",
+        ),
+        (
+            lambda: _net(lambda: {"convx": hl.Dense(), "*": hl.LowRank()}),
+            "'convx' of head={...} gets none",
+        ),
+        (
+            lambda: _net(Scaled, init="hyperfan_in"),
+            "init=HyperFanIn sets the spread that is measured over the inputs, which the head "
+            "Scaled cannot be scaled to",
+        ),
+        (
+            lambda: _net(hl.Dense).head.build(3, {}, dtype=None, device=None),
+            "This Dense head is built already",
+        ),
+    ],
+)
+def test_heads_that_cannot_be_are_refused(make: object, words: str) -> None:
+    with pytest.raises(hl.ConfigurationError) as error:
+        make()
+    assert words in str(error.value)

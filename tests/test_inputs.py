@@ -1,0 +1,352 @@
+"""Inputs: normalisation by section 4 of the paper, draws, and values outside the space."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hyperlight as hl
+
+SPACES = [
+    hl.Uniform(-2.0, 0.5),
+    hl.Uniform(0.0, 1.0, shape=(2, 3)),
+    hl.LogUniform(1e-4, 1.0),
+    hl.LogUniform(0.5, 1e3, shape=4),
+    hl.Normal(3, loc=1.0, scale=2.0),
+    hl.Normal(),
+    hl.Vector(5, scale=0.1),
+    hl.Uniform(-1.0, 3.0, endpoints=0.3),
+]
+
+finite = st.floats(-1e3, 1e3)
+
+
+@given(low=finite, width=st.floats(1e-3, 1e3), p=st.floats(0.0, 1.0))
+def test_uniform_is_min_max_scaling(low: float, width: float, p: float) -> None:
+    value = torch.tensor(low + p * width, dtype=torch.float64)
+    expected = (float(value) - low) / ((low + width) - low)
+    assert hl.Uniform(low, low + width).normalize(value).item() == pytest.approx(expected, abs=1e-9)
+
+
+@given(low=st.floats(1e-8, 1.0), factor=st.floats(1.5, 1e6), p=st.floats(0.0, 1.0))
+def test_log_uniform_is_min_max_scaling_of_the_logarithm(
+    low: float, factor: float, p: float
+) -> None:
+    value = torch.tensor(low * factor**p, dtype=torch.float64)
+    normalized = hl.LogUniform(low, low * factor).normalize(value).item()
+    assert normalized == pytest.approx(p, abs=1e-9)
+
+
+@given(loc=finite, scale=st.floats(1e-2, 1e2), z=st.floats(-20, 20))
+def test_unbounded_inputs_go_through_the_logistic_function(
+    loc: float, scale: float, z: float
+) -> None:
+    value = torch.tensor(loc + scale * z, dtype=torch.float64)
+    expected = 1.0 / (1.0 + math.exp(-(float(value) - loc) / scale))
+    for space in (hl.Normal(loc=loc, scale=scale), hl.Vector(1, loc=loc, scale=scale)):
+        assert space.normalize(value).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_draws_have_the_shape_lie_inside_and_normalize_to_the_unit_interval(
+    space: hl.Input, dtype: torch.dtype
+) -> None:
+    value = space.sample((50, 2), dtype=dtype)
+    assert value.shape == (50, 2, *space.event_shape)
+    assert value.dtype == dtype
+    space.check_values("x", value)
+    normalized = space.normalize(value)
+    slack = 8 * torch.finfo(dtype).eps
+    assert normalized.min() >= -slack
+    assert normalized.max() <= 1 + slack
+    assert normalized.double().std() > 0.05
+
+
+@pytest.mark.parametrize("space", SPACES, ids=repr)
+def test_draws_follow_the_distribution_and_the_generator(space: hl.Input) -> None:
+    def draw(dtype: torch.dtype) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return space.sample((20_000,), generator=generator, dtype=dtype)
+
+    values = draw(torch.float64)
+    assert torch.equal(values, draw(torch.float64))
+    assert torch.equal(values.float(), draw(torch.float32))
+    for p in (0.1, 0.5, 0.9) if not getattr(space, "endpoints", 0.0) else ():
+        at = space.quantile(torch.tensor(p, dtype=torch.float64))
+        share = (values <= at).double().mean().item()
+        # 5 standard errors of a share of at least 20,000 independent draws
+        assert share == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / 20_000))
+
+
+@pytest.mark.parametrize("space", SPACES, ids=repr)
+def test_a_grid_is_sorted_inside_and_spreads_over_the_space(space: hl.Input) -> None:
+    grid = space.grid(7)
+    assert grid.shape == (7, *space.event_shape)
+    space.check_values("x", grid)
+    assert (grid.diff(dim=0) > 0).all()
+    low, high = space.support
+    if math.isfinite(low):
+        assert torch.allclose(grid[0], torch.full_like(grid[0], low))
+        assert torch.allclose(grid[-1], torch.full_like(grid[-1], high))
+
+
+def test_the_ends_of_a_space_are_inside_it_in_every_dtype() -> None:
+    space = hl.LogUniform(1e-4, 0.3)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        space.check_values("x", torch.tensor([1e-4, 0.3], dtype=dtype))
+    with pytest.raises(hl.InputError):
+        space.check_values("x", torch.tensor([1e-4 * (1 - 1e-5)]))
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "words"),
+    [
+        (hl.Uniform(0.0, 0.5), 0.7, ["'scale'", "0.7", "[0, 0.5]", "wider space"]),
+        (hl.Uniform(0.0, 0.5), torch.tensor(0.7), ["'scale'", "0.7", "[0, 0.5]", "wider space"]),
+        (hl.Uniform(0.0, 0.5), torch.tensor(-0.1), ["-0.1", "[0, 0.5]"]),
+        (hl.Uniform(0.0, 0.5), float("nan"), ["nan", "became NaN"]),
+        (hl.Uniform(0.0, 0.5), torch.tensor(float("nan")), ["NaN", "became NaN"]),
+        (hl.LogUniform(1e-4, 1.0), 0.0, ["0.0", "[0.0001, 1]"]),
+        (hl.Normal(), float("inf"), ["inf", "finite values"]),
+        (hl.Normal(2), torch.tensor([0.0, float("inf")]), ["inf", "finite values"]),
+        (hl.Normal(2), torch.tensor([0.0, float("nan")]), ["NaN", "became NaN"]),
+        (
+            hl.Uniform(0.0, 1.0, 2),
+            torch.tensor([-1.0, 3.0]),
+            ["values from -1 to 3", "[0, 1]", "Uniform(low=0.0, high=1.0, shape=(2,))"],
+        ),
+    ],
+)
+def test_values_outside_the_space_are_named_with_the_fix(
+    space: hl.Input, value: object, words: list[str]
+) -> None:
+    net = hl.HyperNet({"scale": space}, {"w": (2,)})
+    with pytest.raises(hl.InputError) as error:
+        net(scale=value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: hl.Uniform(1.0, 1.0), "low < high"),
+        (lambda: hl.Uniform(0.0, float("inf")), "high was inf; expected a finite number"),
+        (
+            lambda: hl.LogUniform(0.0, 1.0),
+            "0 < low < high. For a space that holds zero use Uniform",
+        ),
+        (lambda: hl.Normal(scale=0.0), "scale above zero"),
+        (lambda: hl.Normal(-1), "expected a positive integer or a tuple"),
+        (lambda: hl.Normal((2, 0)), "expected a positive integer or a tuple"),
+        (lambda: hl.Vector(()), "use Normal() for a scalar"),
+        (lambda: hl.Uniform("0", 1.0), "low was '0'; expected a finite number"),
+        (lambda: hl.Uniform(0.0, 1.0, endpoints=1.5), "endpoints=1.5): expected a share"),
+        (lambda: hl.Simplex(1), "Simplex(size=1): expected the number of weights, 2 or more"),
+        (lambda: hl.Simplex(3, alpha=0.0), "expected alpha above zero"),
+        (lambda: hl.Categorical(0), "Categorical(n=0): expected an integer, 1 or more"),
+        (lambda: hl.Categorical(2.0), "Categorical(n=2.0): expected an integer, 1 or more"),
+        (lambda: hl.Categorical(3, features=1), "(features=1): expected an integer, 2 or more"),
+    ],
+)
+def test_spaces_that_make_no_sense_are_refused(make: object, words: str) -> None:
+    with pytest.raises(hl.ConfigurationError) as error:
+        make()
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_to_float32_is_no_reason_to_refuse(dtype: torch.dtype) -> None:
+    inputs = {"g": hl.LogUniform(1e-4, 1.0), "ray": hl.Simplex(3)}
+    net = hl.HyperNet(inputs, {"w": (2,)}, dtype=dtype)
+    ray = [0.9, 0.05, 0.05]
+    expected = net(g=1e-4, ray=ray)["w"]
+    for as_is in (np.float32, np.float64):
+        given = net(g=np.array(1e-4, as_is), ray=np.array(ray, as_is))["w"]
+        torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
+    cast = {"g": torch.tensor(1e-4).double(), "ray": torch.tensor(ray).double()}
+    torch.testing.assert_close(net(**cast)["w"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_in_a_list_keep_their_precision() -> None:
+    net = hl.HyperNet({"x": hl.Uniform(0.0, 1.0, 2)}, {"w": (2,)}, dtype=torch.float64)
+    exact = torch.tensor([0.1, 0.7], dtype=torch.float64)
+    assert torch.equal(net(x=[0.1, 0.7])["w"], net(x=exact)["w"])
+
+
+def test_a_tiny_end_that_half_precision_rounds_to_zero() -> None:
+    space = hl.Uniform(1e-9, 1.0)
+    space.check_values("x", torch.tensor(space.low, dtype=torch.float16))
+    with pytest.raises(hl.InputError):
+        hl.LogUniform(1e-9, 1.0).check_values("x", torch.tensor(1e-9, dtype=torch.float16))
+
+
+def test_a_grid_of_one_point_is_refused() -> None:
+    with pytest.raises(hl.InputError, match="expected at least 2"):
+        hl.Uniform(0.0, 1.0).grid(1)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=repr)
+def test_unstandardize_is_the_inverse(space: hl.Input) -> None:
+    value = space.sample((100,), dtype=torch.float64)
+    coordinate = space.standardize(value)
+    torch.testing.assert_close(space.unstandardize(coordinate), value)
+    if space.bounded:
+        assert coordinate.min() >= 0
+        assert coordinate.max() <= 1
+
+
+# --- oversampled ends -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", [hl.Uniform(-1.0, 2.0, 2, 0.4), hl.LogUniform(0.1, 10.0, 2, 0.4)])
+def test_a_share_of_the_draws_are_ends(space: hl.Input) -> None:
+    values = space.sample((20_000,), generator=torch.Generator().manual_seed(0))
+    low, high = (torch.tensor(end) for end in space.support)
+    at_low, at_high = (torch.isclose(values, end).double().mean().item() for end in (low, high))
+    room = 5 * math.sqrt(0.2 * 0.8 / 40_000)
+    assert at_low == pytest.approx(0.2, abs=room)
+    assert at_high == pytest.approx(0.2, abs=room)
+    inner = space.normalize(values)
+    inner = inner[(inner > 1e-6) & (inner < 1 - 1e-6)]
+    assert inner.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_without_endpoints_draws_are_what_they_were() -> None:
+    def draw(endpoints: float) -> torch.Tensor:
+        space = hl.Uniform(0.0, 1.0, endpoints=endpoints)
+        return space.sample((9,), generator=torch.Generator().manual_seed(0))
+
+    assert torch.equal(draw(1.0), draw(0.0).round())
+    assert repr(hl.Uniform(0.0, 1.0)) == "Uniform(low=0.0, high=1.0, shape=())"
+    assert "endpoints=0.5" in repr(hl.LogUniform(0.1, 1.0, endpoints=0.5))
+
+
+# --- Simplex --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rays_lie_on_the_simplex_and_follow_the_dirichlet(alpha: float, dtype: torch.dtype) -> None:
+    space = hl.Simplex(4, alpha)
+    rays = space.sample((20_000,), generator=torch.Generator().manual_seed(0), dtype=dtype)
+    assert rays.shape == (20_000, 4)
+    assert rays.dtype == dtype
+    space.check_values("ray", rays)
+    assert rays.double().mean(0).tolist() == pytest.approx([0.25] * 4, abs=0.02)
+    variance = 0.25 * 0.75 / (4 * alpha + 1)  # of a Dirichlet's entry
+    assert rays.double().var(0).tolist() == pytest.approx([variance] * 4, rel=0.1)
+
+
+def test_independent_quantiles_are_uniform_on_the_simplex() -> None:
+    space = hl.Simplex(3)
+    assert torch.allclose(space.quantile(torch.full((3,), 0.5)), torch.full((3,), 1 / 3))
+    rays = space.quantile(torch.rand(20_000, 3, dtype=torch.float64))
+    assert rays.var(0).tolist() == pytest.approx([2 / 36] * 3, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ray", "words"),
+    [
+        (torch.tensor([0.5, 0.4, 0.0]), ["sum to 0.9", "a sum of 1", "Divide it by its sum"]),
+        (torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.1]]), ["sum to 1.1"]),
+        (torch.tensor([1.5, -0.5, 0.0]), ["values from -0.5 to 1.5", "[0, 1]"]),
+        (torch.tensor([0.5, math.nan, 0.5]), ["NaN"]),
+        (torch.tensor([0.5, 0.5]), ["shape (2,); expected (3,)"]),
+        (0.5, ["the number 0.5"]),
+    ],
+)
+def test_rays_off_the_simplex_are_refused(ray: object, words: list[str]) -> None:
+    net = hl.HyperNet({"ray": hl.Simplex(3)}, {"w": (2,)})
+    with pytest.raises(hl.InputError) as error:
+        net(ray=ray)
+    for word in words:
+        assert word in str(error.value)
+
+
+# --- Categorical ----------------------------------------------------------------
+
+
+def test_categories_are_drawn_evenly() -> None:
+    space = hl.Categorical(5, shape=(2,))
+    values = space.sample((20_000,), generator=torch.Generator().manual_seed(0))
+    assert values.shape == (20_000, 2)
+    assert values.dtype == torch.int64
+    counts = values.flatten().bincount(minlength=5).double() / 40_000
+    assert counts.tolist() == pytest.approx([0.2] * 5, abs=0.01)
+    assert space.quantile(torch.tensor([0.0, 0.5, 1.0])).tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_a_category_may_be_an_int_or_a_tensor_of_integers(dtype: torch.dtype) -> None:
+    net = hl.HyperNet({"site": hl.Categorical(4)}, {"w": (3,)})
+    assert torch.equal(net(site=2)["w"], net(site=torch.tensor(2, dtype=dtype))["w"])
+    assert not torch.equal(net(site=2)["w"], net(site=1)["w"])
+    both = net(site=torch.tensor([2, 1]))["w"]
+    torch.testing.assert_close(both, torch.stack([net(site=2)["w"], net(site=1)["w"]]))
+
+
+@pytest.mark.parametrize("sizes", [(1, 0), (3, 0), (1, 1), (4, 2), (0, 1), (0, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_categories_mix_with_numbers_at_norm_1(sizes: tuple[int, int], dtype: torch.dtype) -> None:
+    numbers, categories = sizes
+    inputs: dict[str, hl.Input] = {}
+    if categories:
+        inputs["c"] = hl.Categorical(7, shape=(categories,), features=3)
+    if numbers:
+        inputs["x"] = hl.Normal(numbers)
+    net = hl.HyperNet(inputs, {"w": (3,)}, dtype=dtype)
+    for parameter in net.embeddings.parameters():
+        nn.init.normal_(parameter, std=100.0)  # however the embeddings grow
+    encoded = net.encode(**net.sample((20,)))
+    assert encoded.shape == (20, 2 * numbers + 3 * categories)
+    torch.testing.assert_close(encoded.norm(dim=-1), torch.ones(20, dtype=dtype))
+    share = encoded[:, 2 * numbers :].square().sum(-1)
+    expected = torch.full((20,), categories / (numbers + categories), dtype=dtype)
+    torch.testing.assert_close(share, expected)  # a category counts as one input
+
+
+@pytest.mark.parametrize("encoding", [hl.CosSin(per_input=True), None], ids=repr)
+def test_a_category_has_norm_1_under_other_encodings(encoding: nn.Module | None) -> None:
+    inputs = {"c": hl.Categorical(7), "x": hl.Uniform(0.0, 1.0, 3)}
+    net = hl.HyperNet(inputs, {"w": (3,)}, encoding=encoding)
+    encoded = net.encode(c=3, x=torch.rand(3))
+    assert encoded.shape == (6 + 7,)
+    assert float(encoded[6:].norm().detach()) == pytest.approx(1.0)
+
+
+def test_the_embedding_of_a_category_is_learned() -> None:
+    model = hl.hypernetize(nn.Linear(2, 2), inputs={"c": hl.Categorical(3), "x": hl.Normal()})
+    model(torch.ones(1, 2), c=1, x=0.3).sum().backward()
+    gradient = model.hypernet.embeddings[0].weight.grad
+    assert gradient[1].any()
+    assert not gradient[0].any()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (4, ["was 4; expected categories, integers from 0 to 3", "declare more categories"]),
+        (-1, ["was -1"]),
+        (1.5, ["was 1.5"]),
+        (math.nan, ["was nan"]),
+        (math.inf, ["was inf"]),
+        (True, ["was True"]),
+        (torch.tensor([0, 5]), ["values from 0 to 5", "integers from 0 to 3"]),
+        (torch.tensor(1.0), ["dtype torch.float32; expected integers", "site.long()"]),
+        (torch.tensor(True), ["dtype torch.bool; expected integers"]),
+    ],
+)
+def test_what_is_no_category_is_refused(value: object, words: list[str]) -> None:
+    net = hl.HyperNet({"site": hl.Categorical(4)}, {"w": (2,)})
+    with pytest.raises(hl.InputError) as error:
+        net(site=value)
+    for word in words:
+        assert word in str(error.value)

@@ -1,0 +1,427 @@
+"""One set of weights per sample, and sweeps: equal to a loop over copies, for every layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import hyperlight as hl
+from hyperlight.bind import LowRankWeight
+from tests.reference.twins import loop_over_copies
+
+B = 3
+Case = tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]]]
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.attention(x, x, x, attn_mask=mask)
+
+
+class Subclass(nn.Embedding):
+    pass
+
+
+class FunctionOfWeights(nn.Module):
+    """Uses a linear layer's weight itself, beside calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"y": F.linear(self.linear(x), self.linear.weight.t()), "n": 3, "none": None}
+
+
+class Branching(nn.Module):
+    """Control flow on values: vmap cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y if y.sum() > 0 else -2 * y
+
+
+def _x(*shape: int) -> Callable[[], tuple[Tensor]]:
+    return lambda: (torch.randn(B, *shape, dtype=torch.float64),)
+
+
+def _tokens(*shape: int) -> Callable[[], tuple[Tensor]]:
+    return lambda: (torch.randint(0, 10, (B, *shape)),)
+
+
+CASES: dict[str, Case] = {
+    "Linear": (lambda: nn.Linear(8, 5), _x(8)),
+    "Linear, sequence": (lambda: nn.Linear(8, 5), _x(4, 8)),
+    "Bilinear": (lambda: nn.Bilinear(4, 3, 5), lambda: (*_x(4)(), *_x(3)())),
+    "Conv1d": (lambda: nn.Conv1d(4, 6, 3, padding="same"), _x(4, 9)),
+    "Conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2), _x(4, 9, 9)),
+    "Conv2d, grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), _x(4, 9, 9)),
+    "Conv2d, reflected": (
+        lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+        _x(4, 9, 9),
+    ),
+    "Conv3d": (lambda: nn.Conv3d(2, 3, 3), _x(2, 5, 5, 5)),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2), _x(4, 9)),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2), _x(4, 5, 5)),
+    "ConvTranspose3d": (lambda: nn.ConvTranspose3d(2, 3, 2), _x(2, 4, 4, 4)),
+    "Embedding": (lambda: nn.Embedding(10, 4), _tokens(6)),
+    "Embedding, padded": (lambda: nn.Embedding(10, 4, padding_idx=1), _tokens(60)),
+    "Embedding, subclass": (lambda: Subclass(10, 4, padding_idx=1), _tokens(60)),
+    "EmbeddingBag, padded": (lambda: nn.EmbeddingBag(10, 4, padding_idx=1), _tokens(60)),
+    "EmbeddingBag": (lambda: nn.EmbeddingBag(10, 4), _tokens(6)),
+    "LayerNorm": (lambda: nn.LayerNorm(8), _x(4, 8)),
+    "RMSNorm": (lambda: nn.RMSNorm(8), _x(4, 8)),
+    "GroupNorm": (lambda: nn.GroupNorm(2, 4), _x(4, 5, 5)),
+    "InstanceNorm2d": (lambda: nn.InstanceNorm2d(4, affine=True), _x(4, 5, 5)),
+    "InstanceNorm1d": (lambda: nn.InstanceNorm1d(4, affine=True), _x(4, 5)),
+    "InstanceNorm3d": (lambda: nn.InstanceNorm3d(4, affine=True), _x(4, 3, 3, 3)),
+    "SyncBatchNorm, eval": (lambda: nn.SyncBatchNorm(4).eval(), _x(4, 5)),
+    "BatchNorm1d, eval": (lambda: nn.BatchNorm1d(4).eval(), _x(4, 5)),
+    "BatchNorm2d, eval": (lambda: nn.BatchNorm2d(4).eval(), _x(4, 5, 5)),
+    "BatchNorm3d, eval": (lambda: nn.BatchNorm3d(4).eval(), _x(4, 2, 2, 2)),
+    "PReLU": (lambda: nn.PReLU(4), _x(4, 5)),
+    "MultiheadAttention": (Attention, _x(5, 8)),
+    "MultiheadAttention, mask": (
+        Attention,
+        lambda: (*_x(5, 8)(), hl.Shared(torch.ones(5, 5).tril() == 0)),
+    ),
+    "TransformerEncoderLayer": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True),
+        _x(5, 8),
+    ),
+    "TransformerDecoderLayer": (
+        lambda: nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True),
+        lambda: (*_x(5, 8)(), *_x(6, 8)()),
+    ),
+    "TransformerEncoder, eval": (
+        lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2
+        ).eval(),
+        _x(5, 8),
+    ),
+    "TransformerDecoder": (
+        lambda: nn.TransformerDecoder(
+            nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2
+        ),
+        lambda: (*_x(5, 8)(), *_x(6, 8)()),
+    ),
+    "Transformer": (
+        lambda: nn.Transformer(8, 2, 1, 1, 16, dropout=0.0, batch_first=True),
+        lambda: (*_x(5, 8)(), *_x(6, 8)()),
+    ),
+    "AdaptiveLogSoftmaxWithLoss": (
+        lambda: nn.AdaptiveLogSoftmaxWithLoss(8, 10, [3, 6]),
+        lambda: (*_x(8)(), torch.tensor([1, 4, 9])),
+    ),
+    "RNN": (lambda: nn.RNN(4, 6, 2, batch_first=True), _x(5, 4)),
+    "GRU": (lambda: nn.GRU(4, 6, 2, batch_first=True), _x(5, 4)),
+    "GRU, bidirectional": (lambda: nn.GRU(4, 6, bidirectional=True, batch_first=True), _x(5, 4)),
+    "LSTM": (lambda: nn.LSTM(4, 6, 2, batch_first=True), _x(5, 4)),
+    "LSTM, projected": (lambda: nn.LSTM(4, 6, proj_size=3, batch_first=True), _x(5, 4)),
+    "RNNCell": (lambda: nn.RNNCell(4, 6), _x(4)),
+    "GRUCell": (lambda: nn.GRUCell(4, 6), _x(4)),
+    "LSTMCell": (lambda: nn.LSTMCell(4, 6), _x(4)),
+    "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 5)), _x(8)),
+    "structured output": (FunctionOfWeights, _x(8)),
+    "flatten": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(18, 4)),
+        _x(1, 5, 5),
+    ),
+}
+# torch says where vmap goes through a single operation one by one, and we where the primary does.
+quiet = pytest.mark.filterwarnings(
+    "ignore:There is a performance drop", "ignore:The primary cannot run under torch.vmap"
+)
+# What torch has no rule for, and what looks at values.
+LOOPED = (nn.RNN, nn.GRU, nn.LSTM, nn.LSTMCell, nn.AdaptiveLogSoftmaxWithLoss, Subclass)
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+WITH_WEIGHTS = [
+    *("linear", "conv", "rnn", "sparse", "normalization", "batchnorm", "instancenorm"),
+    *("transformer", "adaptive"),
+]
+
+
+def test_the_table_has_every_layer_of_torch_with_weights() -> None:
+    found = {type(m) for make, _ in CASES.values() for m in make().modules()}
+    for name in WITH_WEIGHTS:
+        module = getattr(nn.modules, name)
+        for cls in (getattr(nn, name, None) for name in module.__all__):
+            if cls is None or not issubclass(cls, nn.Module) or cls.__name__.startswith("Lazy"):
+                continue
+            if cls not in (nn.Identity, nn.LocalResponseNorm, nn.CrossMapLRN2d, nn.RNNBase):
+                assert any(issubclass(kind, cls) for kind in found), cls
+    assert {nn.PReLU, nn.MultiheadAttention} <= found
+
+
+def _model(make: Callable[[], nn.Module], **options: Any) -> hl.HyperModel:
+    torch.manual_seed(0)
+    primary = make().double()
+    options = {"inputs": {"g": hl.Uniform(0.0, 1.0), "z": hl.Normal(2)}, "hidden": (8,), **options}
+    return hl.hypernetize(primary, targets="*", **options)
+
+
+def _gamma(*batch: int) -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    return {
+        "g": torch.rand(batch, dtype=torch.float64),
+        "z": torch.randn(*batch, 2, dtype=torch.float64),
+    }
+
+
+def _leaves(output: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _gradients(model: hl.HyperModel, output: Any) -> dict[str, Tensor]:
+    loss = sum(
+        (leaf * torch.linspace(-1, 1, leaf.numel()).reshape(leaf.shape)).sum()
+        for leaf in _leaves(output)
+        if leaf.is_floating_point()
+    )
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return {
+        name: torch.zeros_like(p) if g is None else g
+        for (name, p), g in zip(model.named_parameters(), found, strict=True)
+    }
+
+
+def _same(model: hl.HyperModel, output: Any, expected: Any) -> None:
+    torch.testing.assert_close(_leaves(output), _leaves(expected), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        _gradients(model, output), _gradients(model, expected), rtol=1e-9, atol=1e-11
+    )
+
+
+@cases
+@quiet
+@pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(1)], ids=["dense", "low rank"])
+def test_one_set_of_weights_per_sample_equals_the_loop(case: Case, head: hl.Head) -> None:
+    make, data = case
+    model = _model(make, head=head)
+    args, gamma = data(), _gamma(B)
+    output = model(*args, **gamma)
+    # All others run under vmap, not in the loop that they are compared with.
+    assert model._loop == isinstance(model.primary, LOOPED)
+    _same(model, output, loop_over_copies(model, args, gamma, per_sample=True))
+
+
+@cases
+@quiet
+def test_a_sweep_equals_the_loop(case: Case) -> None:
+    make, data = case
+    model = _model(make)
+    args, gamma = data(), _gamma(4)
+    if any(isinstance(a, hl.Shared) for a in args):
+        args = tuple(a.value if isinstance(a, hl.Shared) else a for a in args)
+    output = model.sweep(*args, **gamma)
+    _same(model, output, loop_over_copies(model, args, gamma, per_sample=False))
+
+
+def test_a_batch_of_one_keeps_its_dimension() -> None:
+    model = _model(lambda: nn.Linear(8, 5))
+    x, gamma = torch.randn(1, 8, dtype=torch.float64), _gamma(1)
+    assert model(x, **gamma).shape == (1, 5)
+    assert model.sweep(x, **gamma).shape == (1, 1, 5)
+
+
+def test_a_sweep_keeps_the_batch_shape() -> None:
+    model = _model(lambda: nn.Linear(8, 5))
+    x = torch.randn(7, 8, dtype=torch.float64)
+    g, z = torch.rand(2, 1, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    output = model.sweep(x, g=g, z=z)
+    assert output.shape == (2, 3, 7, 5)
+    torch.testing.assert_close(output[1, 2], model(x, g=g[1, 0], z=z[2]))
+
+
+def test_inputs_broadcast_over_samples() -> None:
+    model = _model(lambda: nn.Linear(8, 5))
+    x, gamma = torch.randn(B, 8, dtype=torch.float64), _gamma(B)
+    output = model(x, g=0.3, z=gamma["z"])
+    torch.testing.assert_close(output[1:2], model(x[1:2], g=0.3, z=gamma["z"][1]))
+
+
+def test_keyword_and_nested_arguments_are_split() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 5)
+
+        def forward(self, pair: dict[str, Tensor], factor: float, *, bias: list[Tensor]) -> Tensor:
+            return self.linear(pair["x"]) * factor + bias[0]
+
+    model = _model(Nested)
+    x, bias, gamma = *_x(8)(), *_x(5)(), _gamma(B)
+    output = model({"x": x}, 2.0, bias=[bias], **gamma)
+    for i in range(B):
+        one = {name: value[i] for name, value in gamma.items()}
+        expected = model({"x": x[i : i + 1]}, 2.0, bias=[bias[i : i + 1]], **one)
+        torch.testing.assert_close(output[i : i + 1], expected)
+
+
+def test_a_scalar_output_is_stacked() -> None:
+    class Loss(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).square().mean()
+
+    model = _model(lambda: Loss(8, 5))
+    assert model(*_x(8)(), **_gamma(B)).shape == (B,)
+
+
+def test_dropout_draws_for_every_sample() -> None:
+    primary = nn.Sequential(nn.Linear(8, 200), nn.Dropout(0.5))
+    model = _model(lambda: primary)
+    x = torch.ones(2, 8, dtype=torch.float64)
+    gamma = {"g": torch.full((2,), 0.5), "z": torch.zeros(2, 2)}
+    for output in (model(x, **gamma), model.sweep(x[:1], **gamma).squeeze(1)):
+        dropped = output == 0
+        assert 0.3 < dropped.double().mean() < 0.7
+        assert (dropped[0] != dropped[1]).any()
+    model.eval()
+    output = model(x, **gamma)
+    assert torch.equal(output[0], output[1])
+
+
+# --- what vmap cannot follow ------------------------------------------------------
+
+
+def test_what_vmap_cannot_follow_runs_in_a_loop_and_says_so_once() -> None:
+    model = _model(Branching)
+    (x,), gamma = _x(8)(), _gamma(B)
+    with pytest.warns(UserWarning, match="cannot run under torch.vmap.*slower. The reason: "):
+        output = model(x, **gamma)
+    _same(model, output, loop_over_copies(model, (x,), gamma, per_sample=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(model(x, **gamma), output)
+        sweep = model.sweep(x, **gamma)
+    _same(model, sweep, loop_over_copies(model, (x,), gamma, per_sample=False))
+
+
+def test_an_error_of_the_primary_is_not_taken_for_one_of_vmap() -> None:
+    model = _model(lambda: nn.Linear(8, 5))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        model(*_x(7)(), **_gamma(B))
+    assert not model._loop
+
+
+# --- low rank ---------------------------------------------------------------------
+
+
+def test_low_rank_matrices_are_not_multiplied_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object) -> Tensor:
+        raise AssertionError("the matrix was built")
+
+    monkeypatch.setattr(LowRankWeight, "dense", refuse)
+    primary = nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 3))
+    model = _model(lambda: primary, head={"0.weight": hl.LowRank(2), "*": hl.Dense()})
+    x = torch.randn(B, 64, dtype=torch.float64)
+    assert model(x, **_gamma(B)).shape == (B, 3)
+    assert model.sweep(x, **_gamma(4)).shape == (4, B, 3)
+
+
+def test_a_bound_linear_layer_of_low_rank_is_one_still() -> None:
+    seen = []
+    primary = nn.Linear(64, 50)
+    primary.register_forward_hook(lambda module, _, out: seen.append(module))
+    model = _model(lambda: primary, head=hl.LowRank(2))
+    model(torch.randn(B, 64, dtype=torch.float64), **_gamma(B))
+    assert isinstance(seen[0], nn.Linear)
+    assert "in_features=64" in repr(seen[0])
+
+
+# --- compile ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(2)], ids=["dense", "low rank"])
+@pytest.mark.parametrize("what", ["forward", "sweep"])
+def test_many_sets_of_weights_compile_to_one_graph(what: str, head: hl.Head) -> None:
+    primary = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 20))
+    model = _model(lambda: primary, head=head)
+    x, gamma = torch.randn(B, 1, 5, 5, dtype=torch.float64), _gamma(B)
+    run = model if what == "forward" else model.sweep
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    _same(model, compiled(x, **gamma), run(x, **gamma))
+
+
+# --- what is refused --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "run", [lambda m, *a, **k: m(*a, **k), lambda m, *a, **k: m.sweep(*a, **k)]
+)
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (nn.BatchNorm1d(8), "BatchNorm1d '1' in training mode takes statistics over the batch"),
+        (
+            nn.BatchNorm1d(8, track_running_stats=False).eval(),
+            "BatchNorm1d '1' without running statistics takes statistics over the batch",
+        ),
+        (nn.SyncBatchNorm(8), "SyncBatchNorm '1' in training mode"),
+        (nn.InstanceNorm1d(8, track_running_stats=True), "InstanceNorm1d '1' in training mode"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_layers_that_mix_samples_are_refused(run: Any, layer: nn.Module, words: str) -> None:
+    model = _model(lambda: nn.Sequential(nn.Linear(8, 8), layer))
+    with pytest.raises(hl.InputError) as error:
+        run(model, *_x(8)(), **_gamma(B))
+    for word in (words, "model.eval()", "GroupNorm", "batch shape ()"):
+        assert word in str(error.value)
+
+
+def test_a_batch_norm_alone_in_eval_mode_is_fine() -> None:
+    model = _model(lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)))
+    model.primary[1].eval()
+    assert model.training
+    before = model.primary[1].running_mean.clone()
+    assert model(*_x(8)(), **_gamma(B)).shape == (B, 8)
+    assert torch.equal(model.primary[1].running_mean, before)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda m: m(torch.randn(B + 1, 8).double(), **_gamma(B)),
+            "Tensor 1 of the arguments has shape (4, 8); with 3 sets of weights, one per sample, "
+            "expected 3 entries in its first dimension. Wrap a tensor that all samples share",
+        ),
+        (lambda m: m(torch.tensor(1.0), **_gamma(B)), "has shape (); with 3 sets"),
+        (
+            lambda m: m(torch.randn(6, 8).double(), **_gamma(2, 3)),
+            "have batch shape (2, 3); expected () for one set of weights, or (B,)",
+        ),
+        (
+            lambda m: m.sweep(torch.randn(6, 8).double(), **_gamma()),
+            "have batch shape (): that is one set of weights. Pass the values to sweep over",
+        ),
+        (
+            lambda m: m.bind(**_gamma(B)),
+            "have batch shape (3,): that is 3 sets of weights, and one network holds one",
+        ),
+        (lambda m: m.at(**_gamma(2, 3)), "have batch shape (2, 3): that is 2 x 3 sets of weights"),
+        (lambda m: m.sweep(torch.randn(6, 8).double(), g=0.1), "Hypernetwork input 'z' is missing"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(call: Any, words: str) -> None:
+    with pytest.raises(hl.InputError) as error:
+        call(_model(lambda: nn.Linear(8, 5)))
+    assert words in str(error.value)

@@ -1,0 +1,437 @@
+"""Parameter groups, the regularizer against forgetting, and preference rays."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import hyperlight as hl
+from tests.models import PRIMARIES, Tied, mlp
+
+# --- parameter groups ---------------------------------------------------------
+
+SPACE = {"g": hl.Uniform(0.0, 1.0)}
+HEADS = {
+    "dense": hl.Dense(),
+    "low rank": hl.LowRank(1),
+    "chunked": hl.Chunked(8),
+    "mixed": {"*.weight": hl.LowRank(1), "*": hl.Dense()},
+}
+
+
+def names_of(model: hl.HyperModel, groups: Sequence[dict[str, object]]) -> dict[str, set[str]]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {group["name"]: {names[id(p)] for p in group["params"]} for group in groups}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("primary", ["mlp", "convolutional", "weight norm", "lstm"])
+def test_every_trainable_parameter_stands_in_one_group(primary: str, head: str) -> None:
+    inputs = {**SPACE, "site": hl.Categorical(3)}
+    model = hl.hypernetize(PRIMARIES[primary][0](), inputs, head=HEADS[head])
+    groups = hl.parameter_groups(model, 1e-3)
+    assert [group["name"] for group in groups] == ["theta0", "trunk", "head"]
+    listed = [id(p) for group in groups for p in group["params"]]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {id(p) for p in model.parameters()}
+    found = names_of(model, groups)
+    assert found["theta0"] == {n for n, _ in model.named_parameters() if n.startswith("primary.")}
+    assert found["head"] == {
+        n for n, _ in model.named_parameters() if n.startswith("hypernet.head.")
+    }
+    assert "hypernet.embeddings.0.weight" in found["trunk"]
+
+
+def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
+    model = hl.hypernetize(mlp(), SPACE)
+    model.primary.requires_grad_(False)
+    model.hypernet.trunk.layers[0].weight.requires_grad_(False)
+    groups = hl.parameter_groups(model, 1e-3)
+    assert [group["name"] for group in groups] == ["trunk", "head"]
+    assert "hypernet.trunk.layers.0.weight" not in names_of(model, groups)["trunk"]
+    model.hypernet.head.requires_grad_(False)
+    assert [group["name"] for group in hl.parameter_groups(model, 1e-3)] == ["trunk"]
+    model.requires_grad_(False)
+    with pytest.raises(hl.ConfigurationError, match="nothing to train. Unfreeze"):
+        hl.parameter_groups(model, 1e-3)
+
+
+def test_a_parameter_that_head_and_primary_share_takes_the_rate_of_the_head() -> None:
+    model = hl.hypernetize(nn.Linear(3, 1, bias=False), SPACE, hidden=(3,))
+    model.primary.weight = nn.Parameter(torch.randn(1, 3))
+    extra = nn.Linear(3, 3, bias=False)
+    extra.weight = model.hypernet.head.weight
+    model.primary.add_module("extra", extra)
+    groups = {group["name"]: group["params"] for group in hl.parameter_groups(model, 1.0)}
+    assert [id(p) for p in groups["head"]] == [id(extra.weight)]
+    assert [id(p) for p in groups["theta0"]] == [id(model.primary.weight)]
+
+
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("primary", ["mlp", "tied"])
+def test_torch_optimizers_and_schedulers_take_the_groups(primary: str, optimizer: str) -> None:
+    model = hl.hypernetize(PRIMARIES[primary][0](), SPACE)
+    rule = "sgd" if optimizer == "sgd" else "adam"
+    groups = hl.parameter_groups(model, 1e-2, rule=rule, weight_decay={"theta0": 0.5})
+    made = OPTIMIZERS[optimizer](groups)
+    rates = [group["lr"] for group in made.param_groups]
+    assert [group["weight_decay"] for group in made.param_groups] == [0.5, 0.0, 0.0]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        made, max_lr=rates, total_steps=10, cycle_momentum=False
+    )
+    halved = torch.optim.lr_scheduler.LambdaLR(
+        OPTIMIZERS[optimizer](hl.parameter_groups(model, 1e-2, rule=rule)), lambda step: 0.5
+    )
+    assert halved.get_last_lr() == pytest.approx([0.5 * rate for rate in rates])
+    x = PRIMARIES[primary][1]()
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(3):
+        made.zero_grad()
+        model(x, g=0.3).square().mean().backward()
+        made.step()
+        scheduler.step()
+    moved = [name for name, t in model.state_dict().items() if not torch.equal(t, before[name])]
+    assert set(moved) == set(before)
+    # an optimizer's state goes through a save and a load
+    other = OPTIMIZERS[optimizer](hl.parameter_groups(model, 1e-2, rule=rule))
+    other.load_state_dict(made.state_dict())
+    assert [group["name"] for group in other.param_groups] == ["theta0", "trunk", "head"]
+
+
+def test_groups_are_the_same_whenever_they_are_made_and_touch_no_random_state() -> None:
+    model = hl.hypernetize(mlp(), {"z": hl.Normal(4)})
+    state = torch.get_rng_state()
+    first, second = (hl.parameter_groups(model, 1e-3)[-1]["lr"] for _ in range(2))
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def assert_one_on_average(shares: list[float]) -> None:
+    """Within 5 standard errors, where 1 is itself the mean over 256 draws; none far off."""
+    deviation = torch.tensor(shares).std().item()
+    error = deviation * (1 / len(shares) + 1 / 256) ** 0.5
+    assert error < 0.15
+    assert sum(shares) / len(shares) == pytest.approx(1.0, abs=5 * error)
+    assert min(shares) > 0.1
+    assert max(shares) < 4.0
+
+
+@pytest.mark.parametrize("width", [8, 64, 512])
+@pytest.mark.parametrize("dimensions", [1, 32])
+@pytest.mark.parametrize("encoding", [hl.CosSin(), hl.CosSin(per_input=True)], ids=["unit", "each"])
+def test_one_step_of_adam_moves_predicted_weights_by_the_rate(
+    width: int, dimensions: int, encoding: nn.Module
+) -> None:
+    """The first step of Adam is rate x sign(gradient), so that of a predicted weight is exactly
+    the head's rate x |f|_1: the rate on average over the inputs."""
+    torch.manual_seed(1)
+    model = hl.hypernetize(
+        mlp().double(), {"z": hl.Normal(dimensions)}, hidden=(width,), encoding=encoding
+    )
+    rate = 1e-4
+    for frozen in (model.primary, model.hypernet.trunk):
+        frozen.requires_grad_(False)
+    groups = hl.parameter_groups(model, rate)
+    begin = copy.deepcopy(model.state_dict())
+    x, y = torch.randn(16, 3).double(), torch.randn(16, 2).double()
+    moved = []
+    for _ in range(40):
+        model.load_state_dict(begin)
+        optimizer = torch.optim.Adam(groups, eps=1e-30)
+        z = model.sample()
+        before = model.predict(**z)
+        F.mse_loss(model(x, **z), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        after = model.predict(**z)
+        steps = torch.cat([(after[name] - before[name]).abs().flatten() for name in before])
+        assert torch.allclose(steps, steps[0].expand_as(steps), rtol=1e-6)
+        moved.append(steps[0].item() / rate)
+    assert_one_on_average(moved)
+
+
+@pytest.mark.parametrize("width", [8, 512])
+@pytest.mark.parametrize("dimensions", [1, 32])
+def test_one_step_of_sgd_moves_predicted_weights_as_in_the_plain_network(
+    width: int, dimensions: int
+) -> None:
+    torch.manual_seed(1)
+    model = hl.hypernetize(mlp().double(), {"z": hl.Normal(dimensions)}, hidden=(width,))
+    rate = 1e-3
+    for frozen in (model.primary, model.hypernet.trunk):
+        frozen.requires_grad_(False)
+    groups = hl.parameter_groups(model, rate, rule="sgd")
+    begin = copy.deepcopy(model.state_dict())
+    x, y = torch.randn(16, 3).double(), torch.randn(16, 2).double()
+    shares = []
+    for _ in range(40):
+        model.load_state_dict(begin)
+        z = model.sample()
+        before = {name: t.detach().requires_grad_() for name, t in model.predict(**z).items()}
+        plain = torch.autograd.grad(
+            F.mse_loss(hl.bind(model.primary, before)(x), y), list(before.values())
+        )
+        F.mse_loss(model(x, **z), y).backward()
+        optimizer = torch.optim.SGD(groups)
+        optimizer.step()
+        optimizer.zero_grad()
+        after = model.predict(**z)
+        moved = torch.cat([(after[name] - before[name]).flatten() for name in before])
+        expected = -rate * torch.cat([g.flatten() for g in plain])
+        share = float((moved @ expected / expected.square().sum()).detach())
+        assert torch.allclose(moved, share * expected, rtol=1e-6, atol=1e-15)  # the same direction
+        shares.append(share)
+    assert_one_on_average(shares)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"lr": 0.0}, "lr was 0.0; expected a positive rate"),
+        ({"lr": 1e-3, "rule": "adan"}, "rule was 'adan'; .* Did you mean 'adam'"),
+        ({"lr": 1e-3, "weight_decay": {"heads": 0.1}}, "group 'heads'; .* Did you mean 'head'"),
+        ({"lr": 1e-3, "weight_decay": -1.0}, "weight_decay of 'theta0' was -1.0"),
+    ],
+)
+def test_settings_of_groups_that_make_no_sense_are_refused(
+    arguments: dict[str, object], words: str
+) -> None:
+    with pytest.raises(hl.ConfigurationError, match=words):
+        hl.parameter_groups(hl.hypernetize(mlp(), SPACE), **arguments)
+
+
+@pytest.mark.parametrize("broken", [0.0, float("nan")])
+def test_features_without_size_are_refused(broken: float) -> None:
+    model = hl.hypernetize(mlp(), SPACE)
+    with torch.no_grad():
+        for parameter in model.hypernet.trunk.parameters():
+            parameter.fill_(broken)
+    with pytest.raises(hl.ConfigurationError, match="size (0|nan) on average .* positive number"):
+        hl.parameter_groups(model, 1e-3)
+
+
+# --- the regularizer against forgetting -----------------------------------------
+
+
+def naive_distance(old: list[dict[str, Tensor]], new: list[dict[str, Tensor]]) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for before, after in zip(old, new, strict=True):
+        for name in before:
+            total = total + sum(
+                (a - b) ** 2
+                for a, b in zip(
+                    after[name].flatten().tolist(), before[name].flatten().tolist(), strict=True
+                )
+            )
+    return total / len(old)
+
+
+def shaken(model: hl.HyperModel) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "count"),
+    [
+        ({"task": hl.Categorical(4)}, 3),
+        ({"g": hl.LogUniform(1e-3, 1.0), "z": hl.Normal(3)}, 5),
+    ],
+    ids=["task", "two inputs"],
+)
+def test_it_is_the_mean_squared_distance(inputs: dict[str, hl.Input], count: int) -> None:
+    model = hl.hypernetize(mlp().double(), inputs)
+    gammas = model.sample((count,))
+    rows = [{name: value[i] for name, value in gammas.items()} for i in range(count)]
+    regularizer = hl.OutputRegularizer(model, gammas)
+    assert regularizer().item() == 0.0
+    old = [model.predict(**row) for row in rows]
+    shaken(model)
+    loss = regularizer()
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(
+        naive_distance(old, [model.predict(**row) for row in rows]).item(), rel=1e-9
+    )
+    loss.backward()
+    assert all(p.grad is not None for p in model.primary.parameters())
+    assert float(model.hypernet.head.weight.grad.norm()) > 0
+    assert not any(True for _ in regularizer.parameters())
+
+
+def test_a_subset_is_drawn_anew_and_without_replacement() -> None:
+    model = hl.hypernetize(nn.Linear(2, 1), {"task": hl.Categorical(4)})
+    regularizer = hl.OutputRegularizer(model, {"task": torch.arange(4)}, subset=1)
+    shaken(model)
+    single = [hl.OutputRegularizer(model, {"task": torch.tensor([i])}) for i in range(4)]
+    for one, theta in zip(single, regularizer.theta, strict=True):
+        one.theta.copy_(theta[None])
+    expected = sorted(one().item() for one in single)
+    found = sorted({round(regularizer().item(), 6) for _ in range(100)})
+    assert found == pytest.approx(expected, abs=1e-6)
+    regularizer.subset = 3
+    triples = {round(regularizer().item(), 5) for _ in range(100)}
+    total = sum(expected)
+    assert sorted(triples) == pytest.approx(sorted((total - e) / 3 for e in expected), abs=1e-4)
+
+
+def test_its_memory_is_state_of_its_own_and_follows_the_model() -> None:
+    model = hl.hypernetize(mlp(), {"task": hl.Categorical(2), "g": hl.Uniform(0.0, 1.0)})
+    gammas = {"task": torch.tensor([0, 1]), "g": 0.5}
+    regularizer = hl.OutputRegularizer(model, gammas)
+    assert set(regularizer.state_dict()) == {"gamma_task", "gamma_g", "theta"}
+    assert "conditions=2, weights=32" in repr(regularizer)
+    state = {name: t.clone() for name, t in regularizer.state_dict().items()}
+    shaken(model)
+    later = hl.OutputRegularizer(model, gammas)
+    assert later().item() == 0.0
+    later.load_state_dict(state)
+    assert later().item() == pytest.approx(regularizer().item())
+    before = regularizer().item()
+    model.double()
+    assert regularizer().dtype == torch.float64
+    assert regularizer().item() == pytest.approx(before, rel=1e-5)
+    assert copy.deepcopy(regularizer)().item() == pytest.approx(before, rel=1e-5)
+    regularizer.to(torch.float64)
+    assert regularizer.gamma_task.dtype == torch.int64
+    model.to("meta")
+    assert regularizer().device.type == "meta"
+    assert regularizer.theta.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("gammas", "options", "error", "words"),
+    [
+        ({"task": 0}, {}, hl.InputError, r"batch shape \(\); expected \(N,\)"),
+        ({"task": torch.zeros(2, 2).long()}, {}, hl.InputError, r"batch shape \(2, 2\)"),
+        ({"task": torch.zeros(0).long()}, {}, hl.InputError, r"batch shape \(0,\)"),
+        ({"task": torch.tensor([7])}, {}, hl.InputError, "integers from 0 to 2"),
+        ([{"task": 0}], {}, hl.InputError, "gammas was list; expected every input by name"),
+        ({"task": torch.arange(3)}, {"subset": 4}, hl.ConfigurationError, "from 1 to 3"),
+        ({"task": torch.arange(3)}, {"subset": 0}, hl.ConfigurationError, "subset was 0"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(
+    gammas: object, options: dict[str, int], error: type[Exception], words: str
+) -> None:
+    model = hl.hypernetize(mlp(), {"task": hl.Categorical(3)})
+    with pytest.raises(error, match=words):
+        hl.OutputRegularizer(model, gammas, **options)
+
+
+@pytest.mark.parametrize("protected", [False, True])
+def test_a_second_task_makes_it_forget_the_first_unless_protected(protected: bool) -> None:
+    torch.manual_seed(0)
+    primary = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+    model = hl.hypernetize(primary, {"task": hl.Categorical(2)}, hidden=(16,))
+    x = torch.linspace(-1, 1, 64)[:, None]
+    targets = [torch.sin(3 * x), torch.cos(3 * x)]
+    protection = None
+    for task, y in enumerate(targets):
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(400):
+            loss = F.mse_loss(model(x, task=task), y)
+            if protection is not None:
+                loss = loss + protection()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert F.mse_loss(model(x, task=task), y).item() < 0.02  # it learns each in its turn
+        if task == 0 and protected:
+            protection = hl.OutputRegularizer(model, {"task": torch.tensor([0])})
+    error = F.mse_loss(model(x, task=0), targets[0]).item()
+    assert error < 0.03 if protected else error > 0.2
+
+
+# --- preference rays -----------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    m=st.integers(1, 4),
+    batch=st.integers(1, 3),
+    batched_losses=st.booleans(),
+    batched_ray=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_scalarize_is_the_formula(
+    m: int, batch: int, batched_losses: bool, batched_ray: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(batched: bool) -> Tensor:
+        shape = (batch, m) if batched else (m,)
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    losses, ray = draw(batched_losses), draw(batched_ray)
+    expected: dict[str, list[float]] = {"linear": [], "chebyshev": []}
+    for b in range(batch):
+        row = (losses[b] if batched_losses else losses).tolist()
+        preference = (ray[b] if batched_ray else ray).tolist()
+        weighted = [r * loss for r, loss in zip(preference, row, strict=True)]
+        expected["linear"].append(sum(weighted))
+        expected["chebyshev"].append(max(weighted))
+    for method, values in expected.items():
+        found = hl.scalarize(losses, ray, method)
+        assert found.shape == ((batch,) if batched_losses or batched_ray else ())
+        assert found.reshape(-1).tolist() == pytest.approx(values[: found.numel()])
+        if not batched_losses:
+            again = hl.scalarize(list(losses.unbind()), ray, method)
+            assert torch.equal(again, found)
+
+
+def test_gradients_of_both_scalarizations() -> None:
+    ray = torch.tensor([0.25, 0.75])
+    losses = torch.tensor([4.0, 2.0], requires_grad=True)
+    (linear,) = torch.autograd.grad(hl.scalarize(losses, ray), losses)
+    assert torch.equal(linear, ray)
+    (chebyshev,) = torch.autograd.grad(hl.scalarize(losses, ray, "chebyshev"), losses)
+    assert torch.equal(chebyshev, torch.tensor([0.0, 0.75]))
+
+
+@pytest.mark.parametrize(
+    ("losses", "ray", "method", "error", "words"),
+    [
+        (torch.ones(2), torch.ones(2), "cheby", hl.ConfigurationError, "Did you mean 'chebyshev'"),
+        (torch.ones(2), torch.ones(3), "linear", hl.InputError, r"\(3,\), for 2 losses"),
+        (torch.ones(2), [0.5, 0.5], "linear", hl.InputError, "The ray was list"),
+        (torch.ones(2), torch.tensor([1.5, -0.5]), "linear", hl.InputError, "hl.Simplex"),
+        (torch.ones(2), torch.tensor([float("nan"), 1.0]), "linear", hl.InputError, "nan"),
+        (torch.ones(3, 2), torch.ones(4, 2), "linear", hl.InputError, "same batch"),
+        (torch.ones(2, 3, 2), torch.ones(2), "linear", hl.ObjectiveError, r"\(B, m\)"),
+        (torch.ones(2).long(), torch.ones(2), "linear", hl.ObjectiveError, "int64"),
+        ([torch.ones(3)] * 2, torch.ones(2), "linear", hl.ObjectiveError, r"'\(3,\)', '\(3,\)'"),
+        ([1.0, 2.0], torch.ones(2), "linear", hl.ObjectiveError, "'float', 'float'"),
+        ([], torch.ones(2), "linear", hl.ObjectiveError, "sequence of nothing"),
+    ],
+)
+def test_losses_and_rays_that_do_not_fit_are_refused(
+    losses: object, ray: object, method: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        hl.scalarize(losses, ray, method)
+
+
+def test_a_tied_primary_counts_its_weight_once() -> None:
+    model = hl.hypernetize(Tied(), SPACE)
+    (theta0,) = (g for g in hl.parameter_groups(model, 1.0) if g["name"] == "theta0")
+    assert len(theta0["params"]) == 1
+
+
+def test_errors_are_built_in_ones_as_well() -> None:
+    assert issubclass(hl.ObjectiveError, ValueError)
+    assert issubclass(hl.MissingExtraError, ImportError)
