@@ -1,0 +1,7 @@
+"""HyperLight side by side with other libraries, on the same work, in one interleaved run.
+
+``python -m benchmarks --help``; what is compared and how: docs/benchmarks.md.
+
+Nothing here imports ``hyperlight`` before a subject asks for it: the process of a peer has no
+HyperLight of ours, and that of HyperLight 0.0.5 has another package of that name.
+"""

@@ -1,0 +1,93 @@
+"""``python -m benchmarks``: every workload, or the rows and subjects that are named."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from . import report
+from .environments import BUILD
+from .run import Measured, Settings, measure
+from .subjects import SUBJECTS, choose
+from .workloads import WORKLOADS
+
+__all__ = ["main"]
+
+# Long lines stay whole where the output goes to a file.
+console = Console(width=None if sys.stdout.isatty() else 200)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Ratios of HyperLight and other libraries to the plain network, in one "
+        "interleaved run. `python -m benchmarks mnist --help`: time to 95 % on MNIST.",
+    )
+    shown = ", ".join(WORKLOADS)
+    parser.add_argument(
+        *("--workload", "-w"),
+        type=_names,
+        default=[name for name in WORKLOADS if name != "smoke"],
+        help=f"some of {shown}, with commas; by default all but smoke",
+    )
+    parser.add_argument(
+        *("--subject", "-s"),
+        type=_names,
+        default=[],
+        help=f"families ({', '.join(dict.fromkeys(s.family for s in SUBJECTS.values()))}) or "
+        f"single ones ({', '.join(SUBJECTS)}), with commas",
+    )
+    usual = Settings()
+    parser.add_argument("--rounds", type=int, default=usual.rounds, help="turns of every subject")
+    parser.add_argument("--seconds", type=float, default=usual.seconds, help="of one turn")
+    parser.add_argument("--threads", type=int, default=usual.threads)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=usual.device)
+    parser.add_argument("--out", type=Path, default=BUILD / "results", help="folder for the files")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write; returns 1 if a subject failed that was not skipped on purpose."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = shlex.join(["python", "-m", "benchmarks", *words])
+    if words[:1] == ["mnist"]:
+        from .mnist import main as run_mnist
+
+        return run_mnist(words[1:])
+    parser = _parser()
+    given = parser.parse_args(words)
+    for name in given.workload:
+        if name not in WORKLOADS:
+            parser.error(f"--workload was {name!r}; expected some of {', '.join(WORKLOADS)}.")
+    if given.rounds < 1 or given.threads < 1 or not given.seconds > 0.0:
+        parser.error("--rounds and --threads take whole numbers from 1, --seconds one above 0.")
+    settings = Settings(given.rounds, given.seconds, given.threads, given.device)
+    rows: list[Measured] = []
+    for name in given.workload:
+        workload = WORKLOADS[name]
+        try:
+            subjects = choose(workload, given.subject)
+        except ValueError as error:
+            parser.error(str(error))
+        found = measure(workload, subjects, settings, say=lambda line: print(line, file=sys.stderr))
+        rows.extend(found)
+        console.print(report.table(f"{name}: {workload.title}", found))
+        against = report.peer_table(f"{name} against the peers", found)
+        if against is not None:
+            console.print(against)
+        report.write(given.out, rows, command)
+    print(f"written to {given.out}: timings.csv, provenance.json, ratios.svg")
+    return int(any(r.error and not r.error.startswith("skipped") for r in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

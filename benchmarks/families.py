@@ -1,0 +1,328 @@
+"""The same hypernetwork, as every library has it written.
+
+A family holds a primary and what predicts its weights, as a module. ``forward(x, gamma)`` has one
+gamma for the batch; ``each`` and ``sweep`` have several, one after the other where the library
+has no other way; ``put`` and ``call`` put tensors that are predicted already in place.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .workloads import HIDDEN
+
+__all__ = ["FAMILIES", "Family", "FunctionalCall", "Ours", "Plain"]
+
+
+def predicted(primary: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are predicted: all but those of normalisation layers."""
+    return {
+        f"{name}.{own}".lstrip("."): parameter
+        for name, module in primary.named_modules()
+        if not isinstance(module, nn.LayerNorm)
+        for own, parameter in module.named_parameters(recurse=False)
+    }
+
+
+class Family(nn.Module):
+    """One library's way. Made from a primary that it may take apart."""
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not say how it runs.")
+
+    def each(self, x: Tensor, gamma: Tensor) -> Tensor:
+        """``(M, n, ...)`` under ``(M,)``."""
+        return torch.stack([self(own, g) for own, g in zip(x, gamma, strict=True)])
+
+    def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
+        """``(n, ...)`` under ``(M,)``: ``(M, n, ...)``."""
+        return torch.stack([self(x, g) for g in gamma])
+
+    def put(self) -> Any:
+        """Tensors for :meth:`call`, as the family wants them."""
+        return {name: p.detach().clone() for name, p in self.primary.named_parameters()}
+
+    def call(self, tensors: Any, x: Tensor) -> Tensor:
+        """Run the primary with these tensors."""
+        output: Tensor = functional_call(self.primary, tensors, (x,))
+        return output
+
+    primary: nn.Module
+
+
+class Plain(Family):
+    """The primary alone, on the same data: what everything is compared with."""
+
+    def __init__(self, primary: nn.Module) -> None:
+        super().__init__()
+        self.primary = primary
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        output: Tensor = self.primary(x)
+        return output
+
+    def each(self, x: Tensor, gamma: Tensor) -> Tensor:
+        output: Tensor = self.primary(x.flatten(0, 1))
+        return output.unflatten(0, x.shape[:2])
+
+    def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
+        return self.each(x.expand(len(gamma), *x.shape), gamma)
+
+    def call(self, tensors: Any, x: Tensor) -> Tensor:
+        output: Tensor = self.primary(x)
+        return output
+
+
+class Ours(Family):
+    """HyperLight, this version."""
+
+    def __init__(self, primary: nn.Module, head: Any = None, sets: bool = False) -> None:
+        import hyperlight as hl
+
+        super().__init__()
+        # With several images per gamma, the primary sees the images of one as its batch.
+        primary = nn.Sequential(nn.Flatten(0, 1), primary) if sets else primary
+        self.model = hl.hypernetize(
+            primary,
+            inputs={"gamma": hl.Uniform(0.0, 1.0)},
+            hidden=HIDDEN,
+            head=hl.Dense() if head is None else head,
+        )
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        output: Tensor = self.model(x, gamma=gamma)
+        return output
+
+    def each(self, x: Tensor, gamma: Tensor) -> Tensor:
+        return self(x, gamma)
+
+    def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
+        output: Tensor = self.model.sweep(x, gamma=gamma)
+        return output
+
+    def put(self) -> Any:
+        return list(self.model.predict(gamma=0.5).values())
+
+    def call(self, tensors: Any, x: Tensor) -> Tensor:
+        # What model.forward does once the weights are predicted.
+        output: Tensor = self.model._plan.bind(self.model.primary, tensors)(x)
+        return output
+
+
+class OursRank4(Ours):
+    """HyperLight, this version, with factors of rank 4."""
+
+    def __init__(self, primary: nn.Module) -> None:
+        import hyperlight as hl
+
+        super().__init__(primary, hl.LowRank(4))
+
+
+class OursRank8(Ours):
+    """HyperLight, this version, with factors of rank 8."""
+
+    def __init__(self, primary: nn.Module) -> None:
+        import hyperlight as hl
+
+        super().__init__(primary, hl.LowRank(8))
+
+
+def _trunk(inputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in zip((inputs, *HIDDEN), HIDDEN, strict=False):
+        layers += [nn.Linear(a, b), nn.LeakyReLU()]
+    return nn.Sequential(*layers)
+
+
+class FunctionalCall(Family):
+    """Written by hand with ``torch.func``: one flat head without bias, ``theta0`` beside it."""
+
+    def __init__(self, primary: nn.Module) -> None:
+        super().__init__()
+        self.primary = primary
+        self.trunk = _trunk(2)
+        self.theta0 = predicted(primary)
+        self.sizes = [p.numel() for p in self.theta0.values()]
+        self.head = nn.Linear(HIDDEN[-1], sum(self.sizes), bias=False)
+        nn.init.normal_(self.head.weight, 0.0, 0.01)
+
+    def theta(self, gamma: Tensor) -> dict[str, Tensor]:
+        angle = gamma.unsqueeze(-1) * (math.pi / 2)
+        flat = self.head(self.trunk(torch.cat([angle.cos(), angle.sin()], dim=-1)))
+        parts = flat.split(self.sizes, dim=-1)
+        return {
+            name: own + part.unflatten(-1, own.shape)
+            for (name, own), part in zip(self.theta0.items(), parts, strict=True)
+        }
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        return self.call(self.theta(gamma), x)
+
+    def each(self, x: Tensor, gamma: Tensor) -> Tensor:
+        output: Tensor = torch.vmap(self.call)(self.theta(gamma), x)
+        return output
+
+    def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
+        output: Tensor = torch.vmap(self.call, in_dims=(0, None))(self.theta(gamma), x)
+        return output
+
+
+class HyperLight005(Family):
+    """HyperLight 0.0.5, as its README has it: one gamma at a time, of shape ``(1, 1)``."""
+
+    def __init__(self, primary: nn.Module) -> None:
+        hyperlight: Any = importlib.import_module("hyperlight")  # the release
+        if hyperlight.__version__ != "0.0.5":
+            raise ImportError(f"hyperlight 0.0.5 is needed here; found {hyperlight.__version__}.")
+        super().__init__()
+        self.primary = hyperlight.hypernetize(primary, parameters=list(predicted(primary).values()))
+        self.hypernet = hyperlight.HyperNet(
+            input_shapes={"gamma": (1,)},
+            output_shapes=self.primary.external_shapes(),
+            hidden_sizes=list(HIDDEN),
+        )
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        return self.call(self.hypernet(gamma=gamma.reshape(1, 1)), x)
+
+    def put(self) -> Any:
+        with torch.no_grad():
+            return self.hypernet(gamma=torch.full((1, 1), 0.5))
+
+    def call(self, tensors: Any, x: Tensor) -> Tensor:
+        with self.primary.using_externals(tensors):
+            output: Tensor = self.primary(x)
+        return output
+
+
+class HypNetTorch(Family):
+    """hypnettorch's ``HMLP``; its weights reach the primary by ``functional_call``."""
+
+    def __init__(self, primary: nn.Module) -> None:
+        super().__init__()
+        self.primary = primary.requires_grad_(False)
+        self.names = list(predicted(primary))
+        self.hypernet = self.make([list(p.shape) for p in predicted(primary).values()])
+
+    def make(self, shapes: list[list[int]]) -> Any:
+        from hypnettorch.hnets import HMLP
+
+        return HMLP(
+            shapes,
+            uncond_in_size=1,
+            cond_in_size=0,
+            num_cond_embs=0,
+            layers=HIDDEN,
+            activation_fn=nn.LeakyReLU(),
+            verbose=False,
+        )
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        weights = self.hypernet.forward(uncond_input=gamma.reshape(1, 1))
+        return self.call(dict(zip(self.names, weights, strict=True)), x)
+
+    def _weights(self, gamma: Tensor) -> list[dict[str, Tensor]]:
+        """Predicted as a batch, which it can; used one by one."""
+        sets = self.hypernet.forward(uncond_input=gamma.unsqueeze(-1))
+        return [dict(zip(self.names, weights, strict=True)) for weights in sets]
+
+    def each(self, x: Tensor, gamma: Tensor) -> Tensor:
+        pairs = zip(self._weights(gamma), x, strict=True)
+        return torch.stack([self.call(weights, own) for weights, own in pairs])
+
+    def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
+        return torch.stack([self.call(weights, x) for weights in self._weights(gamma)])
+
+
+class HypNetTorchChunked(HypNetTorch):
+    """hypnettorch's ``ChunkedHMLP``: one small hypernetwork, called for every chunk."""
+
+    def make(self, shapes: list[list[int]]) -> Any:
+        from hypnettorch.hnets import ChunkedHMLP
+
+        return ChunkedHMLP(
+            shapes,
+            chunk_size=10_000,
+            uncond_in_size=1,
+            cond_in_size=0,
+            num_cond_embs=0,
+            layers=HIDDEN,
+            activation_fn=nn.LeakyReLU(),
+            verbose=False,
+        )
+
+
+class HyperNN(Family):
+    """hyper-nn's ``TorchHyperNetwork`` with ``generate_params`` for a gamma, as its README says."""
+
+    def __init__(self, primary: nn.Module) -> None:
+        from hypernn.torch import TorchHyperNetwork
+
+        super().__init__()
+
+        class Network(TorchHyperNetwork):  # type: ignore[misc]
+            def __init__(self, target: nn.Module) -> None:
+                super().__init__(target)
+                self.trunk = _trunk(1)
+                self.weight_generator = nn.Linear(HIDDEN[-1], int(self.num_target_parameters))
+
+            def generate_params(self, gamma: Tensor) -> tuple[Tensor, dict[str, Any]]:
+                return self.weight_generator(self.trunk(gamma.reshape(1, 1))).view(-1), {}
+
+        self.network = Network(primary)
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        output: Tensor = self.network(x, generate_params_kwargs={"gamma": gamma})
+        return output
+
+    def put(self) -> Any:
+        with torch.no_grad():
+            return self.network.generate_params(torch.tensor(0.5))[0]
+
+    def call(self, tensors: Any, x: Tensor) -> Tensor:
+        output: Tensor = self.network(x, generated_params=tensors)
+        return output
+
+
+class TorchHyper(Family):
+    """torchhyper's ``HyperNetwork``, one output layer per tensor, as its README has it."""
+
+    def __init__(self, primary: nn.Module) -> None:
+        super().__init__()
+        # The package itself imports diffusers and more, which it does not declare; this file of
+        # it needs torch and numpy.
+        found = importlib.util.find_spec("torchhyper")
+        if found is None or found.submodule_search_locations is None:
+            raise ModuleNotFoundError("No module named 'torchhyper'")
+        path = f"{next(iter(found.submodule_search_locations))}/model/hypernetwork_architectures.py"
+        spec = importlib.util.spec_from_file_location("benchmarks._torchhyper", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        self.primary = primary.requires_grad_(False)
+        self.hypernet = module.HyperNetwork(1, list(HIDDEN), primary)
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        return self.call(self.hypernet(gamma.reshape(1, 1)), x)
+
+
+FAMILIES: dict[str, type[Family]] = {
+    "plain": Plain,
+    "ours": Ours,
+    "ours-rank4": OursRank4,
+    "ours-rank8": OursRank8,
+    "functional-call": FunctionalCall,
+    "hyperlight": HyperLight005,
+    "hypnettorch": HypNetTorch,
+    "hypnettorch-chunked": HypNetTorchChunked,
+    "hyper-nn": HyperNN,
+    "torchhyper": TorchHyper,
+}

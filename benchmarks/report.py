@@ -1,0 +1,209 @@
+"""From seconds to ratios: tables for a terminal, csv, where the numbers come from, a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from hyperlight.lab import figures
+from hyperlight.lab.files import write_text
+
+from .run import FLOOR, PLAIN, Measured
+from .subjects import PEERS, SUBJECTS
+
+__all__ = [
+    "Spread",
+    "fastest",
+    "multiples",
+    "overhead",
+    "peer_table",
+    "provenance",
+    "table",
+    "write",
+]
+
+
+class Spread:
+    """Median and range of some numbers.
+
+    >>> print(Spread([1.0, 4.0, 2.0]))
+    2.00 (1.00 to 4.00)
+    """
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.median = statistics.median(values)
+        self.low, self.high = min(values), max(values)
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def multiples(row: Measured) -> Spread | None:
+    """A step as a multiple of the plain primary's in the same round."""
+    if not row.seconds:
+        return None
+    return Spread([s / p for s, p in zip(row.seconds, row.plain, strict=True)])
+
+
+def fastest(row: Measured) -> float | None:
+    """The fastest turn as a multiple of the plain primary's fastest.
+
+    Beside the median, not in its place: on a machine that others use the fastest turns are those
+    that nobody disturbed.
+    """
+    return min(row.seconds) / min(row.plain) if row.seconds else None
+
+
+def overhead(row: Measured, other: Measured) -> float | None:
+    """The time on top of the plain primary, as a share of that of another subject.
+
+    From the medians of the ratios to the plain primary of the same round. ``None`` where one of
+    the two has no numbers, or the other no overhead.
+    """
+    own, theirs = multiples(row), multiples(other)
+    if own is None or theirs is None or theirs.median <= 1.0:
+        return None
+    return (own.median - 1.0) / (theirs.median - 1.0)
+
+
+def _peer(row: Measured) -> bool:
+    subject = SUBJECTS.get(row.subject)
+    return subject is not None and (subject.family in PEERS or subject.family == "functional-call")
+
+
+def _table(title: str, heading: Sequence[str]) -> Table:
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(heading):
+        made.add_column(column, justify="right" if number else "left", overflow="fold")
+    return made
+
+
+def table(title: str, rows: Sequence[Measured]) -> Table:
+    """Time, ratio to the plain primary and peak memory of every subject of one workload."""
+    made = _table(
+        title,
+        ("", "ms, median (range)", "x plain, median (range)", "fastest", "peak MB", "above base"),
+    )
+    for row in rows:
+        ratio = multiples(row)
+        if ratio is None:
+            made.add_row(row.title, f"no numbers: {row.error}", "", "", "", "")
+            continue
+        peak = "" if row.peak is None else f"{row.peak / 1e6:,.0f}"
+        above = (
+            "" if row.peak is None or row.base is None else f"{(row.peak - row.base) / 1e6:,.0f}"
+        )
+        shown = ("", "") if row.subject == FLOOR else (peak, above)
+        times = Spread([1e3 * s for s in row.seconds])
+        made.add_row(row.title, str(times), str(ratio), f"{fastest(row):.2f}", *shown)
+    return made
+
+
+def peer_table(title: str, rows: Sequence[Measured]) -> Table | None:
+    """Ours (and the floor) against every peer: ratios of times, and of times on top of plain."""
+    peers = [row for row in rows if _peer(row) and row.seconds]
+    others = [r for r in rows if not _peer(r) and r.subject != PLAIN and r.seconds]
+    if not peers or not others:
+        return None
+    made = _table(
+        title, ("time / time of the peer; overhead / its overhead", *(r.title for r in others))
+    )
+    for peer in peers:
+        cells = []
+        for row in others:
+            own, theirs = multiples(row), multiples(peer)
+            assert own is not None
+            assert theirs is not None
+            share = overhead(row, peer)
+            more = "" if share is None else f"; {share:.2f}"
+            cells.append(f"{own.median / theirs.median:.2f}{more}")
+        made.add_row(peer.title, *cells)
+    return made
+
+
+def provenance(command: str) -> dict[str, str]:
+    """Versions, the machine without its name, and the command."""
+    names = ("torch", "numpy")
+    model = platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return {
+        "command": command,
+        "hyperlight": metadata.version("hyperlight"),
+        **{name: metadata.version(name) for name in names},
+        **{r.split("==")[0]: r.split("==")[1] for r in PEERS.values()},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": model,
+        "cores": str(os.cpu_count()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def as_csv(rows: Sequence[Measured]) -> str:
+    """One line per subject and round; one with the error for a subject without numbers."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        (
+            *("workload", "subject", "round", "seconds", "plain_seconds"),
+            *("peak_bytes", "base_bytes", "error"),
+        )
+    )
+    for row in rows:
+        end = (row.peak, row.base, row.error)
+        for number, (own, plain) in enumerate(zip(row.seconds, row.plain, strict=True)):
+            writer.writerow((row.workload, row.subject, number, own, plain, *end))
+        if not row.seconds:
+            writer.writerow((row.workload, row.subject, "", "", "", *end))
+    return buffer.getvalue()
+
+
+def picture(rows: Sequence[Measured]) -> Figure:
+    """Bars: a step of every subject as a multiple of the plain primary's, with its range."""
+    shown = [row for row in rows if row.seconds and row.subject != PLAIN]
+    names = list(dict.fromkeys(row.workload for row in shown))
+    per = {name: [row for row in shown if row.workload == name] for name in names}
+    heights = [max(len(per[name]), 1) for name in names] or [1]
+    figure = Figure(
+        figsize=(8.0, 1.0 + 0.28 * sum(heights) + 0.4 * len(heights)), layout="constrained"
+    )
+    axes = figure.subplots(max(len(names), 1), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, name in zip(axes, names, strict=False):
+        for place, row in enumerate(per[name]):
+            ratio = multiples(row)
+            assert ratio is not None
+            color = "#d55e00" if _peer(row) else "#999999" if row.subject == FLOOR else "#0072b2"
+            ax.barh(place, ratio.median, color=color, height=0.7)
+            ax.plot([ratio.low, ratio.high], [place, place], color="black", linewidth=1.0)
+        ax.set_yticks(range(len(per[name])), [row.title for row in per[name]], fontsize=7)
+        ax.axvline(1.0, color="black", linewidth=0.8)
+        ax.invert_yaxis()
+        ax.set_title(name, loc="left", fontsize=9)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("multiple of the plain primary; median and range over rounds")
+    return figure
+
+
+def write(folder: Path, rows: Sequence[Measured], command: str) -> None:
+    """Write ``timings.csv``, ``provenance.json`` and ``ratios.svg`` into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "timings.csv", as_csv(rows))
+    write_text(folder / "provenance.json", json.dumps(provenance(command), indent=2) + "\n")
+    write_text(folder / "ratios.svg", figures.svg(picture(rows)) + "\n")

@@ -1,0 +1,323 @@
+"""All subjects of a workload in one interleaved run.
+
+Every subject is a process that works only when it is told to, one at a time, in an order that
+turns from round to round. A ratio is that of two stretches of the same round, so that a machine
+that slows down, slows both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hyperlight as hl
+from hyperlight.memory import as_text, available_memory
+
+from .environments import ROOT, interpreter, variables
+from .floor import floor_bytes
+from .subjects import SUBJECTS, Subject
+from .workloads import HIDDEN, Workload
+
+__all__ = ["Measured", "Settings", "head_entries", "measure"]
+
+PLAIN, FLOOR = "plain/fused", "floor"
+PROCESS = 400 * 2**20  # what Python and PyTorch take
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        rounds: how often every subject has its turn.
+        seconds: a turn lasts about that long, and one step at least.
+        threads: of PyTorch, for every subject.
+        device: ``"cpu"`` or ``"cuda"``.
+        patience: seconds after which a subject that does not answer is given up.
+    """
+
+    rounds: int = 9
+    seconds: float = 0.3
+    threads: int = 2
+    device: str = "cpu"
+    patience: float = 600.0
+
+
+@dataclass
+class Measured:
+    """One subject on one workload.
+
+    Attributes:
+        workload: its name.
+        subject: its name.
+        title: the subject in words.
+        seconds: of one step, by round.
+        plain: of one step of the plain primary, in the same rounds.
+        peak: the peak memory of the whole process, in bytes.
+        base: the same before anything was made.
+        error: why there are no numbers.
+    """
+
+    workload: str
+    subject: str
+    title: str
+    seconds: list[float] = field(default_factory=list)
+    plain: list[float] = field(default_factory=list)
+    peak: int | None = None
+    base: int | None = None
+    error: str | None = None
+
+
+class SubjectError(Exception):
+    """A subject could not do its work."""
+
+
+class Process:
+    """A subject that takes orders."""
+
+    def __init__(self, name: str, python: Path, workload: Workload, settings: Settings) -> None:
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in close)
+        self.patience = settings.patience
+        requirement = SUBJECTS[name].requirement if name in SUBJECTS else None
+        options = {
+            "workload": workload.name,
+            "subject": name,
+            "threads": settings.threads,
+            "device": settings.device,
+            "entries": head_entries(workload) if name == FLOOR else 0,
+        }
+        words = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        self.process = subprocess.Popen(
+            [str(python), "-m", "benchmarks.worker", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            cwd=ROOT,
+            env=variables(requirement),
+        )
+
+    def read(self) -> dict[str, Any]:
+        """The next answer.
+
+        Raises:
+            SubjectError: the process ended, or said nothing for too long.
+        """
+        assert self.process.stdout is not None
+        timer = threading.Timer(self.patience, self.process.kill)
+        timer.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            late = not timer.is_alive()
+            timer.cancel()
+        if not line:
+            self.process.wait()
+            self.log.seek(0)
+            said = [text.strip() for text in self.log.read().splitlines() if text.strip()]
+            if late:
+                raise SubjectError(f"no answer for {self.patience:g} seconds")
+            last = said[-1] if said else "it said nothing"
+            raise SubjectError(f"ended with status {self.process.returncode}: {last[-300:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def order(self, **content: Any) -> dict[str, Any]:
+        """Give an order and wait for the answer."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the reason is read below
+            print(json.dumps(content), file=self.process.stdin, flush=True)
+        return self.read()
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        self.log.close()
+
+
+def _summary(workload: Workload) -> hl.Summary:
+    with torch.device("meta"):
+        primary = workload.primary()
+    return hl.estimate(primary, {"gamma": hl.Uniform(0.0, 1.0)}, hidden=HIDDEN)
+
+
+def head_entries(workload: Workload) -> int:
+    """The weights of a dense head for the workload."""
+    return _summary(workload).head.parameters
+
+
+def _memory(subject: Subject, workload: Workload) -> int:
+    """What a subject needs, activations aside; for dense heads."""
+    dense = subject.family not in ("ours-rank4", "ours-rank8", "hypnettorch-chunked")
+    if workload.kind in ("sweep", "bind") or not dense:
+        return PROCESS + _summary(workload).primary.bytes * 16
+    return PROCESS + int(_summary(workload).bytes * subject.copies)
+
+
+def _free(device: torch.device) -> int:
+    """The memory that can be had now."""
+    most = available_memory(device)
+    found = [most] if most is not None else []
+    if device.type == "cpu":
+        try:
+            for line in Path("/proc/meminfo").read_text().splitlines():
+                if line.startswith("MemAvailable:"):
+                    found.append(1024 * int(line.split()[1]))
+        except OSError:
+            pass
+    return min(found) if found else 2**62
+
+
+def _groups(needs: Mapping[str, int], free: int) -> list[list[str]]:
+    """Names in order, in groups whose needs fit into memory together."""
+    groups: list[list[str]] = []
+    held = 0
+    for name, need in needs.items():
+        if not groups or held + need > free:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += need
+    return groups
+
+
+def measure(
+    workload: Workload,
+    subjects: Sequence[Subject],
+    settings: Settings,
+    *,
+    pythons: Mapping[str, Path] | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> list[Measured]:
+    """Measure all subjects, the plain primary and the floor.
+
+    A subject that fails or cannot fit is reported with the reason, and does not stop the others.
+    Where all together do not fit in memory, they run in groups, each with a plain primary beside
+    it.
+
+    Args:
+        workload: what is done.
+        subjects: who does it.
+        settings: how it is measured.
+        pythons: the interpreter of a subject, by name; by default its environment is set up.
+        say: is told what happens.
+
+    Returns:
+        The plain primary, the floor (of a training step), then the subjects in order.
+    """
+    device = torch.device(settings.device)
+    plain = Measured(workload.name, PLAIN, SUBJECTS[PLAIN].title)
+    floor = Measured(workload.name, FLOOR, "floor: plain primary, and 7 passes over the head")
+    optimized = workload.kind in ("train", "each")
+    rows = {
+        subject.name: Measured(
+            workload.name,
+            subject.name,
+            subject.title if optimized else subject.title.partition(", ")[0],
+        )
+        for subject in subjects
+    }
+    with_floor = workload.kind == "train"
+    kept = PROCESS + _summary(workload).primary.bytes * 8
+    if with_floor:
+        kept += PROCESS + floor_bytes(head_entries(workload))
+    free = int(0.9 * _free(device)) - kept
+    needs = {}
+    for subject in subjects:
+        need = _memory(subject, workload)
+        if need > free:
+            rows[subject.name].error = (
+                f"skipped: needs about {as_text(need)} of memory; {as_text(max(free, 0))} can be "
+                "had"
+            )
+            say(f"{workload.name} {subject.name}: {rows[subject.name].error}")
+        else:
+            needs[subject.name] = need
+    first = True
+    for group in _groups(needs, free) or [[]]:
+        always = [plain, floor] if with_floor and first else [plain]
+        _measure_group(workload, [*always, *(rows[n] for n in group)], settings, pythons, say)
+        first = False
+    return [plain, *([floor] if with_floor else []), *rows.values()]
+
+
+def _measure_group(
+    workload: Workload,
+    rows: Sequence[Measured],
+    settings: Settings,
+    pythons: Mapping[str, Path] | None,
+    say: Callable[[str], object],
+) -> None:
+    """Measure the subjects of ``rows``, the first of which is the plain primary, and fill them."""
+    processes: dict[str, Process] = {}
+    steps: dict[str, int] = {}
+    times: dict[str, list[float]] = {row.subject: [] for row in rows}
+
+    def fail(row: Measured, error: Exception) -> None:
+        row.error = str(error)
+        say(f"{workload.name} {row.subject}: {error}")
+        if row.subject in processes:
+            processes.pop(row.subject).close()
+
+    try:
+        for row in rows:
+            say(f"{workload.name} {row.subject}: getting ready")
+            subject = SUBJECTS.get(row.subject)
+            try:
+                python = (pythons or {}).get(row.subject) or interpreter(
+                    subject.requirement if subject else None
+                )
+                processes[row.subject] = Process(row.subject, python, workload, settings)
+                once = processes[row.subject].read()["seconds"]
+                steps[row.subject] = max(1, math.ceil(settings.seconds / max(once, 1e-7)))
+                processes[row.subject].order(run=steps[row.subject])
+            except (SubjectError, OSError, RuntimeError) as error:
+                fail(row, error)
+        for number in range(settings.rounds):
+            say(f"{workload.name}: round {number + 1} of {settings.rounds}")
+            turn = number % max(len(rows), 1)
+            for row in (*rows[turn:], *rows[:turn]):
+                name = row.subject
+                if name not in processes:
+                    continue
+                try:
+                    times[name].append(
+                        processes[name].order(run=steps[name])["seconds"] / steps[name]
+                    )
+                except SubjectError as error:
+                    fail(row, error)
+        for row in rows:
+            if row.subject in processes:
+                try:
+                    found = processes[row.subject].order(stop=True)
+                    row.peak, row.base = found["peak"], found["base"]
+                except SubjectError as error:
+                    fail(row, error)
+    finally:
+        for process in processes.values():
+            process.close()
+    plain = times[PLAIN]
+    for row in rows:
+        if row.error is None and plain:
+            row.seconds = times[row.subject]
+            if row.subject == FLOOR:  # the floor's passes come on top of the primary's own step
+                row.seconds = [a + b for a, b in zip(row.seconds, plain, strict=True)]
+            row.plain = list(plain[: len(row.seconds)])
+        elif row.error is None:
+            row.error = "the plain primary failed"
