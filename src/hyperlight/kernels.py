@@ -32,6 +32,8 @@ _WORTH_COMPILING = 2**24
 _COMPILED_ROWS = 4
 # Entries from which a matrix is read with care.
 _LARGE = 2**16
+# Entries from which, and rows up to which, a long sum is taken in so many parts.
+_SPLIT_ENTRIES, _SPLIT_ROWS, _PARTS = 2**20, 64, 64
 
 _chosen: Implementation = "auto"
 _obstacle: str | None = None
@@ -124,7 +126,28 @@ def product(features: Tensor, weight: Tensor) -> Tensor:
 
 def by_features(gradient: Tensor, weight: Tensor) -> Tensor:
     """``gradient @ weight``: ``(..., P)`` and ``(P, K)`` to ``(..., K)``."""
-    return gradient @ weight
+    total, columns = weight.shape
+    rows = gradient.numel() // total if total else 0
+    if (
+        not 1 <= rows <= _SPLIT_ROWS
+        or weight.numel() < _SPLIT_ENTRIES
+        or total < _PARTS
+        or weight.device.type != "cpu"
+        or not weight.is_contiguous()
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return gradient @ weight
+    # One thread sums over all of P in MKL's product; parts of P are summed by all threads.
+    size = total // _PARTS
+    even = size * _PARTS
+    flat = gradient.reshape(rows, total)
+    found = torch.bmm(
+        flat[:, :even].view(rows, _PARTS, size).transpose(0, 1),
+        weight[:even].view(_PARTS, size, columns),
+    ).sum(0)
+    if even < total:
+        found.addmm_(flat[:, even:], weight[even:])
+    return found.reshape(*gradient.shape[:-1], columns)
 
 
 # --- writing: the update -------------------------------------------------------------
