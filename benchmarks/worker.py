@@ -47,6 +47,10 @@ def main() -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     torch.set_num_threads(given.threads)
+    # For all the same: glibc gives large blocks back to the system at every turn until one of
+    # nearly 32 MiB was freed. Whoever builds a dense gradient of that size frees one by the way,
+    # the plain primary does not, and takes up to 1.5 times as long for it.
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
     device = torch.device(given.device)
     from .subjects import SUBJECTS, prepare
     from .workloads import WORKLOADS

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import kernels
 
-__all__ = ["OuterProduct", "dense_product", "keep_factored"]
+__all__ = ["OuterProduct", "dense_product", "keep_factored", "split_sums"]
 
 aten = torch.ops.aten
 
@@ -43,6 +43,63 @@ def _is_kept(weight: Tensor) -> bool:
 # --- forward and backward ------------------------------------------------------------
 
 
+def _ordinary(*tensors: Tensor) -> bool:
+    """Whether autograd alone follows these tensors: no tracing, no transform, no subclass."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    )
+
+
+def split_sums(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What ``flat`` holds one behind another, each part added to its tensor: ``tensor + part``.
+
+    One node of autograd's graph in place of three for every tensor.
+
+    Args:
+        flat: ``(P,)``.
+        tensors: with P entries together.
+    """
+    if _ordinary(flat, *tensors) and all(tensor.dtype == flat.dtype for tensor in tensors):
+        sums: tuple[Tensor, ...] = _SplitSums.apply(flat, *tensors)  # type: ignore[no-untyped-call]
+        return list(sums)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [
+        tensor + part.view(tensor.shape).to(tensor.dtype)
+        for tensor, part in zip(tensors, parts, strict=True)
+    ]
+
+
+class _SplitSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.shapes = [tensor.shape for tensor in tensors]
+        ctx.save_for_backward(flat[:0])
+        parts = flat.split([shape.numel() for shape in ctx.shapes])
+        return tuple(
+            torch.add(tensor, part.view(tensor.shape))
+            for tensor, part in zip(tensors, parts, strict=True)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_flat: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            (like,) = ctx.saved_tensors
+            by_flat = torch.cat(
+                [
+                    like.new_zeros(shape.numel()) if gradient is None else gradient.reshape(-1)
+                    for gradient, shape in zip(gradients, ctx.shapes, strict=True)
+                ]
+            )
+        wanted = zip(gradients, ctx.needs_input_grad[1:], strict=True)
+        return by_flat, *(gradient if needed else None for gradient, needed in wanted)
+
+
 def dense_product(features: Tensor, weight: Tensor) -> Tensor:
     r"""``features @ weight.T``, with a gradient of ``weight`` that is factored where it may be.
 
@@ -52,14 +109,7 @@ def dense_product(features: Tensor, weight: Tensor) -> Tensor:
     Shape:
         ``(..., K)`` and ``(P, K)`` to ``(..., P)``.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or type(features) is not Tensor
-        or type(weight) not in (Tensor, torch.nn.Parameter)
-    ):
+    if not _ordinary(features, weight):
         return F.linear(features, weight)
     if torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad):
         product: Tensor = _DenseProduct.apply(features, weight)  # type: ignore[no-untyped-call]

@@ -71,6 +71,18 @@ def status() -> tuple[Implementation, str | None]:
     return _chosen, _obstacle
 
 
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed for the next step, as a dense gradient would.
+
+    glibc gives every large block back to the system, and takes as many pages anew in each step,
+    until one of nearly 32 MiB has been freed once. The gradient that is no longer built was such
+    a block: without it the activations of the primary would cost up to 1.5 times as much time.
+    The block here is never touched, so that it takes no memory.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
 def _compile(weight: Tensor, rows: int) -> bool:
     if _obstacle is not None or rows > _COMPILED_ROWS or not weight.is_contiguous():
         return False

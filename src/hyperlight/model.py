@@ -15,6 +15,7 @@ from .batching import refuse_mixing, run_each, split_samples
 from .bind import BindPlan, LowRankWeight
 from .encodings import CosSin
 from .errors import ConfigurationError, InputError, did_you_mean, listed
+from .factored import split_sums
 from .heads import Dense, Factors, Head
 from .hypernet import Activation, HyperNet
 from .init import Init, Zero, find_init
@@ -101,12 +102,21 @@ class HyperModel(nn.Module):
         Raises:
             InputError: a name, type, shape, device or value that does not fit.
         """
-        theta = self._theta(self.hypernet(**gamma))
+        theta = self._theta(self.hypernet.features(**gamma))
         return dict(zip(self._names, theta, strict=True))
 
-    def _theta(self, delta: Mapping[str, Tensor]) -> list[Tensor]:
-        """The weights that the changes make, in order."""
+    def _theta(self, features: Tensor) -> list[Tensor]:
+        """The weights that the head makes of the features, in order."""
+        head = self.hypernet.head
         theta0 = self._plan.read(self.primary)
+        # A head that writes all of them in one flat vector, in this order.
+        if (
+            features.ndim == 1
+            and type(head).predict is Head.predict
+            and self._names == tuple(head.shapes)
+        ):
+            return split_sums(head(features), theta0)
+        delta = head.predict(features)
         return [
             own + delta[name].to(own.dtype) for name, own in zip(self._names, theta0, strict=True)
         ]
@@ -143,7 +153,7 @@ class HyperModel(nn.Module):
         return self._bound(features)
 
     def _bound(self, features: Tensor) -> Any:
-        return self._plan.bind(self.primary, self._theta(self.hypernet.head.predict(features)))
+        return self._plan.bind(self.primary, self._theta(features))
 
     def at(self, **gamma: Any) -> Any:
         """The primary for one ``gamma`` as an independent module, to export and ship.

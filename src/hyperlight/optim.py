@@ -60,6 +60,8 @@ class _Factored(_Base):
         for parameter in group["params"]:
             if parameter.ndim == 2 and parameter.device.type in _DEVICES:
                 keep_factored(parameter, self)
+                if parameter.device.type == "cpu":
+                    kernels.keep_freed_memory()
         if group.get("fused") is None and not group.get("foreach"):
             group["fused"] = all(
                 p.device.type == "cpu" and p.is_floating_point() for p in group["params"]
