@@ -66,7 +66,7 @@ def split_sums(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     if _ordinary(flat, *tensors) and all(tensor.dtype == flat.dtype for tensor in tensors):
         sums: tuple[Tensor, ...] = _SplitSums.apply(flat, *tensors)  # type: ignore[no-untyped-call]
         return list(sums)
-    parts = flat.split([tensor.numel() for tensor in tensors])
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [
         tensor + part.view(tensor.shape).to(tensor.dtype)
         for tensor, part in zip(tensors, parts, strict=True)
@@ -79,7 +79,7 @@ class _SplitSums(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.shapes = [tensor.shape for tensor in tensors]
         ctx.save_for_backward(flat[:0])
-        parts = flat.split([shape.numel() for shape in ctx.shapes])
+        parts = torch.split(flat, [shape.numel() for shape in ctx.shapes])
         return tuple(
             torch.add(tensor, part.view(tensor.shape))
             for tensor, part in zip(tensors, parts, strict=True)
