@@ -34,6 +34,8 @@ _COMPILED_ROWS = 4
 _LARGE = 2**16
 # Entries from which, and rows up to which, a long sum is taken in so many parts.
 _SPLIT_ENTRIES, _SPLIT_ROWS, _PARTS = 2**20, 64, 64
+# Random numbers that stochastic rounding goes round; a prime, so that no block falls in step.
+_NOISE = 1_048_573
 
 _chosen: Implementation = "auto"
 _obstacle: str | None = None
@@ -231,10 +233,11 @@ def adam(
 ) -> None:
     """One step of Adam or (``decoupled``) AdamW in place; ``step`` counts it already.
 
-    With ``largest`` it is AMSGrad.
+    With ``largest`` it is AMSGrad. Moments in bfloat16 are rounded stochastically.
     """
     weight = weight.detach()  # a compiler would look at its .grad too
-    if _compile(weight, len(left)):
+    short = mean.dtype != weight.dtype
+    if not short and _compile(weight, len(left)):
         rate, count = float(lr), float(step)
         root = (1.0 - beta2**count) ** 0.5
         numbers = [rate, rate / (1.0 - beta1**count), beta1, beta2, root, eps, weight_decay]
@@ -245,12 +248,13 @@ def adam(
     fused: Any = torch._fused_adamw_ if decoupled else torch._fused_adam_
     count_there = step.to(weight.device)
     for rows, block in _blocks(left, right):
+        kept = [mean[rows], square[rows], *([] if largest is None else [largest[rows]])]
+        used = [moment.to(weight.dtype) for moment in kept] if short else kept
         fused(
             [weight[rows]],
             [block],
-            [mean[rows]],
-            [square[rows]],
-            [] if largest is None else [largest[rows]],
+            *([moment] for moment in used[:2]),
+            used[2:],
             [count_there],
             lr=lr,
             beta1=beta1,
@@ -260,6 +264,32 @@ def adam(
             amsgrad=largest is not None,
             maximize=maximize,
         )
+        if short:
+            for moment, value in zip(kept, used, strict=True):
+                round_stochastically_(value, moment)
+
+
+@functools.cache
+def _noise(device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(2**16, (_NOISE,), dtype=torch.int32, generator=generator).to(device)
+
+
+def round_stochastically_(value: Tensor, out: Tensor) -> None:
+    """Write float32 ``value`` to bfloat16 ``out``, up or down with the chances that keep its mean.
+
+    ``value`` is used up. Rounding to the nearest would lose a change that is smaller than half
+    of the gap between two numbers, every time (Gupta et al. 2015, Deep Learning with Limited
+    Numerical Precision). The chances are from one table, read from a place drawn anew by each
+    call: drawing them all would take longer than the step.
+    """
+    bits, noise = value.view(torch.int32).view(-1), _noise(value.device)
+    done, start = 0, int(torch.randint(_NOISE, ()))
+    while done < len(bits):
+        count = min(_NOISE - start, len(bits) - done)
+        bits[done : done + count].add_(noise[start : start + count])
+        done, start = done + count, 0
+    out.copy_(value.view(torch.int32).bitwise_and_(-(2**16)).view(torch.float32))
 
 
 def _sgd(

@@ -39,6 +39,8 @@ else:
 class _Factored(_Base):
     """What the optimizers share: which parameters are updated here, and which by PyTorch."""
 
+    _short: torch.dtype | None = None  # of moments that take less memory than the weight
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As :meth:`torch.optim.Optimizer.add_param_group`."""
         for option in ("capturable", "differentiable"):
@@ -81,10 +83,14 @@ class _Factored(_Base):
                 parameter.grad = gradient.dense()
                 others.append(parameter)
             else:
+                self._settle(parameter)
                 state: tuple[list[Any], ...] = tuple([] for _ in lists)
                 self._listed({**group, "params": [parameter]}, *state)
                 self._step_factored(group, parameter, gradient, state)
         return self._listed({**group, "params": others}, *lists)
+
+    def _settle(self, parameter: Tensor) -> None:
+        """Bring the state to the form that the step from factors keeps it in."""
 
     def _takes(self, group: dict[str, Any], parameter: Tensor, gradient: OuterProduct) -> bool:
         unusual = group.get("capturable") or group.get("differentiable")
@@ -94,7 +100,10 @@ class _Factored(_Base):
             and not unusual
             and parameter.device.type in _DEVICES
             and parameter.is_floating_point()
-            and all(t.is_contiguous() and t.dtype == parameter.dtype for t in (parameter, *held))
+            and all(
+                t.is_contiguous() and t.dtype in (parameter.dtype, self._short)
+                for t in (parameter, *held)
+            )
         )
 
     def _listed(self, group: dict[str, Any], *lists: list[Any]) -> Any:
@@ -124,8 +133,55 @@ class _Factored(_Base):
         raise AssertionError("an optimizer says how it moves a weight")
 
 
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
 class _Moments(_Factored):
     """The step of Adam and AdamW."""
+
+    def __init__(
+        self, params: Any, *args: Any, moments: torch.dtype | None = None, **options: Any
+    ) -> None:
+        if moments not in (None, torch.float32, torch.bfloat16):
+            raise ConfigurationError(
+                f"moments was {moments!r}; expected None (as the weights are), torch.float32 or "
+                "torch.bfloat16."
+            )
+        self._short = torch.bfloat16 if moments is torch.bfloat16 else None
+        super().__init__(params, *args, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_short": self._short}
+
+    def _settle(self, parameter: Tensor) -> None:
+        if self._short is None or parameter.dtype != torch.float32:
+            return
+        state = self.state[parameter]
+        if not state:  # as torch.optim would make it, but for the dtype
+            state["step"] = torch.tensor(0.0)
+            for name in _MOMENTS[: 3 if self._amsgrad(parameter) else 2]:
+                state[name] = torch.zeros_like(parameter, dtype=self._short)
+        for name in _MOMENTS:
+            if name in state and state[name].dtype != self._short:
+                state[name] = state[name].to(self._short)
+
+    def _amsgrad(self, parameter: Tensor) -> bool:
+        groups = [g for g in self.param_groups if any(p is parameter for p in g["params"])]
+        return bool(groups[0]["amsgrad"])
+
+    def _listed(self, group: dict[str, Any], *lists: list[Any]) -> Any:
+        if self._short is not None:
+            for parameter in group["params"]:
+                if not isinstance(parameter.grad, OuterProduct):
+                    self._lengthen(parameter)
+        return super()._listed(group, *lists)
+
+    def _lengthen(self, parameter: Tensor) -> None:
+        """Bring moments back to the dtype of their weight, for a step of PyTorch's."""
+        state = self.state.get(parameter, {})
+        for name in _MOMENTS:
+            if name in state and state[name].dtype == self._short != parameter.dtype:
+                state[name] = state[name].to(parameter.dtype)
 
     def _update(
         self, group: dict[str, Any], weight: Tensor, left: Tensor, right: Tensor, *state: Any
@@ -158,8 +214,16 @@ class Adam(_Moments, torch.optim.Adam):
     which loads the state of the other. ``capturable`` and ``differentiable`` are refused; ``fused``
     is on for parameters on the CPU unless ``fused=False`` or ``foreach=True`` is given.
 
+    Args:
+        params: as of :class:`torch.optim.Adam`.
+        args: the same.
+        moments: ``torch.bfloat16`` keeps both moments of a float32 head in half of the memory,
+            rounded stochastically, which is not exact any more; by default they are kept as the
+            weights are.
+        options: as of :class:`torch.optim.Adam`.
+
     Raises:
-        ConfigurationError: ``capturable`` or ``differentiable`` was asked for.
+        ConfigurationError: ``capturable`` or ``differentiable`` was asked for, or another dtype.
 
     >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
     >>> optimizer = hl.optim.Adam(hl.parameter_groups(model, lr=1e-3))
