@@ -30,7 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Ratios of HyperLight and other libraries to the plain network, in one "
-        "interleaved run. `python -m benchmarks mnist --help`: time to 95 % on MNIST.",
+        "interleaved run. Others: `python -m benchmarks mnist --help`, time to 95 % on MNIST; "
+        "`python -m benchmarks moments --help`, convergence with moments in bfloat16.",
     )
     shown = ", ".join(WORKLOADS)
     parser.add_argument(
@@ -59,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns 1 if a subject failed that was not skipped on purpose."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = shlex.join(["python", "-m", "benchmarks", *words])
+    if words[:1] == ["moments"]:
+        from .moments import main as run_moments
+
+        return run_moments(words[1:])
     if words[:1] == ["mnist"]:
         from .mnist import main as run_mnist
 

@@ -14,13 +14,15 @@ import torch
 from rich.console import Console
 
 from benchmarks import __main__ as cli
-from benchmarks import environments, floor, mnist, report, run, subjects
+from benchmarks import environments, floor, mnist, moments, report, run, subjects
 from benchmarks.families import FAMILIES, FunctionalCall, Ours, Plain, predicted
 from benchmarks.floor import PASSES, prepare_floor
 from benchmarks.run import Measured, Settings, measure
 from benchmarks.subjects import SUBJECTS, USUAL, choose, prepare
 from benchmarks.worker import peak_memory
 from benchmarks.workloads import WORKLOADS, lenet
+from hyperlight import kernels
+from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 
 SMOKE = WORKLOADS["smoke"]
 
@@ -361,3 +363,13 @@ def test_one_that_gives_up_counts_as_infinitely_long() -> None:
     assert found["seconds"] == found["steps"] == math.inf
     assert mnist.middle([3.0, math.inf, 1.0]) == 3.0
     assert mnist.middle([math.inf, math.inf, 1.0]) == math.inf
+
+
+def test_moments_in_bfloat16_are_compared_on_the_same_batches() -> None:
+    task = BayesTask(Bayes(), torch.device("cpu"))
+    found = {name: moments.run(name, task, 0, steps=21, every=20) for name in moments.VARIANTS}
+    assert [point[0] for point in found["float32"]] == [20, 21]
+    losses = {name: points[0][1] for name, points in found.items()}
+    assert len(set(losses.values())) == 3  # none is another in disguise
+    assert max(losses.values()) - min(losses.values()) < 0.05 * losses["float32"]
+    assert kernels.round_stochastically_ is not moments._to_the_nearest
