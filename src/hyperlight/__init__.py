@@ -27,6 +27,7 @@ from .inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Ve
 from .io import load, save
 from .memory import Summary, estimate
 from .model import HyperModel, hypernetize
+from .parallel import FactorExchange, exchange_factors
 from .training import OutputRegularizer, parameter_groups, scalarize
 from .tune import Tuned, tune
 
@@ -67,6 +68,8 @@ __all__ = [
     # for the training loop
     "optim",
     "parameter_groups",
+    "exchange_factors",
+    "FactorExchange",
     "OutputRegularizer",
     "scalarize",
     # after training: the best inputs

@@ -1,0 +1,164 @@
+r"""Data-parallel training that sends the factors of a head's gradient, not the gradient.
+
+The gradient of a dense head is a sum of outer products :math:`\sum_m g_m f_m^T` (design D6), with a
+term for every input of the hypernetwork in the step. Its mean over processes is the mean of their
+sums: sent are :math:`P + K` numbers for a term instead of :math:`P K`, about K times less.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .errors import ConfigurationError
+from .factored import OuterProduct
+from .heads import Dense
+
+__all__ = ["FactorExchange", "exchange_factors"]
+
+
+def exchange_factors(
+    module: nn.Module, *, group: distributed.ProcessGroup | None = None
+) -> FactorExchange:
+    """Have the processes of a data-parallel training exchange factors for all dense heads.
+
+    Call it in every process after the process group is there, on the device that is trained on,
+    and before the module is wrapped::
+
+        model = hl.hypernetize(network, inputs={"scale": hl.Uniform(0.0, 0.5)})
+        hl.exchange_factors(model)
+        parallel = DistributedDataParallel(model)
+        optimizer = hl.optim.Adam(parallel.parameters(), lr=3e-4)
+
+    With Lightning Fabric: after ``fabric.launch()``, before ``fabric.setup(model, optimizer)``.
+    Without it everything works too, and the dense gradient is sent.
+
+    The weights of dense heads are taken out of what the wrapper synchronises. They are made equal
+    to those of rank 0 here, and their gradients are averaged at the end of each backward, before
+    clipping or the optimizer reads them: exactly, by gathering the factors of all processes. That
+    follows ``no_sync``. Where the dense gradient is smaller or a process has no factors, as
+    with the optimizers of :mod:`torch.optim`, the dense gradient is averaged.
+
+    As in ``DistributedDataParallel`` without ``find_unused_parameters``, every head must get a
+    gradient in every process.
+
+    Args:
+        module: what will be wrapped: a :class:`~hyperlight.HyperModel` or a module that holds some.
+        group: the processes; the default is all of them. It must be the one of the wrapper.
+
+    Returns:
+        What counts the bytes that are sent.
+
+    Raises:
+        ConfigurationError: there is no process group, the module is wrapped already, it has no
+            dense head that is trained, or it was given before.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise ConfigurationError(
+            "exchange_factors: there is no process group. Call it in every process after "
+            "torch.distributed.init_process_group(...) or fabric.launch(); with one process it is "
+            "not needed."
+        )
+    if any(isinstance(part, DistributedDataParallel) for part in module.modules()):
+        raise ConfigurationError(
+            "exchange_factors: the module is wrapped in DistributedDataParallel already, which "
+            "has taken its parameters. Call exchange_factors(model) first and wrap it then."
+        )
+    weights = {
+        f"{name}.weight".lstrip("."): (head, head.weight)
+        for name, head in module.named_modules()
+        if isinstance(head, Dense) and head.weight.requires_grad
+    }
+    if not weights:
+        raise ConfigurationError(
+            f"exchange_factors: {type(module).__name__} has no hyperlight.Dense head that is "
+            "trained; there are no factors to exchange. Leave the call out."
+        )
+    ignored: list[str] = list(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
+    if set(ignored) & set(weights):
+        raise ConfigurationError(
+            f"exchange_factors was called for this {type(module).__name__} before; once is enough."
+        )
+    return FactorExchange(module, weights, ignored, group)
+
+
+class FactorExchange:
+    """What :func:`exchange_factors` has put in place.
+
+    Attributes:
+        sent: bytes that this process has given to collective calls for gradients of heads.
+        dense: bytes that it would have given for their dense gradients.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        weights: dict[str, tuple[Dense, nn.Parameter]],
+        ignored: list[str],
+        group: distributed.ProcessGroup | None,
+    ) -> None:
+        # A group of its own: what the wrapper sends at the same time cannot be mistaken for this.
+        ranks = distributed.get_process_group_ranks(group or distributed.group.WORLD)
+        self._group = distributed.new_group(ranks)
+        self._world = len(ranks)
+        self._wrapper: weakref.ref[DistributedDataParallel] | None = None
+        self.sent = 0
+        self.dense = 0
+        for head, weight in weights.values():
+            distributed.broadcast(weight.detach(), ranks[0], group=self._group)
+            head.register_forward_pre_hook(self._note)
+            weight.register_post_accumulate_grad_hook(self._average)  # type: ignore[no-untyped-call]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+            module, [*ignored, *weights]
+        )
+
+    def _note(self, head: nn.Module, args: Any) -> None:
+        """Whether this forward goes through a wrapper, which can be in ``no_sync``."""
+        wrapper = DistributedDataParallel._active_ddp_module
+        if torch.is_grad_enabled():
+            self._wrapper = None if wrapper is None else weakref.ref(wrapper)
+
+    @torch.no_grad()
+    def _average(self, weight: Tensor) -> None:
+        wrapper = self._wrapper() if self._wrapper is not None else None
+        if wrapper is None or not wrapper.require_backward_grad_sync:
+            return
+        gradient = weight.grad
+        assert gradient is not None
+        size = gradient.element_size()
+        self.dense += gradient.numel() * size
+        factored = isinstance(gradient, OuterProduct) and gradient.factored
+        rows = len(gradient.left) if factored else -1  # type: ignore[attr-defined]
+        counts = self._counts(rows, weight.device)
+        total, columns = gradient.shape
+        most = max(counts)
+        # To gather, every process sends its part to all others; a sum goes round in a ring twice.
+        gathered, summed = self._world * most * (total + columns), 2 * total * columns
+        if min(counts) < 0 or gathered >= summed:
+            dense = gradient.dense() if isinstance(gradient, OuterProduct) else gradient
+            distributed.all_reduce(dense, group=self._group)
+            weight.grad = dense.div_(self._world)
+            self.sent += dense.numel() * size
+            return
+        assert isinstance(gradient, OuterProduct)
+        packed = torch.zeros(most, total + columns, dtype=weight.dtype, device=weight.device)
+        packed[:rows, :total] = gradient.left
+        packed[:rows, total:] = gradient.right
+        everyone = [torch.empty_like(packed) for _ in counts]
+        distributed.all_gather(everyone, packed, group=self._group)
+        self.sent += packed.numel() * size
+        held = torch.cat([part[:n] for part, n in zip(everyone, counts, strict=True)])
+        averaged = OuterProduct(held[:, :total] / self._world, held[:, total:].contiguous())
+        weight.grad = averaged if len(held) <= columns else averaged.dense()
+
+    def _counts(self, rows: int, device: torch.device) -> list[int]:
+        """The rows of every process, the same list in all."""
+        own = torch.tensor([rows], device=device)
+        everyone = [torch.empty_like(own) for _ in range(self._world)]
+        distributed.all_gather(everyone, own, group=self._group)
+        self.sent += own.element_size()
+        return [int(count) for count in everyone]
