@@ -31,7 +31,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Ratios of HyperLight and other libraries to the plain network, in one "
         "interleaved run. Others: `python -m benchmarks mnist --help`, time to 95 % on MNIST; "
-        "`python -m benchmarks moments --help`, convergence with moments in bfloat16.",
+        "`python -m benchmarks moments --help`, convergence with moments in bfloat16; "
+        "`python -m benchmarks wire --help`, bytes between processes.",
     )
     shown = ", ".join(WORKLOADS)
     parser.add_argument(
@@ -64,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .moments import main as run_moments
 
         return run_moments(words[1:])
+    if words[:1] == ["wire"]:
+        from .wire import main as run_wire
+
+        return run_wire(words[1:])
     if words[:1] == ["mnist"]:
         from .mnist import main as run_mnist
 

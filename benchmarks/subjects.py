@@ -32,6 +32,7 @@ COPIES = {
     "fused": 4.2,
     "hl-adam-eager": 3.2,
     "hl-adam-compiled": 3.2,
+    "hl-adam-bf16": 2.2,
     "hl-sgd": 2.2,
 }
 
@@ -73,6 +74,7 @@ SUBJECTS = {
         *_both("ours", "HyperLight"),
         Subject("ours", "hl-adam-eager", "HyperLight, hl.optim.Adam, eager"),
         Subject("ours", "hl-adam-compiled", "HyperLight, hl.optim.Adam, compiled"),
+        Subject("ours", "hl-adam-bf16", "HyperLight, hl.optim.Adam, bfloat16 moments"),
         Subject("ours", "hl-sgd", "HyperLight, hl.optim.SGD, Nesterov"),
         Subject("ours-rank4", "fused", "HyperLight, LowRank(4), Adam(fused=True)"),
         Subject("ours-rank8", "fused", "HyperLight, LowRank(8), Adam(fused=True)"),
@@ -140,6 +142,9 @@ def optimizer(name: str, parameters: Iterable[torch.nn.Parameter]) -> torch.opti
     if name == "fused":
         return torch.optim.Adam(trained, lr=LR, fused=True)
     optim = importlib.import_module("hyperlight.optim")
+    if name == "hl-adam-bf16":
+        short: torch.optim.Optimizer = optim.Adam(trained, lr=LR, moments=torch.bfloat16)
+        return short
     if name.startswith("hl-adam-"):
         optim.set_implementation(name.removeprefix("hl-adam-"))
     if name == "hl-sgd":
