@@ -32,7 +32,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Ratios of HyperLight and other libraries to the plain network, in one "
         "interleaved run. Others: `python -m benchmarks mnist --help`, time to 95 % on MNIST; "
         "`python -m benchmarks moments --help`, convergence with moments in bfloat16; "
-        "`python -m benchmarks wire --help`, bytes between processes.",
+        "`python -m benchmarks wire --help`, bytes between processes; `python -m benchmarks "
+        "convolutions --help`, ways to run them with several sets of weights.",
     )
     shown = ", ".join(WORKLOADS)
     parser.add_argument(
@@ -69,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .wire import main as run_wire
 
         return run_wire(words[1:])
+    if words[:1] == ["convolutions"]:
+        from .convolutions import main as run_convolutions
+
+        return run_convolutions(words[1:])
     if words[:1] == ["mnist"]:
         from .mnist import main as run_mnist
 

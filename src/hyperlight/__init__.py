@@ -28,6 +28,7 @@ from .io import load, save
 from .memory import Summary, estimate
 from .model import HyperModel, hypernetize
 from .parallel import FactorExchange, exchange_factors
+from .sets import Convolution, convolutions
 from .training import OutputRegularizer, parameter_groups, scalarize
 from .tune import Tuned, tune
 
@@ -39,6 +40,8 @@ __all__ = [
     "HyperModel",
     "HyperNet",
     "Shared",
+    "convolutions",
+    "Convolution",
     # inputs and the spaces they live in
     "Input",
     "Uniform",

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from .errors import InputError
 from .heads import Factors
+from .sets import SetConvolutions
 
 __all__ = ["Shared", "refuse_mixing", "run_each", "split_samples"]
 
@@ -181,7 +182,7 @@ def run_each(
         out = one_by_one() if loop else at_once()
     else:
         try:
-            with _no_fast_path:
+            with _no_fast_path, SetConvolutions():
                 out = at_once()
         except RuntimeError as error:
             out = one_by_one()  # where the primary itself is at fault, this says so in its words
