@@ -1,0 +1,143 @@
+"""Geometry of image registration (paper, section A.3): warping, smoothness, overlap, folding.
+
+A displacement field ``u`` is ``(B, 2, H, W)``, in pixels, first along the height and then along the
+width: the warped image at a pixel ``p`` is the moving image at ``p + u(p)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["dice", "folding", "jacobian", "soft_dice", "total_variation", "warp", "warp_labels"]
+
+
+def _places(displacement: Tensor) -> Tensor:
+    """``p + u(p)`` as :func:`torch.nn.functional.grid_sample` wants it: ``(B, H, W, 2)``."""
+    height, width = displacement.shape[-2:]
+    like = {"dtype": displacement.dtype, "device": displacement.device}
+    rows = torch.arange(height, **like).unsqueeze(-1) + displacement[:, 0]  # type: ignore[call-overload]
+    columns = torch.arange(width, **like) + displacement[:, 1]  # type: ignore[call-overload]
+    scaled = [
+        2.0 * place / max(size - 1, 1) - 1.0 for place, size in ((columns, width), (rows, height))
+    ]
+    return torch.stack(scaled, dim=-1)
+
+
+def warp(images: Tensor, displacement: Tensor) -> Tensor:
+    """Images at displaced places, by bilinear interpolation; differentiable by both.
+
+    Outside of an image its nearest edge pixel counts.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        displacement: ``(B, 2, H, W)``, in pixels.
+
+    Returns:
+        ``(B, C, H, W)``.
+
+    >>> from hyperlight.lab.registration import warp
+    >>> image = torch.tensor([[1.0, 2.0, 4.0]]).expand(1, 1, 3, 3)
+    >>> shift = torch.zeros(1, 2, 3, 3)
+    >>> shift[:, 1] = 0.5  # half a pixel to the right
+    >>> warp(image, shift)[0, 0, 0]
+    tensor([1.5000, 3.0000, 4.0000])
+    """
+    return F.grid_sample(
+        images, _places(displacement), mode="bilinear", padding_mode="border", align_corners=True
+    )
+
+
+def warp_labels(labels: Tensor, displacement: Tensor) -> Tensor:
+    """Label maps at displaced places: the label of the nearest pixel.
+
+    Args:
+        labels: ``(B, H, W)``, whole numbers.
+        displacement: ``(B, 2, H, W)``, in pixels.
+
+    Returns:
+        ``(B, H, W)``, int64.
+    """
+    height, width = labels.shape[-2:]
+    rows = torch.arange(height, device=labels.device).unsqueeze(-1) + displacement[:, 0]
+    columns = torch.arange(width, device=labels.device) + displacement[:, 1]
+    row = rows.round().long().clamp(0, height - 1)
+    column = columns.round().long().clamp(0, width - 1)
+    batch = torch.arange(len(labels), device=labels.device).view(-1, 1, 1)
+    return labels.long()[batch, row, column]
+
+
+def total_variation(displacement: Tensor) -> Tensor:
+    r"""Mean over pixels of :math:`|\partial u|`, by differences of neighbours, summed over axes.
+
+    The paper names total variation and no more; this is the anisotropic one: absolute values, of
+    every component along every axis (Rudin, Osher, Fatemi 1992, with the 1-norm).
+
+    Args:
+        displacement: ``(B, 2, H, W)``.
+
+    Returns:
+        A number.
+    """
+    down = displacement.diff(dim=-2).abs().mean()
+    right = displacement.diff(dim=-1).abs().mean()
+    return down + right
+
+
+def jacobian(displacement: Tensor) -> Tensor:
+    r"""The determinant of the Jacobian of :math:`p + u(p)`, by differences of neighbours.
+
+    Args:
+        displacement: ``(B, 2, H, W)``, H and W at least 2.
+
+    Returns:
+        ``(B, H - 1, W - 1)``: 1 where nothing is deformed, negative where space is folded.
+    """
+    down = displacement.diff(dim=-2)[..., :-1]
+    right = displacement.diff(dim=-1)[..., :-1, :]
+    return (1.0 + down[:, 0]) * (1.0 + right[:, 1]) - right[:, 0] * down[:, 1]
+
+
+def folding(displacement: Tensor) -> Tensor:
+    """The share of pixels where space is folded, that is, :func:`jacobian` is not positive.
+
+    Returns:
+        ``(B,)``, from 0 to 1.
+    """
+    return (jacobian(displacement) <= 0.0).double().mean(dim=(-2, -1))
+
+
+def dice(found: Tensor, truth: Tensor, labels: int) -> Tensor:
+    """Dice's overlap of two label maps, the mean over labels (Dice 1945; paper, section A.3).
+
+    Args:
+        found: ``(B, H, W)``, whole numbers.
+        truth: the same.
+        labels: how many there are; label 0 is background and does not count.
+
+    Returns:
+        ``(B,)``, from 0 to 1. A label that neither map has does not count; NaN without any.
+    """
+    kinds = torch.arange(1, labels, device=found.device).view(-1, 1, 1, 1)
+    a, b = found == kinds, truth == kinds
+    both = (a & b).sum(dim=(-2, -1)).double()
+    either = a.sum(dim=(-2, -1)) + b.sum(dim=(-2, -1))
+    return (2.0 * both / either).nanmean(dim=0)
+
+
+def soft_dice(found: Tensor, truth: Tensor, eps: float = 1e-5) -> Tensor:
+    """Dice's overlap of probabilities, the mean over labels (Milletari et al. 2016).
+
+    Args:
+        found: ``(B, L, H, W)``, from 0 to 1; label 0 is background and does not count.
+        truth: the same, one-hot.
+        eps: keeps the quotient of an absent label at 1.
+
+    Returns:
+        ``(B,)``, from 0 to 1, differentiable.
+    """
+    a, b = found[:, 1:], truth[:, 1:]
+    both = (a * b).sum(dim=(-2, -1))
+    either = a.square().sum(dim=(-2, -1)) + b.square().sum(dim=(-2, -1))
+    return ((2.0 * both + eps) / (either + eps)).mean(dim=1)
