@@ -1,0 +1,317 @@
+"""Registration of images (paper, sections 5.1 and A.3; HyperMorph, Hoopes et al. 2021).
+
+The input ``gamma`` is the weight of smoothness: 0 asks for images that are alike, whatever it
+takes, 1 for a field that does not change from pixel to pixel. One model is trained for all of
+them, and the best ``gamma`` is looked for afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ... import CosSin, HyperModel, Uniform, hypernetize, tune
+from ..data import PairBatches, Scans, ScanSplit, digit_scans, oasis, pairs, ptbp, scan_folder
+from ..errors import LabError
+from ..primaries import UNet
+from ..registration import dice, folding, soft_dice, total_variation, warp, warp_labels
+from .base import SWITCHES, Formulation, Metric, Outcome
+
+__all__ = ["TRAINING", "Hypermorph", "HypermorphTask"]
+
+# The paper's (A.3): Adam with decoupled decay at 1e-4. It names no decay (torch's default here)
+# and no batch size; its 3000 epochs are --steps.
+TRAINING = {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "batch_size": 4}
+
+Pairs = tuple[Scans, Scans]
+
+
+@dataclass(frozen=True)
+class Hypermorph:
+    """A hypernetwork that registers images for every weight of smoothness (paper, section A.3)."""
+
+    data: Literal["digits", "ptbp", "oasis", "folder"] = "digits"
+    """scikit-learn's digits, which need no download; PTBP; OASIS; or scans of your own."""
+    data_dir: Path | None = None
+    """Folder with the data; by default where `hyperlight data` puts them."""
+    size: tuple[int, int] | None = None
+    """Height and width that scans are resized to; by default that of the data."""
+    levels: int = 5
+    """Stages of the U-Net's encoder (the paper's 5; fewer for small images)."""
+    channels: int = 32
+    """Feature channels of every stage."""
+    hidden: tuple[int, ...] = (16, 128)
+    """Widths of the hypernetwork's hidden layers."""
+    encoding: Literal["unit-norm", "per-input"] = "unit-norm"
+    """Where inputs are encoded: norm 1 over all of gamma, or of each entry (the paper's)."""
+    image_sigma: float = 0.05
+    """Assumed noise of the images: the mean squared error is divided by its square, as HyperMorph's
+    is, or gamma would trade two terms of very different size. 1 leaves it as it is."""
+    endpoints: float = 0.0
+    """Share of the steps at gamma 0 or 1, which HyperMorph draws more often."""
+    evaluation_gammas: int = 5
+    """Number of gammas, spread evenly, that a test figure is the mean of."""
+    evaluation_pairs: int = 64
+    """Test pairs that are used during training; the last figure uses all."""
+
+    def check(self) -> None:
+        """Refuse settings that cannot be trained with."""
+        for option, least in (
+            ("levels", 1),
+            ("channels", 1),
+            ("evaluation_gammas", 2),
+            ("evaluation_pairs", 1),
+        ):
+            if getattr(self, option) < least:
+                raise LabError(
+                    f"--{option.replace('_', '-')} was {getattr(self, option)}; expected {least} "
+                    "or more."
+                )
+        if not self.image_sigma > 0.0:
+            raise LabError(f"--image-sigma was {self.image_sigma}; expected a number above zero.")
+
+
+def _split(config: Hypermorph) -> ScanSplit:
+    if config.data == "digits":
+        if config.size is not None and config.size[0] != config.size[1]:
+            raise LabError(f"--size was {config.size}; the digits are square.")
+        return digit_scans(32 if config.size is None else config.size[0])
+    if config.data == "ptbp":
+        return ptbp(config.data_dir, config.size)
+    if config.data == "oasis":
+        return oasis(config.data_dir, config.size)
+    if config.data_dir is None:
+        raise LabError("--data folder needs --data-dir, the folder with your scans.")
+    return scan_folder(config.data_dir, config.size)
+
+
+class HypermorphTask:
+    """The task on a device: builds models, draws pairs, gives losses and test figures."""
+
+    name = "hypermorph"
+    metric = Metric("dice", digits=3)
+
+    def __init__(self, config: Hypermorph, device: torch.device) -> None:
+        config.check()
+        self.config = config
+        self.device = device
+        self.split = _split(config)
+        self.note = self.split.note
+        self.labels = len(self.split.label_names)
+        self.train = self.split.train.to(device)
+        self.valid = self.split.valid.to(device)
+        self.test = self.split.test.to(device)
+        smallest = min(self.train.images.shape[-2:])
+        if smallest < 2 ** (config.levels - 1):
+            raise LabError(
+                f"--levels was {config.levels}; a U-Net of so many halves images to less than one "
+                f"pixel that are {smallest} pixels high or wide. Expected at most "
+                f"{smallest.bit_length()}."
+            )
+
+    def model(self, formulation: Formulation, seed: int) -> HyperModel:
+        """A new model. The seed sets the primary and the hypernetwork, the same ones for every
+        formulation.
+        """
+        encode, residual = SWITCHES[formulation]
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = hypernetize(
+                UNet(2, 2, config.levels, config.channels),
+                inputs={"gamma": Uniform(0.0, 1.0, endpoints=config.endpoints)},
+                hidden=config.hidden,
+                encoding=CosSin(config.encoding == "per-input") if encode else None,
+                residual=residual,
+            )
+        return model.to(self.device)
+
+    def batches(self, batch_size: int, seed: int) -> PairBatches:
+        """Pairs to register, without end."""
+        return PairBatches(self.train, batch_size, seed)
+
+    def sample(self, model: HyperModel, generator: torch.Generator) -> dict[str, Tensor]:
+        """One gamma for the batch."""
+        return model.sample(generator=generator)
+
+    def loss(self, model: nn.Module, batch: Pairs, gamma: dict[str, Tensor], step: int) -> Tensor:
+        r""":math:`(1 - \gamma)\,\mathrm{MSE} / \sigma^2 + \gamma\,\mathrm{TV}` (section A.3)."""
+        moving, fixed = batch
+        field = model(torch.cat([moving.images, fixed.images], dim=1), **gamma)
+        return self._loss(field, moving, fixed, gamma["gamma"].to(field))
+
+    def _loss(self, field: Tensor, moving: Scans, fixed: Scans, gamma: Tensor) -> Tensor:
+        error = F.mse_loss(warp(moving.images, field), fixed.images) / self.config.image_sigma**2
+        return (1.0 - gamma) * error + gamma * total_variation(field)
+
+    def _pairs(self, data: Scans, most: int | None = None) -> Pairs:
+        """Always the same pairs; of more than ``most`` some that are spread over all."""
+        moving, fixed = (index.to(self.device) for index in pairs(data.groups))
+        if most is not None and len(moving) > most:
+            kept = torch.linspace(0, len(moving) - 1, most, device=self.device).round().long()
+            moving, fixed = moving[kept], fixed[kept]
+        return data[moving].unit(), data[fixed].unit()
+
+    @torch.no_grad()
+    def measure(
+        self, net: nn.Module, moving: Scans, fixed: Scans, gamma: float
+    ) -> dict[str, float]:
+        """Figures of one network on pairs, means over them.
+
+        Args:
+            net: for ``gamma``: from ``model.bind(gamma=gamma)``, or trained alone.
+            moving: the scans that are warped.
+            fixed: the scans they are compared with.
+            gamma: the weight of smoothness in the loss.
+        """
+        found: dict[str, list[Tensor]] = {"loss": [], "dice": [], "folding": [], "mse": []}
+        for rows in torch.split(torch.arange(len(moving), device=self.device), 32):
+            a, b = moving[rows], fixed[rows]
+            field = net(torch.cat([a.images, b.images], dim=1))
+            loss = self._loss(field, a, b, field.new_tensor(gamma))
+            found["loss"].append(loss.expand(len(rows)))
+            found["dice"].append(dice(warp_labels(a.labels, field), b.labels, self.labels))
+            found["folding"].append(folding(field))
+            error = (warp(a.images, field) - b.images).square().mean(dim=(-3, -2, -1))
+            found["mse"].append(error)
+        return {name: float(torch.cat(parts).double().nanmean()) for name, parts in found.items()}
+
+    def evaluate(self, model: HyperModel, whole: bool = False) -> dict[str, float]:
+        """Loss, Dice, folding (the share of folded pixels) and squared error, means over gammas."""
+        chosen = self._pairs(self.test, None if whole else self.config.evaluation_pairs)
+        gammas = torch.linspace(0.0, 1.0, self.config.evaluation_gammas).tolist()
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            rows = [self.measure(model.bind(gamma=g), *chosen, g) for g in gammas]
+        model.train(was_training)
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+    def before(self) -> float:
+        """Dice of the test pairs as they are, without registration."""
+        moving, fixed = self._pairs(self.test)
+        return float(dice(moving.labels, fixed.labels, self.labels).nanmean())
+
+    def best(self, model: HyperModel, steps: int = 20, restarts: int = 3) -> tuple[float, float]:
+        """The gamma with the greatest overlap on validation pairs, by ``hl.tune``.
+
+        What is descended is one minus the soft Dice of linearly warped label maps.
+
+        Returns:
+            gamma, and the Dice of label maps there.
+        """
+        moving, fixed = self._pairs(self.valid, self.config.evaluation_pairs)
+        maps = [
+            F.one_hot(scans.labels, self.labels).movedim(-1, 1).to(moving.images)
+            for scans in (moving, fixed)
+        ]
+        joined = torch.cat([moving.images, fixed.images], dim=1)
+
+        def objective(net: nn.Module) -> Tensor:
+            return 1.0 - soft_dice(warp(maps[0], net(joined)), maps[1]).mean()
+
+        tuned = tune(model, objective, steps=steps, restarts=restarts)
+        gamma = float(tuned.inputs["gamma"])
+        with torch.no_grad():
+            found = self.measure(model.bind(gamma=gamma), moving, fixed, gamma)
+        return gamma, found["dice"]
+
+    def finish(self, model: HyperModel, folder: Path) -> Outcome:
+        """Figures against gamma on all test pairs, the best gamma, and pictures."""
+        was_training = model.training
+        model.eval()
+        gammas = [i / 10 for i in range(11)]
+        chosen, held_out = self._pairs(self.test), self._pairs(self.valid)
+        with torch.no_grad():
+            rows = [self.measure(model.bind(gamma=g), *chosen, g) for g in gammas]
+            grid = [self.measure(model.bind(gamma=g), *held_out, g)["dice"] for g in gammas]
+        tuned, tuned_dice = self.best(model)
+        by_grid = max(range(len(gammas)), key=lambda i: grid[i])
+        with torch.no_grad():
+            there = self.measure(model.bind(gamma=tuned), *chosen, tuned)
+        before = self.before()
+        pictures = [
+            ("Dice and folding against gamma", folder / "dice.png"),
+            ("Moving, fixed, warped and the warped grid over gamma", folder / "warped.png"),
+        ]
+        _curves(gammas, rows, before, tuned).savefig(pictures[0][1], dpi=110)
+        self._gallery(model, [0.0, 0.25, 0.5, 0.75, 1.0]).savefig(pictures[1][1], dpi=110)
+        model.train(was_training)
+        return Outcome(
+            figures={
+                "dice before registration": before,
+                "best gamma by tune": tuned,
+                "dice there, validation": tuned_dice,
+                "dice there, test": there["dice"],
+                "best gamma of 11, validation": gammas[by_grid],
+                "dice there, test, of 11": rows[by_grid]["dice"],
+            },
+            tables=[
+                (
+                    "Test pairs against gamma",
+                    ("gamma", "dice", "folding (%)", "mse"),
+                    [
+                        (g, round(r["dice"], 4), round(100 * r["folding"], 3), round(r["mse"], 6))
+                        for g, r in zip(gammas, rows, strict=True)
+                    ],
+                )
+            ],
+            pictures=pictures,
+        )
+
+    @torch.no_grad()
+    def _gallery(self, model: HyperModel, gammas: list[float]) -> Figure:
+        moving, fixed = self._pairs(self.test, 1)
+        joined = torch.cat([moving.images, fixed.images], dim=1)
+        figure = Figure(figsize=(2.0 * (2 + len(gammas)), 4.4), layout="constrained")
+        axes = figure.subplots(2, 2 + len(gammas))
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for column, (title, scans) in enumerate((("moving", moving), ("fixed", fixed))):
+            axes[0, column].imshow(scans.images[0, 0].cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+            axes[1, column].imshow(
+                scans.labels[0].cpu().numpy(), cmap="tab20", interpolation="nearest"
+            )
+            axes[0, column].set_title(title)
+        for column, gamma in enumerate(gammas, start=2):
+            field = model.bind(gamma=gamma)(joined)
+            image = warp(moving.images, field)[0, 0].cpu().numpy()
+            axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=1)
+            axes[0, column].set_title(f"gamma {gamma:g}")
+            _grid(axes[1, column], field[0].cpu())
+        return figure
+
+
+def _grid(axis: object, field: Tensor) -> None:
+    """The places that a regular grid of pixels is read from."""
+    height, width = field.shape[-2:]
+    rows = (torch.arange(height).unsqueeze(-1) + field[0]).numpy()
+    columns = (torch.arange(width) + field[1]).numpy()
+    step = max(1, min(height, width) // 24)
+    for i in range(0, height, step):
+        axis.plot(columns[i], rows[i], "k", linewidth=0.4)  # type: ignore[attr-defined]
+    for j in range(0, width, step):
+        axis.plot(columns[:, j], rows[:, j], "k", linewidth=0.4)  # type: ignore[attr-defined]
+    axis.set_aspect("equal")  # type: ignore[attr-defined]
+    axis.invert_yaxis()  # type: ignore[attr-defined]
+
+
+def _curves(
+    gammas: list[float], rows: list[dict[str, float]], before: float, tuned: float
+) -> Figure:
+    figure = Figure(figsize=(7.0, 3.0), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(gammas, [row["dice"] for row in rows], label="registered")
+    left.axhline(before, color="gray", linestyle=":", label="before")
+    left.axvline(tuned, color="C1", linewidth=0.8, label="tuned")
+    left.set(xlabel="gamma", ylabel="Dice")
+    left.legend()
+    right.plot(gammas, [100.0 * row["folding"] for row in rows])
+    right.set(xlabel="gamma", ylabel="folded pixels (%)")
+    return figure
