@@ -58,8 +58,8 @@ def from_hyperlight(
 
     >>> old = {"backbone.output.weight": torch.zeros(3, 2), "backbone.output.bias": torch.ones(3)}
     >>> model = hl.io.from_hyperlight(old, nn.Linear(2, 1), {"h": hl.Uniform(0.0, 1.0)})
-    >>> model.predict(h=0.3)["weight"]
-    tensor([[1., 1.]], grad_fn=<AddBackward0>)
+    >>> model.predict(h=0.3)["weight"].detach()
+    tensor([[1., 1.]])
     """
     layers, rest = _backbone(state_dict)
     last = layers.pop("output")
