@@ -50,12 +50,19 @@ class Augmentation:
     contrast: float = 0.5
     saturation: float = 0.5
 
-    def __call__(self, batch: Images, generator: torch.Generator) -> Images:
-        """The batch, augmented; its ``aspect`` (1 where it has none) is used up."""
+    def __call__(
+        self, batch: Images, generator: torch.Generator, share: tuple[int, int] = (0, 1)
+    ) -> Images:
+        """The batch, augmented; its ``aspect`` (1 where it has none) is used up.
+
+        With a ``share`` of ``(i, n)`` it is that part of a batch n times as large, and has the
+        draws that it would have in the whole.
+        """
         batch = batch.unit()
         count, channels = batch.images.shape[:2]
         # On the CPU, so that a seed gives the same draws on every device.
-        draws = torch.rand(7, count, generator=generator).to(batch.images.device)
+        draws = torch.rand(7, count * share[1], generator=generator)
+        draws = draws[:, share[0] :: share[1]].to(batch.images.device)
         image = self._crop(batch.images, batch.aspect, draws[:4])
         brightness, contrast, saturation = (
             (1.0 + spread * (2.0 * draw - 1.0)).view(-1, 1, 1, 1)

@@ -37,8 +37,11 @@ class Batches(Iterator[Data], Generic[Data]):
         data: in memory, on any device.
         batch_size: number of images or scans in a batch.
         seed: of the orders and of the augmentation.
-        augment: called with every batch and the generator, as
+        augment: called with every batch, the generator and the share, as
             :class:`~hyperlight.lab.data.Augmentation` is.
+        share: ``(i, n)``: of every batch give the i-th, (i + n)-th, ... entry. Processes with
+            the same seed and the shares (0, n) to (n - 1, n) have the whole batch between them,
+            augmented as one process would.
 
     Raises:
         DataError: the batch is larger than the data.
@@ -58,12 +61,14 @@ class Batches(Iterator[Data], Generic[Data]):
         data: Data,
         batch_size: int,
         seed: int,
-        augment: Callable[[Data, torch.Generator], Data] | None = None,
+        augment: Callable[[Data, torch.Generator, tuple[int, int]], Data] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        _check(batch_size, len(data))
+        _check(batch_size, len(data), share)
         self.data = data
         self.batch_size = batch_size
         self.augment = augment
+        self.share = share
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.int64)
 
@@ -71,8 +76,9 @@ class Batches(Iterator[Data], Generic[Data]):
         if len(self.order) < self.batch_size:
             self.order = torch.randperm(len(self.data), generator=self.generator)
         index, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
-        batch = self.data[index.to(self.data.images.device)].unit()
-        return batch if self.augment is None else self.augment(batch, self.generator)
+        own = index[self.share[0] :: self.share[1]].to(self.data.images.device)
+        batch = self.data[own].unit()
+        return batch if self.augment is None else self.augment(batch, self.generator, self.share)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that the next batches depend on beside the data, as tensors."""
@@ -103,13 +109,17 @@ class PairBatches(Iterator[tuple[Scans, Scans]]):
         data: in memory, on any device.
         batch_size: number of pairs in a batch.
         seed: of the draws.
+        share: of every batch, as in :class:`Batches`.
 
     Raises:
         DataError: a group has one scan alone.
     """
 
-    def __init__(self, data: Scans, batch_size: int, seed: int) -> None:
-        _check(batch_size, len(data))
+    def __init__(
+        self, data: Scans, batch_size: int, seed: int, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        _check(batch_size, len(data), share)
+        self.share = share
         self.data = data
         self.batch_size = batch_size
         self.generator = torch.Generator().manual_seed(seed)
@@ -133,7 +143,8 @@ class PairBatches(Iterator[tuple[Scans, Scans]]):
         step = 1 + (draw * (count - 1)).long()
         other = first + (place - first + step) % count
         device = self.data.images.device
-        moving, fixed = (self.data[self._members[i].to(device)].unit() for i in (place, other))
+        own = slice(self.share[0], None, self.share[1])
+        moving, fixed = (self.data[self._members[i[own]].to(device)].unit() for i in (place, other))
         return moving, fixed
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -145,9 +156,14 @@ class PairBatches(Iterator[tuple[Scans, Scans]]):
         self.generator.set_state(state["generator"])
 
 
-def _check(batch_size: int, available: int) -> None:
+def _check(batch_size: int, available: int, share: tuple[int, int]) -> None:
     if not 1 <= batch_size <= available:
         raise DataError(
             f"The batch size was {batch_size}; expected 1 to {available:,}, which is all there is "
             "to train with."
+        )
+    if batch_size % share[1]:
+        raise DataError(
+            f"The batch size was {batch_size}, with {share[1]} processes; expected a multiple of "
+            "that, so that each has as much of a batch."
         )

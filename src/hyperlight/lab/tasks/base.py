@@ -12,11 +12,24 @@ from torch import Tensor, nn
 
 from ... import HyperModel
 
-__all__ = ["SWITCHES", "Batch", "Drawn", "Formulation", "Metric", "Outcome", "Task"]
+__all__ = [
+    "ALONE",
+    "SWITCHES",
+    "Batch",
+    "Drawn",
+    "Fixed",
+    "Formulation",
+    "Metric",
+    "Model",
+    "Outcome",
+    "Share",
+    "Task",
+]
 
-Formulation = Literal["classical", "mip", "encoding", "residual"]
+Formulation = Literal["classical", "mip", "encoding", "residual", "plain"]
+"""How weights are made; ``"plain"`` is the primary alone, trained for one gamma."""
 
-# The two switches (paper, section 4): (encoding, residual).
+# The two switches of hypernetworks (paper, section 4): (encoding, residual).
 SWITCHES: dict[str, tuple[bool, bool]] = {
     "classical": (False, False),
     "mip": (True, True),
@@ -26,6 +39,53 @@ SWITCHES: dict[str, tuple[bool, bool]] = {
 
 Batch = Any
 """Whatever a task's batches hold; the loop hands it to ``Task.loss`` unseen."""
+
+
+Share = tuple[int, int]
+"""Which entries of every batch a process trains on: ``(i, n)`` is the i-th, (i + n)-th, ..."""
+
+ALONE: Share = (0, 1)
+
+
+class Fixed(nn.Module):
+    """A network for one gamma, in the place of a hypernetwork: the plain network to compare with.
+
+    It is called, drawn for and bound as a :class:`~hyperlight.HyperModel` is, and its weights
+    never depend on gamma.
+
+    Args:
+        primary: the network.
+        inputs: the one gamma that it is trained for, by name; empty where the task of the
+            primary does not depend on gamma.
+
+    >>> from hyperlight.lab.tasks.base import Fixed
+    >>> model = Fixed(nn.Linear(2, 1), {"gamma": torch.tensor(0.3)})
+    >>> gamma = model.sample()
+    >>> model(torch.zeros(4, 2), **gamma).shape, model.bind(**gamma) is model.primary
+    (torch.Size([4, 1]), True)
+    """
+
+    def __init__(self, primary: nn.Module, inputs: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.primary = primary
+        self.names = tuple(inputs)
+        for name, value in inputs.items():
+            self.register_buffer(f"fixed_{name}", value, persistent=False)
+
+    def sample(self, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The one gamma; nothing is drawn."""
+        return {name: self.get_buffer(f"fixed_{name}") for name in self.names}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the primary on all but the inputs."""
+        return self.primary(*args, **{k: v for k, v in kwargs.items() if k not in self.names})
+
+    def bind(self, **gamma: Any) -> nn.Module:
+        """The primary, whatever gamma."""
+        return self.primary
+
+
+Model = HyperModel | Fixed
 
 
 class Drawn(Protocol):
@@ -85,17 +145,23 @@ class Task(Protocol):
     metric: Metric
     device: torch.device
 
-    def model(self, formulation: Formulation, seed: int) -> HyperModel:
+    def model(self, formulation: Formulation, seed: int) -> Model:
         """A new model. The seed sets the primary and the hypernetwork, the same ones for every
         formulation.
         """
         ...
 
-    def batches(self, batch_size: int, seed: int) -> Drawn:
-        """Training batches; equal seeds give equal ones, whatever the formulation."""
+    def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> Drawn:
+        """Training batches; equal seeds give equal ones, whatever the formulation.
+
+        Args:
+            batch_size: of all processes together.
+            seed: of the draws, the same in all processes.
+            share: the part of every batch that this process trains on.
+        """
         ...
 
-    def sample(self, model: HyperModel, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
         """The inputs for one step, as keywords of the model."""
         ...
 
@@ -103,15 +169,19 @@ class Task(Protocol):
         """The training loss of step ``step``, which counts from 0."""
         ...
 
-    def evaluate(self, model: HyperModel, whole: bool = False) -> dict[str, float]:
+    def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
         """Test figures by name, among them ``loss`` and ``metric.name``; means over gammas.
 
         Args:
-            model: in either mode, which is kept.
+            model: in either mode, which is kept. A :class:`Fixed` one is tested at its gamma alone.
             whole: on the whole test set; otherwise on the part that is used during training.
         """
         ...
 
-    def finish(self, model: HyperModel, folder: Path) -> Outcome:
+    def at(self, model: Model, gamma: float) -> dict[str, float]:
+        """Figures on the whole test set at one gamma, those of :meth:`evaluate` and maybe more."""
+        ...
+
+    def finish(self, model: Model, folder: Path) -> Outcome:
         """What is looked at after training, with pictures written to ``folder``."""
         ...

@@ -21,7 +21,7 @@ from ..data import PairBatches, Scans, ScanSplit, digit_scans, oasis, pairs, ptb
 from ..errors import LabError
 from ..primaries import UNet
 from ..registration import dice, folding, soft_dice, total_variation, warp, warp_labels
-from .base import SWITCHES, Formulation, Metric, Outcome
+from .base import ALONE, SWITCHES, Fixed, Formulation, Metric, Model, Outcome, Share
 
 __all__ = ["TRAINING", "Hypermorph", "HypermorphTask"]
 
@@ -55,6 +55,8 @@ class Hypermorph:
     is, or gamma would trade two terms of very different size. 1 leaves it as it is."""
     endpoints: float = 0.0
     """Share of the steps at gamma 0 or 1, which HyperMorph draws more often."""
+    gamma: float = 0.5
+    """The one gamma of a plain network (--parametrization plain)."""
     evaluation_gammas: int = 5
     """Number of gammas, spread evenly, that a test figure is the mean of."""
     evaluation_pairs: int = 64
@@ -73,6 +75,8 @@ class Hypermorph:
                     f"--{option.replace('_', '-')} was {getattr(self, option)}; expected {least} "
                     "or more."
                 )
+        if not 0.0 <= self.gamma <= 1.0:
+            raise LabError(f"--gamma was {self.gamma}; expected a number from 0 to 1.")
         if not self.image_sigma > 0.0:
             raise LabError(f"--image-sigma was {self.image_sigma}; expected a number above zero.")
 
@@ -115,16 +119,19 @@ class HypermorphTask:
                 f"{smallest.bit_length()}."
             )
 
-    def model(self, formulation: Formulation, seed: int) -> HyperModel:
+    def model(self, formulation: Formulation, seed: int) -> Model:
         """A new model. The seed sets the primary and the hypernetwork, the same ones for every
         formulation.
         """
-        encode, residual = SWITCHES[formulation]
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            primary = UNet(2, 2, config.levels, config.channels)
+            if formulation == "plain":
+                return Fixed(primary, {"gamma": torch.tensor(config.gamma)}).to(self.device)
+            encode, residual = SWITCHES[formulation]
             model = hypernetize(
-                UNet(2, 2, config.levels, config.channels),
+                primary,
                 inputs={"gamma": Uniform(0.0, 1.0, endpoints=config.endpoints)},
                 hidden=config.hidden,
                 encoding=CosSin(config.encoding == "per-input") if encode else None,
@@ -132,11 +139,11 @@ class HypermorphTask:
             )
         return model.to(self.device)
 
-    def batches(self, batch_size: int, seed: int) -> PairBatches:
+    def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> PairBatches:
         """Pairs to register, without end."""
-        return PairBatches(self.train, batch_size, seed)
+        return PairBatches(self.train, batch_size, seed, share)
 
-    def sample(self, model: HyperModel, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
         """One gamma for the batch."""
         return model.sample(generator=generator)
 
@@ -182,16 +189,26 @@ class HypermorphTask:
             found["mse"].append(error)
         return {name: float(torch.cat(parts).double().nanmean()) for name, parts in found.items()}
 
-    def evaluate(self, model: HyperModel, whole: bool = False) -> dict[str, float]:
+    def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
         """Loss, Dice, folding (the share of folded pixels) and squared error, means over gammas."""
         chosen = self._pairs(self.test, None if whole else self.config.evaluation_pairs)
         gammas = torch.linspace(0.0, 1.0, self.config.evaluation_gammas).tolist()
+        if isinstance(model, Fixed):
+            gammas = [self.config.gamma]
+        rows = self._rows(model, gammas, chosen)
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+    def at(self, model: Model, gamma: float) -> dict[str, float]:
+        """The figures of :meth:`evaluate` on all test pairs at one gamma."""
+        return self._rows(model, [gamma], self._pairs(self.test))[0]
+
+    @torch.no_grad()
+    def _rows(self, model: Model, gammas: list[float], chosen: Pairs) -> list[dict[str, float]]:
         was_training = model.training
         model.eval()
-        with torch.no_grad():
-            rows = [self.measure(model.bind(gamma=g), *chosen, g) for g in gammas]
+        rows = [self.measure(model.bind(gamma=g), *chosen, g) for g in gammas]
         model.train(was_training)
-        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        return rows
 
     def before(self) -> float:
         """Dice of the test pairs as they are, without registration."""
@@ -222,20 +239,23 @@ class HypermorphTask:
             found = self.measure(model.bind(gamma=gamma), moving, fixed, gamma)
         return gamma, found["dice"]
 
-    def finish(self, model: HyperModel, folder: Path) -> Outcome:
-        """Figures against gamma on all test pairs, the best gamma, and pictures."""
+    def finish(self, model: Model, folder: Path) -> Outcome:
+        """Figures against gamma on all test pairs, the best gamma, and pictures.
+
+        A plain network has the figures of its one gamma alone.
+        """
+        before = self.before()
+        if isinstance(model, Fixed):
+            figures = self.at(model, self.config.gamma)
+            return Outcome(figures={"dice before registration": before, **figures})
         was_training = model.training
         model.eval()
         gammas = [i / 10 for i in range(11)]
-        chosen, held_out = self._pairs(self.test), self._pairs(self.valid)
-        with torch.no_grad():
-            rows = [self.measure(model.bind(gamma=g), *chosen, g) for g in gammas]
-            grid = [self.measure(model.bind(gamma=g), *held_out, g)["dice"] for g in gammas]
+        rows = self._rows(model, gammas, self._pairs(self.test))
+        grid = [row["dice"] for row in self._rows(model, gammas, self._pairs(self.valid))]
         tuned, tuned_dice = self.best(model)
         by_grid = max(range(len(gammas)), key=lambda i: grid[i])
-        with torch.no_grad():
-            there = self.measure(model.bind(gamma=tuned), *chosen, tuned)
-        before = self.before()
+        there = self.at(model, tuned)
         pictures = [
             ("Dice and folding against gamma", folder / "dice.png"),
             ("Moving, fixed, warped and the warped grid over gamma", folder / "warped.png"),
