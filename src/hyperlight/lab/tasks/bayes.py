@@ -15,22 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from ... import CosSin, HyperModel, Input, Normal, Uniform, hypernetize
-from ..data import Images, ImageSplit, digits, mnist
+from ... import CosSin, Input, Normal, Uniform, hypernetize
+from ..data import Batches, Images, ImageSplit, digits, mnist
 from ..errors import LabError
 from ..primaries import LeNet
+from .base import ALONE, SWITCHES, Fixed, Formulation, Metric, Model, Outcome, Share
 
-__all__ = ["Bayes", "BayesTask", "Formulation"]
+__all__ = ["TRAINING", "Bayes", "BayesTask"]
 
-Formulation = Literal["classical", "mip", "encoding", "residual"]
+# The paper's rate (A.2), the same for both optimizers. It names no batch size.
+TRAINING = {"optimizer": "adam", "lr": 3e-4, "batch_size": 128}
 
-# The two switches (paper, section 4): (encoding, residual).
-SWITCHES: dict[str, tuple[bool, bool]] = {
-    "classical": (False, False),
-    "mip": (True, True),
-    "encoding": (True, False),
-    "residual": (False, True),
-}
+# Pixels that go through a network at once in evaluation: 2,000 images of MNIST.
+_PIXELS = 2000 * 28 * 28
 
 
 @dataclass(frozen=True)
@@ -54,22 +51,32 @@ class Bayes:
     evaluation_images: int = 2000
     """Test images that are used during training (drawn once); the last figure uses all."""
 
+    def check(self) -> None:
+        """Refuse settings that cannot be trained with."""
+        for option, least in (
+            ("dimensions", 1),
+            ("evaluation_gammas", 2),
+            ("evaluation_images", 1),
+        ):
+            if getattr(self, option) < least:
+                raise LabError(
+                    f"--{option.replace('_', '-')} was {getattr(self, option)}; expected {least} "
+                    "or more."
+                )
+
 
 class BayesTask:
     """The task on a device: builds models, draws batches, gives losses and test figures."""
 
     name = "bayes"
+    metric = Metric("accuracy", "%", digits=1)
 
     def __init__(self, config: Bayes, device: torch.device) -> None:
-        for option in ("dimensions", "evaluation_gammas", "evaluation_images"):
-            if getattr(config, option) < (2 if option == "evaluation_gammas" else 1):
-                raise LabError(
-                    f"--{option.replace('_', '-')} was {getattr(config, option)}; expected a "
-                    f"number above {1 if option == 'evaluation_gammas' else 0}."
-                )
+        config.check()
         self.config = config
-        self.split: ImageSplit = digits() if config.data == "digits" else mnist(config.data_dir)
         self.device = device
+        self.split: ImageSplit = digits() if config.data == "digits" else mnist(config.data_dir)
+        self.note = self.split.note
         self.train = self.split.train.to(device)
         self.test = self.split.test.to(device)
         few = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
@@ -77,14 +84,16 @@ class BayesTask:
         shape = () if config.dimensions == 1 else (config.dimensions,)
         self.space: Input = Uniform(0.0, 1.0, shape) if config.prior == "uniform" else Normal(shape)
 
-    def model(self, formulation: Formulation, seed: int) -> HyperModel:
+    def model(self, formulation: Formulation, seed: int) -> Model:
         """A new model. The seed sets the primary and the hypernetwork, the same ones for
         every formulation.
         """
-        encode, residual = SWITCHES[formulation]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             primary = LeNet(size=self.train.images.shape[-1], classes=self.split.classes)
+            if formulation == "plain":
+                return Fixed(primary, {}).to(self.device)
+            encode, residual = SWITCHES[formulation]
             model = hypernetize(
                 primary,
                 inputs={"gamma": self.space},
@@ -94,21 +103,35 @@ class BayesTask:
             )
         return model.to(self.device)
 
-    def loss(self, model: nn.Module, batch: Images, gamma: dict[str, Tensor]) -> Tensor:
+    def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> Batches[Images]:
+        """Images to classify, without end, augmented where the data set is."""
+        return Batches(self.train, batch_size, seed, self.split.augment, share)
+
+    def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
+        """One gamma for the batch; none for a plain network."""
+        return model.sample(generator=generator)
+
+    def loss(self, model: nn.Module, batch: Images, gamma: dict[str, Tensor], step: int) -> Tensor:
         """Cross-entropy of the batch under one gamma."""
         return F.cross_entropy(model(batch.images, **gamma), batch.labels)
 
-    @torch.no_grad()
-    def evaluate(self, model: HyperModel, whole: bool = False) -> tuple[float, float]:
+    def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
         """Test loss and accuracy (in %), the means over gammas."""
-        data = self.test if whole else self.few
+        gammas = self.space.quantile(self._quantiles()).float().to(self.device)
+        return self._means(model, gammas, self.test if whole else self.few)
+
+    def at(self, model: Model, gamma: float) -> dict[str, float]:
+        """The figures of :meth:`evaluate` on the whole test set, with every entry of gamma set."""
+        value = torch.full((1, *self.space.event_shape), gamma, device=self.device)
+        return self._means(model, value, self.test)
+
+    @torch.no_grad()
+    def _means(self, model: Model, gammas: Tensor, data: Images) -> dict[str, float]:
         was_training = model.training
         model.eval()
         losses, accuracies = [], []
-        gammas = self.space.quantile(self._quantiles()).float().to(self.device)
-        for gamma in gammas:
-            net = model.bind(gamma=gamma)
-            logits = torch.cat([net(chunk) for chunk in torch.split(data.images, 2000)])
+        for gamma in gammas[:1] if isinstance(model, Fixed) else gammas:
+            logits = self._logits(model.bind(gamma=gamma), data)
             losses.append(F.cross_entropy(logits, data.labels))
             accuracies.append(
                 multiclass_accuracy(
@@ -116,7 +139,19 @@ class BayesTask:
                 )
             )
         model.train(was_training)
-        return float(torch.stack(losses).mean()), 100.0 * float(torch.stack(accuracies).mean())
+        return {
+            "loss": float(torch.stack(losses).mean()),
+            "accuracy": 100.0 * float(torch.stack(accuracies).mean()),
+        }
+
+    def _logits(self, net: nn.Module, data: Images) -> Tensor:
+        at_once = max(1, _PIXELS // data.images[0, 0].numel())
+        rows = torch.split(torch.arange(len(data), device=self.device), at_once)
+        return torch.cat([net(data[index].unit().images) for index in rows])
+
+    def finish(self, model: Model, folder: Path) -> Outcome:
+        """Figures on the whole test set."""
+        return Outcome(figures=self.evaluate(model, whole=True))
 
     def _quantiles(self) -> Tensor:
         """Where the test gammas lie: evenly in every entry, in an order of its own for each."""
