@@ -21,6 +21,7 @@ COLORS = {
     "mip": "#0072b2",
     "encoding": "#009e73",
     "residual": "#cc79a7",
+    "plain": "#000000",
 }
 
 
@@ -44,16 +45,22 @@ def _band(
     ax.fill_between(x, low, mean + std, color=color, alpha=0.2, linewidth=0)
 
 
-def convergence(summaries: Sequence[Summary], target: float) -> Figure:
-    """Test accuracy and training loss by step, mean and standard deviation (paper, figure 4a)."""
-    figure, (accuracy, loss) = _figure(2)
+def convergence(summaries: Sequence[Summary], target: float | None) -> Figure:
+    """The test metric and the training loss by step, mean and standard deviation (paper, figure
+    4).
+    """
+    metric = summaries[0].metric
+    figure, (test, loss) = _figure(2)
     for summary in summaries:
-        _band(accuracy, summary.steps, summary.accuracy, summary.formulation)
+        _band(test, summary.steps, summary.measured, summary.formulation)
         _band(loss, summary.steps[1:], summary.train_loss[1:], summary.formulation)
-    accuracy.axhline(target, color="0.5", linewidth=0.8, linestyle="--")
-    accuracy.set(xlabel="step", ylabel="test accuracy (%)", ylim=(0, 102))
+    if target is not None:
+        test.axhline(target, color="0.5", linewidth=0.8, linestyle="--")
+    test.set(xlabel="step", ylabel=f"test {metric.heading}")
+    if metric.unit == "%":
+        test.set_ylim(0, 102)
     loss.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    accuracy.legend(frameon=False, loc="center right")
+    test.legend(frameon=False)
     return figure
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from .errors import LabError
 
-__all__ = ["claim_folder", "write_bytes", "write_text"]
+__all__ = ["claim_folder", "replace_file", "write_bytes", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -18,10 +19,15 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all."""
+    replace_file(path, lambda part: part.write_bytes(content))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` make a file beside ``path``, which takes its place once it is whole."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+        write(Path(name))
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

@@ -110,6 +110,11 @@ class Metric:
     unit: str = ""
     digits: int = 1
 
+    @property
+    def heading(self) -> str:
+        """``accuracy (%)``."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
     def text(self, value: float) -> str:
         """The value for a person: ``97.3 %``."""
         return f"{value:.{self.digits}f} {self.unit}".rstrip()
@@ -135,12 +140,14 @@ class Task(Protocol):
 
     Attributes:
         name: of the task: ``"bayes"``.
+        config: its settings, a frozen dataclass.
         note: what the data are and where they are from, for the reader of a result.
         metric: what it is judged by; higher is better.
         device: where its data are and its models go.
     """
 
     name: str
+    config: Any
     note: str
     metric: Metric
     device: torch.device

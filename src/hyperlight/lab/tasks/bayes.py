@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from .base import ALONE, SWITCHES, Fixed, Formulation, Metric, Model, Outcome, S
 __all__ = ["TRAINING", "Bayes", "BayesTask"]
 
 # The paper's rate (A.2), the same for both optimizers. It names no batch size.
-TRAINING = {"optimizer": "adam", "lr": 3e-4, "batch_size": 128}
+TRAINING: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4, "batch_size": 128}
 
 # Pixels that go through a network at once in evaluation: 2,000 images of MNIST.
 _PIXELS = 2000 * 28 * 28

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ __all__ = ["TRAINING", "Hypermorph", "HypermorphTask"]
 
 # The paper's (A.3): Adam with decoupled decay at 1e-4. It names no decay (torch's default here)
 # and no batch size; its 3000 epochs are --steps.
-TRAINING = {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "batch_size": 4}
+TRAINING: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "batch_size": 4}
 
 Pairs = tuple[Scans, Scans]
 
