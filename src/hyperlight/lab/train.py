@@ -339,6 +339,8 @@ def train(
             run.points.append(point)
             if board is not None:
                 _log(board, point, run.chunk_seconds[-1])
+            if kept is not None and fabric.is_global_zero:
+                kept.write_metrics(*_rows(run))
             if done:
                 run.final = None if isinstance(hyper, Fixed) else scale_profile(hyper)
                 if kept is not None and fabric.is_global_zero:
@@ -353,6 +355,13 @@ def train(
     finally:
         if board is not None:
             board.close()
+
+
+def _rows(run: Run) -> tuple[list[str], list[list[Any]]]:
+    names = list(run.points[0].figures)
+    return ["step", "seconds", "train_loss", *(f"test_{name}" for name in names)], [
+        [p.step, p.seconds, p.train_loss, *(p.figures[name] for name in names)] for p in run.points
+    ]
 
 
 def _board(folder: Path | None, step: int) -> SummaryWriter | None:
