@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from .. import HyperModel, ScaleProfile, exchange_factors, optim, parameter_groups, scale_profile
 from .checkpoint import RunFolder, identity
 from .errors import LabError
 from .tasks.base import Fixed, Formulation, Model, Outcome, Task
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["Point", "Run", "Training", "train"]
 
@@ -365,7 +367,11 @@ def _rows(run: Run) -> tuple[list[str], list[list[Any]]]:
 
 
 def _board(folder: Path | None, step: int) -> SummaryWriter | None:
-    return None if folder is None else SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+    if folder is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter  # a second to import
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
 
 def _log(board: SummaryWriter, point: Point, seconds: float) -> None:
