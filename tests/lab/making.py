@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 
 import hyperlight as hl
 from hyperlight import HyperModel, ScaleProfile
+from hyperlight.lab.tasks.base import Fixed, Metric, Outcome
 from hyperlight.lab.train import Point, Run
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -97,39 +99,64 @@ RISING = (0.1, 0.5, 1.0, 1.5)
 STEEP = (0.05, 0.1, 0.5, 2.5)
 
 
+ACCURACY = Metric("accuracy", "%", digits=1)
+
+
 def make_run(
     formulation: str,
     seed: int = 0,
     *,
     accuracy: Sequence[float] = (10.0, 50.0, 95.0),
     test_loss: Sequence[float] | None = None,
+    metric: Metric = ACCURACY,
     every: int = 5,
     norms: Sequence[float] | None = None,
     losses: Sequence[float] | None = None,
-    initial: Sequence[float] = FLAT,
+    initial: Sequence[float] | None = FLAT,
     final: Sequence[float] | None = FLAT,
     seconds: Sequence[float] = (0.01, 0.02),
+    waiting: float = 0.25,
+    outcome: Outcome | None = None,
+    folder: Path | None = None,
 ) -> Run:
-    """A run with the given figures, evaluated at every so many steps."""
+    """A run with the given figures, evaluated at every so many steps.
+
+    ``accuracy`` are the values of the metric; ``seconds`` are those of a step in every stretch
+    between two points, gone through again where there are more stretches; ``waiting`` is a share
+    of them.
+    """
     steps = every * (len(accuracy) - 1)
     loss = [1.0 / (1 + i) for i in range(steps)] if losses is None else list(losses)
     norm = [2.0 + (-1) ** i for i in range(steps)] if norms is None else list(norms)
     tests = [2.0] * len(accuracy) if test_loss is None else list(test_loss)
-    points = []
+    points, passed = [], 0.0
     for i, (right, wrong) in enumerate(zip(accuracy, tests, strict=True)):
         chunk = loss[every * (i - 1) : every * i]
-        points.append(Point(every * i, sum(chunk) / every if i else math.nan, wrong, right))
+        passed += every * seconds[(i - 1) % len(seconds)] if i else 0.0
+        mean = sum(chunk) / every if i else math.nan
+        points.append(Point(every * i, passed, mean, {"loss": wrong, metric.name: right}))
     return Run(
         formulation,  # type: ignore[arg-type]
         seed,
+        metric.name,
         small_model(),
-        initial=profile(initial),
+        initial=None if initial is None else profile(initial),
         final=None if final is None else profile(final),
         points=points,
         loss=loss,
         gradient_norm=norm,
-        chunk_seconds=list(seconds),
+        seconds=passed,
+        waiting=waiting * passed,
+        outcome=outcome,
+        folder=folder,
     )
+
+
+def plain_run(seed: int = 0, **changes: Any) -> Run:
+    """The same of a plain network, whose weights have no scale along gamma."""
+    run = make_run("plain", seed, initial=None, final=None, **changes)
+    run.model = Fixed(nn.Linear(3, 2), {})
+    return run
 
 
 def diverged(formulation: str, seed: int = 0, bad: float = math.nan) -> Run:
