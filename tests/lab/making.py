@@ -172,6 +172,42 @@ def diverged(formulation: str, seed: int = 0, bad: float = math.nan) -> Run:
     )
 
 
+def equal_values(a: Any, b: Any) -> bool:
+    """Whether two nests of dictionaries, sequences and numbers agree to the bit; NaN is NaN."""
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal_values(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal_values(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b or (a != a and b != b))
+
+
+def equal_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    """Whether both have the same names, and tensors of the same dtype that agree to the bit."""
+    return list(a) == list(b) and all(
+        a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
+    )
+
+
+def equal_profiles(a: ScaleProfile | None, b: ScaleProfile | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("gamma", "magnitude", "std"))
+
+
+def equal_runs(a: Run, b: Run) -> bool:
+    """Whether two runs agree to the bit in all but the time that they took."""
+    figures, others = ([(p.step, p.train_loss, p.figures) for p in run.points] for run in (a, b))
+    return (
+        (a.formulation, a.seed, a.metric) == (b.formulation, b.seed, b.metric)
+        and equal_values(a.loss, b.loss)
+        and equal_values(a.gradient_norm, b.gradient_norm)
+        and equal_values(figures, others)
+        and equal_profiles(a.initial, b.initial)
+        and equal_profiles(a.final, b.final)
+        and equal_tensors(a.model.state_dict(), b.model.state_dict())
+    )
+
+
 REAL_DATA = Path(os.environ.get("HYPERLIGHT_DATA", "no-such-folder"))
 needs_real_data = pytest.mark.skipif(
     not REAL_DATA.is_dir(),
