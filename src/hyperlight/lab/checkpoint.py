@@ -223,6 +223,10 @@ class RunFolder:
             ) from error
         self.checkpoint.unlink(missing_ok=True)
 
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write the record alone, which makes the run a finished one."""
+        write_text(self.record, json.dumps({"identity": self.about, **record}) + "\n")
+
     def finished(self) -> dict[str, Any] | None:
         """The record of a finished run, or None where it is not finished.
 

@@ -10,17 +10,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import tyro
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from tyro.extras import SubcommandApp
 
-from ..errors import HyperLightError
+from ..errors import HyperLightError, did_you_mean, listed
 from .checkpoint import digest, identity
 from .data import fetch_flowers102, fetch_mnist, fetch_oasis
-from .session import Session, launch, say
+from .errors import LabError
+from .session import Session, launch, say, say_claim
+from .studies import STUDIES, Place, Size
+from .studies.run import run_study
 from .summary import TITLES
 from .tasks import bayes, hypermorph
 from .tasks.base import Formulation, Task
@@ -150,6 +154,72 @@ class TrainHypermorph(_Train):
 
 
 @dataclass(frozen=True)
+class RunStudy:
+    """Repeat a figure or table of the paper: its runs, its figure, and its claims as checks."""
+
+    name: tyro.conf.Positional[str] = "all"
+    """Which one (see --list), or all of them."""
+    size: Size = "smoke"
+    """smoke: seconds each, on embedded data. cpu: what two cores do in hours. paper: the paper's
+    own settings, for a GPU."""
+    list: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Say what there is and how many runs each takes."""
+    data_dir: Path | None = None
+    """Folder with the data sets; by default where `hyperlight data` puts them."""
+    out: Path | None = None
+    """Folder for figures, numbers and claims; by default one in runs/studies, named after the
+    size."""
+    cache: Path = Path("runs/cache")
+    """Folder with a folder for every run, which is never done twice."""
+    seeds: int | None = None
+    """Number of replicas; by default that of the size."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where runs are trained."""
+    workers: int = 1
+    """Runs at a time, which share the cores of this machine."""
+    engine: str | None = None
+    """Address of a Dask scheduler (tcp://host:8786) that takes the runs, with as many machines as
+    it has workers."""
+
+    def run(self) -> None:
+        for option in ("workers", "seeds"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise LabError(f"--{option} was {value}; expected 1 or more.")
+        place = Place(self.size, self.data_dir, self.device, self.seeds)
+        if self.list:
+            table = Table(box=None)
+            for heading in ("name", "what", "source", f"runs at size {self.size}"):
+                table.add_column(heading)
+            for study in STUDIES.values():
+                runs = len({spec.key for spec in study.specs(place)})
+                table.add_row(study.name, study.title, study.source, str(runs))
+            console.print(table)
+            return
+        if self.name != "all" and self.name not in STUDIES:
+            raise LabError(
+                f"There is no study {self.name!r}; expected all, or one of {listed(STUDIES)}."
+                f"{did_you_mean(self.name, STUDIES)}"
+            )
+        out = Path("runs/studies") / self.size if self.out is None else self.out
+        for study in STUDIES.values() if self.name == "all" else [STUDIES[self.name]]:
+            say(Text(f"{study.name}: {study.title} ({study.source})", style="bold"), console)
+            found = run_study(
+                study,
+                place,
+                out,
+                self.cache,
+                workers=self.workers,
+                engine=self.engine,
+                command=f"hyperlight study {study.name} --size {self.size}",
+                console=console,
+            )
+            for claim in found:
+                say_claim(claim, console)
+            say(f"Figure: {out / study.name / 'figure.svg'}", console)
+
+
+@dataclass(frozen=True)
 class DataMnist:
     """Fetch MNIST over https, checked by sha256, or check the IDX files that a folder holds."""
 
@@ -190,6 +260,7 @@ app = SubcommandApp()
 train_app = SubcommandApp()
 data_app = SubcommandApp()
 app.command(name="demo")(Demo)
+app.command(name="study")(RunStudy)
 app.command(train_app, name="train", help="Train one of the paper's tasks.")
 app.command(data_app, name="data", help="Fetch or check a data set.")
 train_app.command(name="bayes")(TrainBayes)

@@ -23,16 +23,22 @@ from . import report
 from .checkpoint import Identity, differences, identity
 from .errors import LabError
 from .files import claim_folder, write_text
-from .summary import TITLES, claims, summarize
+from .summary import TITLES, Claim, claims, summarize
 from .tasks.base import Formulation, Task
 from .train import Run, Training, train
 
-__all__ = ["Session", "launch", "say"]
+__all__ = ["Session", "launch", "say", "say_claim"]
 
 
 def say(line: str | Text, to: Console) -> None:
     """Print a line as it is: no markup, no wrapping, so that a path in it can be copied."""
     to.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def say_claim(claim: Claim, to: Console) -> None:
+    """Print a claim of the paper and what was measured."""
+    word = "[green]holds[/]" if claim.holds else "[yellow]does not hold here[/]"
+    to.print(f"Paper, {claim.source}: {claim.text}: {word} ({claim.measured})", highlight=False)
 
 
 def launch(training: Training) -> Fabric:
@@ -209,10 +215,7 @@ class Session:
         if sentence:
             self.console.print(sentence, markup=False, highlight=False)
         for claim in claims(summaries):
-            word = "[green]holds[/]" if claim.holds else "[yellow]does not hold here[/]"
-            self.console.print(
-                f"Paper, {claim.source}: {claim.text}: {word} ({claim.measured})", highlight=False
-            )
+            say_claim(claim, self.console)
         say(f"Report: {page}", self.console)
         return page
 

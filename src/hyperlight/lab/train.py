@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from .. import HyperModel, ScaleProfile, exchange_factors, optim, scale_profile
+from .. import HyperModel, ScaleProfile, exchange_factors, optim, parameter_groups, scale_profile
 from .checkpoint import RunFolder, identity
 from .errors import LabError
 from .tasks.base import Fixed, Formulation, Model, Outcome, Task
@@ -38,6 +38,9 @@ class Training:
     """Number of updates."""
     batch_size: int = 128
     """Entries of a batch; all of them share one gamma."""
+    rates: Literal["same", "carried"] = "same"
+    """The same learning rate for all parameters, or the head's divided so that the rate of the
+    plain network carries over (hl.parameter_groups)."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic: float32, or bfloat16 where PyTorch's autocast uses it."""
     seeds: int = 3
@@ -75,7 +78,11 @@ class Training:
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """A new optimizer for all parameters."""
-        parameters, decay = model.parameters(), self.weight_decay
+        parameters: Any = model.parameters()
+        decay = self.weight_decay
+        if self.rates == "carried" and isinstance(model, HyperModel):
+            rule: Literal["adam", "sgd"] = "sgd" if self.optimizer == "sgd" else "adam"
+            parameters = parameter_groups(model, self.lr, rule=rule, weight_decay=decay)
         if self.optimizer == "sgd":
             return optim.SGD(
                 parameters, lr=self.lr, momentum=0.9, nesterov=True, weight_decay=decay
@@ -109,7 +116,7 @@ class Run:
         formulation: the parametrization that was trained.
         seed: the replica.
         metric: the name of the figure that it is judged by.
-        model: the model, trained.
+        model: the model, trained; None where only the record was read.
         points: test figures over training; the last is measured on the whole test set.
         loss: training loss of every step.
         gradient_norm: of every step, with respect to the predicted parameters (paper, figure 3c).
@@ -126,7 +133,7 @@ class Run:
     formulation: Formulation
     seed: int
     metric: str
-    model: Model
+    model: Model | None = None
     initial: ScaleProfile | None = None
     final: ScaleProfile | None = None
     points: list[Point] = field(default_factory=list)
@@ -222,6 +229,7 @@ def train(
     fabric: Fabric,
     folder: Path | None = None,
     stop: Callable[[], bool] = _never,
+    pictures: bool = True,
 ) -> Generator[Run]:
     """Train one model; yields the run at the start and after every evaluation.
 
@@ -238,6 +246,7 @@ def train(
             it would have had without an interruption; a finished one is given as it is.
         stop: asked after every step; once it says so the run is kept and ends with
             ``KeyboardInterrupt``.
+        pictures: draw what the task shows in the end, and curves for TensorBoard.
 
     Raises:
         LabError: the settings cannot be trained with; a file cannot be read or written.
@@ -276,7 +285,7 @@ def train(
     # theta = theta0 + h(gamma): the gradient of theta0 is that of the predicted parameters.
     names = hyper.hypernet.shapes if isinstance(hyper, HyperModel) else None
     theta0 = [p for name, p in hyper.primary.named_parameters() if names is None or name in names]
-    board = _board(folder, run.step) if fabric.is_global_zero else None
+    board = _board(folder, run.step) if pictures and fabric.is_global_zero else None
     kept_at = time.perf_counter()
 
     def keep() -> None:
@@ -332,8 +341,8 @@ def train(
                 _log(board, point, run.chunk_seconds[-1])
             if done:
                 run.final = None if isinstance(hyper, Fixed) else scale_profile(hyper)
-                if kept is not None and folder is not None and fabric.is_global_zero:
-                    run.outcome = task.finish(hyper, folder)
+                if kept is not None and fabric.is_global_zero:
+                    run.outcome = task.finish(hyper, folder if pictures else None)
                     kept.finish(run.record(), hyper)
                 fabric.barrier()
             yield run

@@ -149,7 +149,7 @@ class BayesTask:
         rows = torch.split(torch.arange(len(data), device=self.device), at_once)
         return torch.cat([net(data[index].unit().images) for index in rows])
 
-    def finish(self, model: Model, folder: Path) -> Outcome:
+    def finish(self, model: Model, folder: Path | None) -> Outcome:
         """Figures on the whole test set."""
         return Outcome(figures=self.evaluate(model, whole=True))
 
