@@ -204,6 +204,8 @@ def equal_runs(a: Run, b: Run) -> bool:
         and equal_values(figures, others)
         and equal_profiles(a.initial, b.initial)
         and equal_profiles(a.final, b.final)
+        and a.model is not None
+        and b.model is not None
         and equal_tensors(a.model.state_dict(), b.model.state_dict())
     )
 
