@@ -423,6 +423,17 @@ def test_amounts_below_zero_are_refused(option: str, value: float) -> None:
     assert str(raised.value) == words
 
 
+@pytest.mark.parametrize(("batch_size", "devices"), [(16, 3), (1, 2), (7, 4)])
+def test_a_batch_that_cannot_be_shared_is_refused(batch_size: int, devices: int) -> None:
+    with pytest.raises(LabError) as raised:
+        _settings(batch_size=batch_size, devices=devices).check()
+    assert str(raised.value) == (
+        f"--batch-size was {batch_size} and --devices {devices}; expected a batch size that is a "
+        "multiple of the devices, so that each has as much of a batch."
+    )
+    _settings(batch_size=batch_size * devices, devices=devices).check()
+
+
 def test_the_defaults_are_accepted() -> None:
     Training().check()
     Training(steps=1, batch_size=1, seeds=1, evaluate_every=1, devices=1).check()
