@@ -65,6 +65,11 @@ class Training:
                 raise LabError(
                     f"--{option.replace('_', '-')} was {getattr(self, option)}; expected 1 or more."
                 )
+        if self.batch_size % self.devices:
+            raise LabError(
+                f"--batch-size was {self.batch_size} and --devices {self.devices}; expected a "
+                "batch size that is a multiple of the devices, so that each has as much of a batch."
+            )
         if not self.lr > 0.0 or not math.isfinite(self.lr):
             raise LabError(f"--lr was {self.lr}; expected a learning rate above zero.")
         for option in ("weight_decay", "checkpoint_seconds"):
