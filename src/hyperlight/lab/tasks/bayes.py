@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from ... import CosSin, Input, Normal, Uniform, hypernetize
+from ... import Input, Normal, Uniform
 from ..data import Batches, Images, ImageSplit, digits, mnist
 from ..errors import LabError
 from ..primaries import LeNet
-from .base import ALONE, SWITCHES, Fixed, Formulation, Metric, Model, Outcome, Share
+from .base import ALONE, Fixed, Formulation, Hypernetwork, Metric, Model, Outcome, Share
 
 __all__ = ["TRAINING", "Bayes", "BayesTask"]
 
@@ -31,7 +31,7 @@ _PIXELS = 2000 * 28 * 28
 
 
 @dataclass(frozen=True)
-class Bayes:
+class Bayes(Hypernetwork):
     """A Bayesian hypernetwork that classifies digits (paper, sections 5.1 and A.2)."""
 
     data: Literal["digits", "mnist"] = "digits"
@@ -42,10 +42,6 @@ class Bayes:
     """Distribution of gamma: U(0, 1) or N(0, 1)."""
     dimensions: int = 1
     """Number of entries of gamma."""
-    hidden: tuple[int, ...] = (16, 128)
-    """Widths of the hypernetwork's hidden layers."""
-    encoding: Literal["unit-norm", "per-input"] = "unit-norm"
-    """Where inputs are encoded: norm 1 over all of gamma, or of each entry (the paper's)."""
     evaluation_gammas: int = 5
     """Number of gammas, spread evenly over the prior, that a test figure is the mean of."""
     evaluation_images: int = 2000
@@ -53,6 +49,7 @@ class Bayes:
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
+        super().check()
         for option, least in (
             ("dimensions", 1),
             ("evaluation_gammas", 2),
@@ -93,14 +90,7 @@ class BayesTask:
             primary = LeNet(size=self.train.images.shape[-1], classes=self.split.classes)
             if formulation == "plain":
                 return Fixed(primary, {}).to(self.device)
-            encode, residual = SWITCHES[formulation]
-            model = hypernetize(
-                primary,
-                inputs={"gamma": self.space},
-                hidden=self.config.hidden,
-                encoding=CosSin(self.config.encoding == "per-input") if encode else None,
-                residual=residual,
-            )
+            model = self.config.build(primary, {"gamma": self.space}, formulation)
         return model.to(self.device)
 
     def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> Batches[Images]:
