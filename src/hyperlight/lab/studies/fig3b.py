@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..summary import Claim
-from . import fig3, settings
+from . import fig3
 from .base import Results, Study
 
 SOURCE = "section 6.1, figure 3b"
@@ -17,9 +17,9 @@ STUDY = Study(
     name="fig3b",
     title="Distributions of layer outputs",
     source=SOURCE,
-    caption="Densities (KDE) of the outputs of the first, a middle and the last layer for 64 test images at initialisation, "
-    "default above, MIP below, a line for every gamma, darker for larger ones; dashed the plain "
-    "network of the same architecture. LeNet on MNIST, all seeds together.",
+    caption="Densities (KDE) of the outputs of the first, a middle and the last layer for "
+    "64 test images at initialisation, default above, MIP below, a line for every gamma, darker "
+    "for larger ones; dashed the plain network of the same architecture. LeNet on MNIST, all seeds together.",
     measure=fig3.activations,
     draw=fig3.draw,
     claims=claims,

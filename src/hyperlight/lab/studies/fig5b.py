@@ -6,10 +6,11 @@ from matplotlib.figure import Figure
 
 from ..engine import Spec
 from ..summary import Claim, shown
+from ..tasks.base import Formulation
 from . import drawing, settings
 from .base import Place, Results, Study, grid
 
-FORMULATIONS = ("classical", "encoding", "residual", "mip")
+FORMULATIONS: tuple[Formulation, ...] = ("classical", "encoding", "residual", "mip")
 SOURCE = "section 6.2, figure 5b"
 
 
@@ -32,9 +33,7 @@ def _title(task: str) -> str:
 def claims(results: Results) -> list[Claim]:
     found = []
     for task in results.values("task"):
-        classical, *parts, mip = (
-            results.one(task=task, formulation=name) for name in FORMULATIONS
-        )
+        classical, *parts, mip = (results.one(task=task, formulation=name) for name in FORMULATIONS)
         races = [drawing.Race.of(part, classical) for part in parts]
         found.append(
             Claim(
