@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from hyperlight.lab.uncertainty import Predictive, auroc, rejection, reliability, scores
+from hyperlight.lab.uncertainty import Predictive, assess, auroc, rejection, reliability
 from tests.reference import uncertainty as twins
 
 # members, images, classes, scale of the logits, seed
@@ -74,11 +74,11 @@ def test_what_holds_for_every_family(family: tuple[int, int, int, float, int]) -
     assert ((found.disagreement >= 0.0) & (found.disagreement <= 1.0)).all()
     assert (found.confidence >= 1.0 / family[2] - 1e-12).all()
     labels = torch.zeros(family[1], dtype=torch.int64)
-    figures = scores(found, labels)
-    assert 0.0 <= figures["ece"] <= 1.0
-    assert 0.0 <= figures["accuracy"] <= 1.0
-    assert 0.0 <= figures["brier"] <= 2.0
-    assert figures["nll"] >= 0.0
+    figures = assess(found, labels)
+    assert 0.0 <= figures.ece <= 1.0
+    assert 0.0 <= figures.accuracy <= 1.0
+    assert 0.0 <= figures.brier <= 2.0
+    assert figures.nll >= 0.0
 
 
 def test_members_may_be_pooled_in_any_order() -> None:
@@ -99,9 +99,9 @@ def test_members_that_are_one_say_nothing_of_each_other() -> None:
 
 def test_an_unlikely_truth_has_a_finite_likelihood() -> None:
     row = torch.tensor([[0.0, 2000.0]])
-    figures = scores(Predictive.of(row) + Predictive.of(row), torch.tensor([0]))
-    assert figures["nll"] == pytest.approx(2000.0)
-    assert figures["brier"] == pytest.approx(2.0)
+    figures = assess(Predictive.of(row) + Predictive.of(row), torch.tensor([0]))
+    assert figures.nll == pytest.approx(2000.0)
+    assert figures.brier == pytest.approx(2.0)
 
 
 @settings(max_examples=40)
@@ -111,19 +111,19 @@ def test_scores_are_those_of_the_twins(family: tuple[int, int, int, float, int],
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(family[2], (family[1],), generator=generator)
     found = pooled(each)
-    figures = scores(found, labels)
+    figures = assess(found, labels)
     rows = [twins.average(members) for members in each.transpose(0, 1).tolist()]
     truth = labels.tolist()
     right = [row.index(max(row)) == label for row, label in zip(rows, truth, strict=True)]
-    assert figures["brier"] == pytest.approx(twins.brier(rows, truth), abs=1e-12)
+    assert figures.brier == pytest.approx(twins.brier(rows, truth), abs=1e-12)
     expected = sum(float(v) for v in -found.log_probabilities.gather(1, labels[:, None])) / len(
         rows
     )
-    assert figures["nll"] == pytest.approx(expected, rel=1e-9)
+    assert figures.nll == pytest.approx(expected, rel=1e-9)
     if family[3] > 0.0:  # otherwise all classes are equally probable, and any may be the answer
-        assert figures["accuracy"] == pytest.approx(sum(right) / len(right))
+        assert figures.accuracy == pytest.approx(sum(right) / len(right))
         confidence = found.confidence.tolist()
-        assert figures["ece"] == pytest.approx(
+        assert figures.ece == pytest.approx(
             twins.calibration_error(confidence, right, 15), abs=1e-12
         )
 
@@ -143,8 +143,8 @@ def test_calibration_error_is_torchmetrics_where_nothing_is_certain() -> None:
     found = pooled(logits(3, 500, 10, 2.0, 0))
     labels = torch.randint(10, (500,), generator=torch.Generator().manual_seed(0))
     expected = multiclass_calibration_error(found.probabilities, labels, 10, n_bins=15)
-    assert scores(found, labels)["ece"] == pytest.approx(float(expected), rel=1e-5)
-    assert scores(found, labels)["ece"] > 0.1
+    assert assess(found, labels).ece == pytest.approx(float(expected), rel=1e-5)
+    assert assess(found, labels).ece > 0.1
 
 
 def test_bins_hold_what_they_should() -> None:
@@ -184,6 +184,13 @@ def test_what_holds_for_every_rejection(given_answers: list[tuple[float, bool]])
     torch.testing.assert_close(rejection(uncertainty[order], right[order]), curve)
 
 
+def test_shares_are_rejected() -> None:
+    found = assess(Predictive.of(logits(1, 10, 3, 1.0, 0)[0]), torch.arange(10) % 3)
+    assert found.kept(0.0) == found.accuracy
+    assert found.kept(0.2) == float(found.rejection[2])
+    assert found.kept(1.0) == float(found.rejection[9])  # one is always left
+
+
 @settings(max_examples=60)
 @given(answers)
 def test_auroc_is_counted_over_pairs(given_answers: list[tuple[float, bool]]) -> None:
@@ -197,7 +204,7 @@ def test_auroc_is_counted_over_pairs(given_answers: list[tuple[float, bool]]) ->
 
 def test_a_network_that_came_to_nothing_is_not_calibrated() -> None:
     found = Predictive.of(torch.full((4, 3), math.nan))
-    figures = scores(found, torch.tensor([0, 1, 2, 0]))
-    assert all(math.isnan(figures[name]) for name in ("nll", "brier", "ece", "confidence"))
+    figures = assess(found, torch.tensor([0, 1, 2, 0]))
+    assert all(math.isnan(figure) for figure in (figures.nll, figures.brier, figures.ece))
     assert math.isnan(auroc(found.entropy, torch.tensor([True, False, True, False])))
     assert rejection(found.entropy, torch.tensor([True, False, True, False])).shape == (4,)

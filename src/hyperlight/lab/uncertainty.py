@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Predictive", "Reliability", "auroc", "rejection", "reliability", "scores"]
+__all__ = [
+    "Assessment",
+    "Predictive",
+    "Reliability",
+    "assess",
+    "auroc",
+    "rejection",
+    "reliability",
+]
 
 
 def _entropy(log_probabilities: Tensor) -> Tensor:
-    return torch.special.entr(log_probabilities.exp()).sum(dim=-1)
+    parts: Tensor = torch.special.entr(log_probabilities.exp())
+    return parts.sum(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -161,11 +170,14 @@ def rejection(uncertainty: Tensor, right: Tensor) -> Tensor:
     >>> rejection(torch.tensor([0.1, 0.9, 0.2, 0.3]), torch.tensor([True, False, True, False]))
     tensor([0.5000, 0.6667, 1.0000, 1.0000], dtype=torch.float64)
     """
-    values, group, count = uncertainty.unique(return_inverse=True, return_counts=True)
-    share = torch.bincount(group, right.double(), len(values)) / count
-    kept = share[group.sort().values].cumsum(dim=0)
-    number = torch.arange(1, len(kept) + 1, dtype=torch.float64, device=kept.device)
-    return (kept / number).flip(0)
+    order = uncertainty.argsort()
+    certain_first = uncertainty[order]
+    group = torch.zeros_like(order)  # equally uncertain answers have one number
+    group[1:] = (certain_first[1:] != certain_first[:-1]).cumsum(dim=0)
+    share = torch.bincount(group, right[order].double()) / torch.bincount(group)
+    number = torch.arange(1, len(order) + 1, dtype=torch.float64)
+    accuracy: Tensor = share[group].cumsum(dim=0) / number
+    return accuracy.flip(0)
 
 
 def auroc(score: Tensor, positive: Tensor) -> float:
@@ -185,25 +197,48 @@ def auroc(score: Tensor, positive: Tensor) -> float:
     return float(roc_auc_score(positive.numpy(), score.numpy()))
 
 
-def scores(predictive: Predictive, labels: Tensor, bins: int = 15) -> dict[str, float]:
-    """How good a predictive distribution is, means over N images.
+@dataclass(frozen=True)
+class Assessment:
+    """How good a predictive distribution is on N images whose classes are known.
 
-    Args:
-        predictive: on the images.
-        labels: ``(N,)``, the true classes.
-        bins: of the calibration error.
-
-    Returns:
-        ``accuracy``, ``nll`` (negative log-likelihood in nats), ``brier`` (squared distance to the
-        one-hot truth summed over classes, from 0 to 2), ``ece`` (expected calibration error) and
-        ``confidence`` (from 0 to 1, as accuracy and calibration error are).
+    Attributes:
+        right: ``(N,)``, bool.
+        confidence: ``(N,)``, of the answers.
+        accuracy: from 0 to 1.
+        nll: negative log-likelihood of the truth, the mean in nats.
+        brier: squared distance to the one-hot truth, summed over classes (Brier 1950), the mean;
+            from 0 to 2.
+        ece: expected calibration error, from 0 to 1.
+        auroc: of the entropy as a detector of wrong answers; NaN where all are right, or none.
+        rejection: ``(N,)``, see :func:`rejection`, by the entropy.
     """
+
+    right: Tensor
+    confidence: Tensor
+    accuracy: float
+    nll: float
+    brier: float
+    ece: float
+    auroc: float
+    rejection: Tensor
+
+    def kept(self, share: float) -> float:
+        """The accuracy when that share of all answers, the most uncertain ones, is rejected."""
+        last = len(self.rejection) - 1
+        return float(self.rejection[min(round(share * len(self.rejection)), last)])
+
+
+def assess(predictive: Predictive, labels: Tensor) -> Assessment:
+    """Compare a predictive distribution with the true classes ``(N,)``."""
     right = predictive.answer == labels
     truth = F.one_hot(labels, predictive.log_probabilities.shape[-1])
-    return {
-        "accuracy": float(right.double().mean()),
-        "nll": float(F.nll_loss(predictive.log_probabilities, labels)),
-        "brier": float((predictive.probabilities - truth).square().sum(dim=-1).mean()),
-        "ece": reliability(predictive.confidence, right, bins).error,
-        "confidence": float(predictive.confidence.mean()),
-    }
+    return Assessment(
+        right,
+        predictive.confidence,
+        accuracy=float(right.double().mean()),
+        nll=float(F.nll_loss(predictive.log_probabilities, labels)),
+        brier=float((predictive.probabilities - truth).square().sum(dim=-1).mean()),
+        ece=reliability(predictive.confidence, right).error,
+        auroc=auroc(predictive.entropy, ~right),
+        rejection=rejection(predictive.entropy, right),
+    )
