@@ -24,7 +24,9 @@ from .files import write_text
 from .summary import TITLES, Spread, Summary, claims, shown_steps
 from .train import Run
 
-__all__ = ["conclusion", "provenance", "table", "write"]
+__all__ = ["PAGE", "clear", "conclusion", "provenance", "table", "write"]
+
+PAGE = "report.html"
 
 
 def provenance(command: str) -> dict[str, str]:
@@ -270,8 +272,16 @@ def write(
         settings=settings,
         provenance=origin,
     )
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
+    write_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def clear(folder: Path) -> None:
+    """Remove the files that :func:`write` wrote."""
+    tables = ("metrics", "times", "steps", "scales", "outcome")
+    written = [PAGE, *(f"{name}.csv" for name in tables), *(f"{name}.svg" for name in CAPTIONS)]
+    for path in (*(folder / name for name in written), *folder.glob("outcome-*.csv")):
+        path.unlink(missing_ok=True)
 
 
 CAPTIONS = {
@@ -314,7 +324,7 @@ def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
             kept += [[run.formulation, run.seed, *row] for row in rows]
     for title, (heading, kept) in tables.items():
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-        write_text(folder / f"{name}.csv", _csv(["formulation", "seed", *heading], kept))
+        write_text(folder / f"outcome-{name}.csv", _csv(["formulation", "seed", *heading], kept))
 
 
 def _shown_outcomes(runs: Sequence[Run]) -> list[dict[str, Any]]:
