@@ -1,7 +1,8 @@
 """A run on disk: what it is, the checkpoint that it goes on from, and what it leaves behind.
 
 While it is trained, the folder of a run holds ``checkpoint.safetensors``: every tensor that the
-next steps depend on, and in its metadata all that was measured so far. In the end it holds
+next steps depend on, and in its metadata all that was measured so far. ``metrics.csv`` follows the
+training. In the end it holds
 ``model.safetensors`` (see :func:`hyperlight.save`) and ``record.json``, which is written last:
 a run with a record is finished. Every file appears whole or not at all.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from torch import Tensor, optim
 
 from .. import HyperModel, save
 from .errors import LabError
-from .files import replace_file, write_text
+from .files import csv_text, replace_file, write_text
+from .provenance import provenance
 from .tasks.base import Fixed, Formulation, Model
 
 __all__ = ["Checkpoint", "RunFolder", "differences", "digest", "identity"]
@@ -225,7 +227,22 @@ class RunFolder:
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write the record alone, which makes the run a finished one."""
-        write_text(self.record, json.dumps({"identity": self.about, **record}) + "\n")
+        made = {"identity": self.about, "provenance": provenance(), **record}
+        write_text(self.record, json.dumps(made) + "\n")
+
+    def write_metrics(self, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write what was measured so far as ``metrics.csv``, to be looked at during training.
+
+        Raises:
+            LabError: it cannot be written.
+        """
+        try:
+            write_text(self.path / "metrics.csv", csv_text(heading, rows))
+        except OSError as error:
+            raise LabError(
+                f"{self.path / 'metrics.csv'} could not be written ({error}). Make space and call "
+                "the same command again to go on from the last checkpoint."
+            ) from error
 
     def finished(self) -> dict[str, Any] | None:
         """The record of a finished run, or None where it is not finished.

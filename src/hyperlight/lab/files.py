@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import LabError
 
-__all__ = ["claim_folder", "replace_file", "write_bytes", "write_text"]
+__all__ = ["claim_folder", "csv_text", "replace_file", "write_bytes", "write_text"]
+
+
+def csv_text(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as csv; floats come back to the bit."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(heading)
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:

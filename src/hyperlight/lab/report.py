@@ -3,67 +3,24 @@
 from __future__ import annotations
 
 import base64
-import csv
 import dataclasses
-import io
-import os
-import platform
 import re
-import subprocess
-from collections.abc import Iterable, Sequence
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import torch
 from rich.table import Table
 
 from . import figures
-from .files import write_text
+from .files import csv_text, write_text
+from .provenance import provenance
 from .summary import TITLES, Spread, Summary, claims, shown_steps
 from .train import Run
 
-__all__ = ["PAGE", "clear", "conclusion", "provenance", "table", "write"]
+__all__ = ["PAGE", "clear", "conclusion", "table", "write"]
 
 PAGE = "report.html"
-
-
-def provenance(command: str) -> dict[str, str]:
-    """What produced the numbers: the command, the versions, the machine."""
-    packages = ("hyperlight", "torch", "lightning-fabric", "torchmetrics", "scikit-learn", "numpy")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "command": command,
-        **{name: metadata.version(name) for name in packages},
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "gpu": gpu,
-    }
-
-
-def _commit() -> str:
-    """The commit that the library is run from, if it is in a git repository of its own."""
-    here = Path(__file__).parent
-    try:
-        top, commit, changed = (
-            subprocess.run(
-                ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for words in (
-                ("rev-parse", "--show-toplevel"),
-                ("rev-parse", "--short=12", "HEAD"),
-                ("status", "--porcelain", "--untracked-files=no", "--", "."),
-            )
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    if not here.is_relative_to(Path(top) / "src"):
-        return "unknown"  # installed into an environment that lies in somebody's repository
-    return f"{commit}, changed" if changed else commit
 
 
 def _rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
@@ -182,14 +139,6 @@ def conclusion(summaries: Sequence[Summary], target: float | None) -> str:
     )
 
 
-def _csv(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(heading)
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
 def write(
     folder: Path,
     runs: Sequence[Run],
@@ -206,7 +155,7 @@ def write(
     names = list(summaries[0].test)
     write_text(
         folder / "metrics.csv",
-        _csv(
+        csv_text(
             ["formulation", "seed", "step", "train_loss", *(f"test_{name}" for name in names)],
             (
                 [r.formulation, r.seed, p.step, p.train_loss, *(p.figures[n] for n in names)]
@@ -217,14 +166,14 @@ def write(
     )
     write_text(
         folder / "times.csv",
-        _csv(
+        csv_text(
             ["formulation", "seed", "step", "seconds"],
             ([r.formulation, r.seed, p.step, p.seconds] for r in runs for p in r.points),
         ),
     )
     write_text(
         folder / "steps.csv",
-        _csv(
+        csv_text(
             ["formulation", "seed", "step", "train_loss", "gradient_norm"],
             (
                 [run.formulation, run.seed, i + 1, loss, norm]
@@ -235,7 +184,7 @@ def write(
     )
     write_text(
         folder / "scales.csv",
-        _csv(
+        csv_text(
             ["formulation", "seed", "when", "gamma_norm", "std"],
             (
                 [run.formulation, run.seed, when, float(magnitude), float(std)]
@@ -308,7 +257,7 @@ def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
         return
     write_text(
         folder / "outcome.csv",
-        _csv(
+        csv_text(
             ["formulation", "seed", "figure", "value"],
             (
                 [run.formulation, run.seed, name, value]
@@ -324,7 +273,8 @@ def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
             kept += [[run.formulation, run.seed, *row] for row in rows]
     for title, (heading, kept) in tables.items():
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-        write_text(folder / f"outcome-{name}.csv", _csv(["formulation", "seed", *heading], kept))
+        text = csv_text(["formulation", "seed", *heading], kept)
+        write_text(folder / f"outcome-{name}.csv", text)
 
 
 def _shown_outcomes(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from . import report
 from .checkpoint import Identity, differences, identity
 from .errors import LabError
 from .files import claim_folder, write_text
+from .provenance import provenance
 from .summary import TITLES, Claim, claims, summarize
 from .tasks.base import Formulation, Task
 from .train import Run, Training, train
@@ -142,7 +143,7 @@ class Session:
                 self._clear()
             config = {
                 "settings": self.settings,
-                "provenance": report.provenance(self.command),
+                "provenance": provenance(self.command),
                 "identity": self.about,
             }
             text = json.dumps(config, indent=2, default=str) + "\n"

@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from .. import HyperModel, ScaleProfile, exchange_factors, optim, parameter_groups, scale_profile
 from .checkpoint import RunFolder, identity
 from .errors import LabError
 from .tasks.base import Fixed, Formulation, Model, Outcome, Task
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["Point", "Run", "Training", "train"]
 
@@ -344,6 +346,8 @@ def train(
             run.points.append(point)
             if board is not None:
                 _log(board, point, run.chunk_seconds[-1])
+            if kept is not None and fabric.is_global_zero:
+                kept.write_metrics(*_rows(run))
             if done:
                 run.final = None if isinstance(hyper, Fixed) else scale_profile(hyper)
                 if kept is not None and fabric.is_global_zero:
@@ -360,8 +364,19 @@ def train(
             board.close()
 
 
+def _rows(run: Run) -> tuple[list[str], list[list[Any]]]:
+    names = list(run.points[0].figures)
+    return ["step", "seconds", "train_loss", *(f"test_{name}" for name in names)], [
+        [p.step, p.seconds, p.train_loss, *(p.figures[name] for name in names)] for p in run.points
+    ]
+
+
 def _board(folder: Path | None, step: int) -> SummaryWriter | None:
-    return None if folder is None else SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+    if folder is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter  # a second to import
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
 
 def _log(board: SummaryWriter, point: Point, seconds: float) -> None:

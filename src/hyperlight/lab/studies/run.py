@@ -13,9 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .. import figures, report
+from .. import figures
 from ..engine import Spec, run_grid
 from ..files import write_text
+from ..provenance import provenance
 from ..summary import TITLES, Claim
 from ..train import Run
 from .base import Group, Place, Results, Study
@@ -82,7 +83,7 @@ def run_study(
         "seeds": len({spec.seed for spec in specs}),
         "training_seconds": round(sum(run.seconds for run in runs.values()), 1),
         "wall_seconds": round(time.perf_counter() - started, 1) if len(fresh) == count else None,
-        "provenance": report.provenance(command),
+        "provenance": provenance(command),
     }
     write_text(folder / "study.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     return found
