@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from .checkpoint import Identity, RunFolder, digest, identity
 from .errors import LabError
 from .tasks import KINDS
-from .tasks.base import Formulation, Task
+from .tasks.base import Formulation, Metric, Task
 from .train import Run, Training, train
 
 __all__ = ["Spec", "run_grid"]
@@ -56,7 +56,7 @@ class Spec:
 
     def read(self, record: dict[str, Any], folder: Path) -> Run:
         """The run, from its record, without the model."""
-        run = Run(self.formulation, self.seed, KINDS[self.task].task.metric.name, folder=folder)
+        run = Run(self.formulation, self.seed, Metric(**record["metric"]), folder=folder)
         run.read(record)
         return run
 
