@@ -19,6 +19,7 @@ from lightning_fabric import Fabric
 
 from .checkpoint import Identity, RunFolder, digest, identity
 from .errors import LabError
+from .provenance import provenance
 from .tasks import KINDS
 from .tasks.base import Formulation, Metric, Task
 from .train import Run, Training, train
@@ -158,7 +159,7 @@ def _compute(spec: Spec, cache: str, threads: int) -> dict[str, Any]:
         pictures=False,
     )
     *_, run = steps
-    return run.record()
+    return {"provenance": provenance(), **run.record()}
 
 
 @functools.lru_cache(maxsize=4)

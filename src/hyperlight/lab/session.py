@@ -24,7 +24,7 @@ from .checkpoint import Identity, differences, identity
 from .errors import LabError
 from .files import claim_folder, write_text
 from .provenance import provenance
-from .summary import TITLES, Claim, claims, summarize
+from .summary import BEYOND, TITLES, Claim, claims, summarize
 from .tasks.base import Formulation, Task
 from .train import Run, Training, train
 
@@ -37,9 +37,12 @@ def say(line: str | Text, to: Console) -> None:
 
 
 def say_claim(claim: Claim, to: Console) -> None:
-    """Print a claim of the paper and what was measured."""
+    """Print a claim and what was measured."""
     word = "[green]holds[/]" if claim.holds else "[yellow]does not hold here[/]"
-    to.print(f"Paper, {claim.source}: {claim.text}: {word} ({claim.measured})", highlight=False)
+    guess = f" A guess why: {claim.guess}." if claim.guess and not claim.holds else ""
+    who = "" if claim.source.startswith(BEYOND) else "Paper, "
+    source = f"{who}{claim.source}"
+    to.print(f"{source}: {claim.text}: {word} ({claim.measured}).{guess}", highlight=False)
 
 
 def launch(training: Training) -> Fabric:

@@ -11,7 +11,7 @@ import numpy as np
 from .tasks.base import Metric
 from .train import Run
 
-__all__ = ["TITLES", "Claim", "Spread", "Summary", "claims", "shown", "shown_steps", "summarize"]
+__all__ = ["BEYOND", "TITLES", "Claim", "Spread", "Summary", "claims", "shown", "shown_steps", "summarize"]
 
 TITLES = {
     "classical": "classical",
@@ -20,6 +20,9 @@ TITLES = {
     "residual": "output encoding alone",
     "plain": "plain network",
 }
+
+# Where a claim is not the paper's.
+BEYOND = "beyond the paper"
 
 
 @dataclass(frozen=True)
@@ -183,12 +186,14 @@ class Claim:
         text: what it says.
         measured: what was found here.
         holds: whether that bears it out.
+        guess: why it may not hold; shown only where it does not.
     """
 
     source: str
     text: str
     measured: str
     holds: bool
+    guess: str = ""
 
 
 def claims(summaries: Sequence[Summary]) -> list[Claim]:

@@ -1,8 +1,28 @@
 """Every figure and table of the paper as a command: ``hyperlight study NAME``."""
 
-from . import fig4a, fig4b
+from . import (
+    fig1a,
+    fig1b,
+    fig3a,
+    fig3b,
+    fig3c,
+    fig4a,
+    fig4b,
+    fig5b,
+    fig5c,
+    fig6,
+    fig7,
+    fig8,
+    fig9,
+)
 from .base import Place, Results, Size, Study
 
 __all__ = ["STUDIES", "Place", "Results", "Size", "Study"]
 
-STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in (fig4a, fig4b)}
+STUDIES: dict[str, Study] = {
+    module.STUDY.name: module.STUDY
+    for module in (
+        *(fig1a, fig1b, fig3a, fig3b, fig3c, fig4a, fig4b, fig5b, fig5c),
+        *(fig6, fig7, fig8, fig9),
+    )
+}

@@ -17,7 +17,7 @@ from ..tasks import KINDS
 from ..tasks.base import Formulation, Metric
 from ..train import Run, Training
 
-__all__ = ["Group", "Place", "Results", "Size", "Study", "grid"]
+__all__ = ["Group", "Place", "Results", "Size", "Study", "Table", "base", "grid", "value"]
 
 Size = Literal["smoke", "cpu", "paper"]
 
@@ -141,9 +141,16 @@ class Group:
 
 
 class Results:
-    """What a study's runs gave, in the order of the grid."""
+    """What a study's runs gave, in the order of the grid.
 
-    def __init__(self, specs: Sequence[Spec], runs: Mapping[str, Run]) -> None:
+    Args:
+        specs: the grid.
+        runs: by their keys.
+        measured: what :attr:`Study.measure` found.
+    """
+
+    def __init__(self, specs: Sequence[Spec], runs: Mapping[str, Run], measured: Any = None) -> None:
+        self.measured = measured
         self.groups: list[Group] = []
         found: dict[str, Group] = {}
         for spec in specs:
@@ -166,17 +173,49 @@ class Results:
         (group,) = self.where(**wanted)
         return group
 
+    def pair(self, **wanted: Any) -> tuple[Group, Group]:
+        """MIP and the default, of which all else is as wanted."""
+        return self.one(formulation="mip", **wanted), self.one(formulation="classical", **wanted)
+
+    @property
+    def seeds(self) -> int:
+        """Replicas of every group, of the one that has the fewest."""
+        return min((len(group.runs) for group in self.groups), default=0)
+
     def values(self, name: str) -> list[Any]:
         """The values of a setting that occur, in order."""
-        return list(dict.fromkeys(value(group.spec, name) for group in self.groups))
+        found = dict.fromkeys(value(group.spec, name) for group in self.groups)
+        found.pop(None, None)
+        return list(found)
 
 
 def value(spec: Spec, name: str) -> Any:
-    """A setting of a run by name: of the run, of its task or of its training."""
+    """A setting of a run by name: of the run, of its training or of its task, if it has that."""
     for place in (spec, spec.training, spec.config):
         if hasattr(place, name):
             return getattr(place, name)
-    raise AttributeError(name)
+    return None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers of a study: kept as csv, and shown on the page where there are few.
+
+    Attributes:
+        title: for people; the name of the file is made of it.
+        heading: of the columns.
+        rows: numbers, or texts that are shown as they are.
+        shown: whether it is on the page.
+    """
+
+    title: str
+    heading: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    shown: bool = True
+
+
+def _none(_: Any) -> list[Any]:
+    return []
 
 
 def base(task: str, config: Mapping[str, Any], training: Mapping[str, Any]) -> Spec:
@@ -194,17 +233,22 @@ class Study:
         name: of the command: ``hyperlight study NAME``.
         title: for people.
         source: where the paper has it.
-        specs: the grid at a place.
+        caption: what the figure shows.
         draw: the figure.
         claims: what the paper says, with what was measured.
+        specs: the grid at a place; none where only models that are not trained are looked at.
+        measure: what is found without training, at a place; given on as ``Results.measured``.
+        tables: the numbers beyond test figures by step.
         reduced: what a size leaves out against the paper, by size.
-        guesses: why a claim may not hold at a size, by the claim's source; shown where it does not.
     """
 
     name: str
     title: str
     source: str
-    specs: Callable[[Place], list[Spec]]
+    caption: str
     draw: Callable[[Results], Figure]
     claims: Callable[[Results], list[Claim]]
+    specs: Callable[[Place], list[Spec]] = _none
+    measure: Callable[[Place], Any] | None = None
+    tables: Callable[[Results], list[Table]] = _none
     reduced: Mapping[str, str] = field(default_factory=dict)

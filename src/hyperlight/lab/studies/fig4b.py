@@ -6,12 +6,13 @@ from matplotlib.figure import Figure
 
 from ..engine import Spec
 from ..summary import Claim
-from . import drawing, settings
+from . import drawing, fig4a, settings
 from .base import Place, Results, Study, grid
 
 # The paper: Adam with decoupled decay at 1e-4; SGD over rates, of which this is the greatest.
 OPTIMIZERS = ("adamw", "sgd")
 SGD_RATE = 3e-2
+SOURCE = "section 6.2, figure 4b"
 
 
 def specs(place: Place) -> list[Spec]:
@@ -24,26 +25,28 @@ def specs(place: Place) -> list[Spec]:
 
 def draw(results: Results) -> Figure:
     return drawing.convergence(
-        [(name.upper(), results.where(optimizer=name)) for name in OPTIMIZERS]
+        [(drawing.NAMES[name], results.where(optimizer=name)) for name in OPTIMIZERS]
     )
 
 
 def claims(results: Results) -> list[Claim]:
-    mip, classical = (results.one(optimizer="sgd", formulation=f) for f in ("mip", "classical"))
+    mip, classical = results.pair(optimizer="sgd")
     before = classical.figure()[0].mean
+    adam = results.pair(optimizer="adamw")
     return [
-        drawing.faster(
-            "section 6.2, figure 4b",
-            "with Adam MIP models consistently achieve similar Dice scores substantially faster",
-            results.one(optimizer="adamw", formulation="mip"),
-            results.one(optimizer="adamw", formulation="classical"),
+        drawing.sooner(
+            SOURCE,
+            "with Adam, MIP models consistently achieve similar Dice scores substantially faster",
+            *adam,
         ),
+        *fig4a.variance(SOURCE, "with Adam, MIP models are less sensitive", *adam),
         Claim(
-            "section 6.2, figure 4b",
-            "with SGD MIP is crucial, as otherwise the model fails to meaningfully train",
+            SOURCE,
+            "MIP parametrizations are crucial when using SGD with momentum, as otherwise the model "
+            "fails to meaningfully train",
             f"Dice at step 0 {before:.3f}; in the end {mip.final.text(3)} (MIP), "
             f"{classical.final.text(3)} (default)",
-            mip.final.mean > before + 0.01 and classical.final.mean < before + 0.005,
+            mip.final.mean > before + 0.01 and not classical.final.mean > before + 0.005,
         ),
     ]
 
@@ -51,9 +54,12 @@ def claims(results: Results) -> list[Claim]:
 STUDY = Study(
     name="fig4b",
     title="HyperMorph",
-    source="section 6.2, figure 4b",
+    source=SOURCE,
+    caption="Mean test Dice over five gammas and training loss over steps, default against MIP, "
+    "with Adam (decoupled decay) and SGD with Nesterov momentum (rate 0.03); mean and standard "
+    "deviation over seeds.",
     specs=specs,
     draw=draw,
     claims=claims,
-    reduced=settings.REDUCED["hypermorph"],
+    reduced=settings.reduced("hypermorph"),
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import figures
 from ..engine import Spec, run_grid
-from ..files import write_text
+from ..files import csv_text, write_text
 from ..provenance import provenance
 from ..summary import TITLES, Claim
 from ..train import Run
-from .base import Group, Place, Results, Study
+from .base import Group, Place, Results, Study, Table
 
 __all__ = ["run_study"]
 
@@ -37,56 +36,98 @@ def run_study(
 ) -> list[Claim]:
     """Do the runs that are not there yet, and write what the study found to ``out / name``.
 
-    Written are ``figure.svg``, ``curves.csv`` (test figures by step, every seed), ``claims.json``
-    and ``study.json`` (what was run, where, how long it took).
+    Written are ``figure.svg``, ``claims.json``, ``study.json`` (what was run, where, how long it
+    took), ``curves.csv`` (test figures by step, every seed) where something was trained, and a csv
+    for every table of the study.
 
     Returns:
         The claims.
     """
     specs = study.specs(place)
     started = time.perf_counter()
-    count = len({spec.key for spec in specs})
+    runs, fresh = _run(study.name, specs, cache, workers, engine, console)
+    measured = None if study.measure is None else study.measure(place)
+    results = Results(specs, runs, measured)
+    found = study.claims(results)
+    folder = out / study.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "figure.svg", figures.svg(study.draw(results)))
+    if specs:
+        write_text(folder / "curves.csv", _curves(results))
+    tables = study.tables(results)
+    for table in tables:
+        write_text(folder / _file(table), csv_text(table.heading, table.rows))
+    _write_json(folder / "claims.json", [vars(claim) for claim in found])
+    about = {
+        "name": study.name,
+        "title": study.title,
+        "source": study.source,
+        "caption": study.caption,
+        "size": place.size,
+        "reduced": study.reduced.get(place.size, ""),
+        "tables": [
+            {"title": table.title, "file": _file(table), "shown": table.shown} for table in tables
+        ],
+        "runs": len(runs),
+        "seeds": results.seeds,
+        "training_seconds": round(sum(run.seconds for run in runs.values()), 1),
+        # Of no meaning where some of the runs were there before.
+        "wall_seconds": round(time.perf_counter() - started, 1) if fresh == len(runs) else None,
+        "provenance": provenance(command),
+        "made_by": _makers(runs.values()),
+    }
+    _write_json(folder / "study.json", about)
+    return found
+
+
+def _run(
+    name: str,
+    specs: Sequence[Spec],
+    cache: Path,
+    workers: int,
+    engine: str | None,
+    console: Console,
+) -> tuple[dict[str, Run], int]:
+    """The runs, and how many of them were done just now, with a bar that shows how it goes."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    fresh: list[str] = []
+    fresh = 0
+    if not specs:
+        return {}, 0
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(study.name, total=count)
+        bar = progress.add_task(name, total=len({spec.key for spec in specs}))
 
         def seen(spec: Spec, run: Run, new: bool) -> None:
+            nonlocal fresh
             progress.advance(bar)
             if new:
-                fresh.append(spec.key)
+                fresh += 1
                 progress.console.print(_line(spec, run), highlight=False)
 
         runs = run_grid(specs, cache, workers=workers, engine=engine, seen=seen)
-    results = Results(specs, runs)
-    found = study.claims(results)
-    folder = out / study.name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "figure.svg", figures.svg(study.draw(results)))
-    write_text(folder / "curves.csv", _curves(results))
-    write_text(
-        folder / "claims.json",
-        json.dumps([vars(claim) for claim in found], indent=1, ensure_ascii=False) + "\n",
-    )
-    about = {
-        "name": study.name,
-        "title": study.title,
-        "source": study.source,
-        "size": place.size,
-        "reduced": study.reduced.get(place.size, ""),
-        "runs": len(runs),
-        "seeds": len({spec.seed for spec in specs}),
-        "training_seconds": round(sum(run.seconds for run in runs.values()), 1),
-        "wall_seconds": round(time.perf_counter() - started, 1) if len(fresh) == count else None,
-        "provenance": provenance(command),
-    }
-    write_text(folder / "study.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-    return found
+    return runs, fresh
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _makers(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """The versions and machines that the runs are from, with the number of runs of each.
+
+    A run may be older than the figure that it is in.
+    """
+    found: dict[str, int] = {}
+    for run in runs:
+        assert run.folder is not None
+        record = json.loads((run.folder / "record.json").read_text("utf-8"))
+        origin = json.dumps(record.get("provenance", {}))
+        found[origin] = found.get(origin, 0) + 1
+    return [{**json.loads(origin), "runs": count} for origin, count in found.items()]
 
 
 def _line(spec: Spec, run: Run) -> str:
@@ -96,6 +137,10 @@ def _line(spec: Spec, run: Run) -> str:
         f"{spec.key}  {spec.task}, {TITLES[spec.formulation]}, {spec.training.optimizer}, seed "
         f"{spec.seed}: {run.metric.name} {value} after {run.step} steps, {run.seconds:.0f} s"
     )
+
+
+def _file(table: Table) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-") + ".csv"
 
 
 def _varied(groups: Sequence[Group]) -> list[str]:
@@ -110,7 +155,7 @@ def _varied(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _flat(about: dict[str, Any]) -> dict[str, Any]:
+def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in about.items():
         found.update(_flat(value) if isinstance(value, dict) else {name: value})
@@ -120,18 +165,19 @@ def _flat(about: dict[str, Any]) -> dict[str, Any]:
 def _curves(results: Results) -> str:
     varied = _varied(results.groups)
     names = list(dict.fromkeys(n for g in results for n in g.runs[0].points[0].figures))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["formulation", *varied, "seed", "step", "seconds", "train_loss", *names])
+    heading = ["formulation", *varied, "seed", "step", "seconds", "train_loss", *names]
+    rows = []
     for group in results:
         about = _flat(group.spec.about)
+        settings = [_cell(about.get(name, "")) for name in varied]
         for run in group.runs:
             for p in run.points:
-                writer.writerow(
-                    [
-                        *(run.formulation, *(about.get(name, "") for name in varied), run.seed),
-                        *(p.step, f"{p.seconds:.2f}", f"{p.train_loss:.6g}"),
-                        *(f"{p.figures[n]:.6g}" if n in p.figures else "" for n in names),
-                    ]
-                )
-    return buffer.getvalue()
+                figures = [f"{p.figures[n]:.6g}" if n in p.figures else "" for n in names]
+                where = [run.formulation, *settings, run.seed, p.step]
+                rows.append([*where, f"{p.seconds:.2f}", f"{p.train_loss:.6g}", *figures])
+    return csv_text(heading, rows)
+
+
+def _cell(value: Any) -> Any:
+    """A value for one cell of a csv: ``16 128`` for the widths of layers."""
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
