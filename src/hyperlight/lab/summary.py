@@ -11,7 +11,17 @@ import numpy as np
 from .tasks.base import Metric
 from .train import Run
 
-__all__ = ["BEYOND", "TITLES", "Claim", "Spread", "Summary", "claims", "shown", "shown_steps", "summarize"]
+__all__ = [
+    "BEYOND",
+    "TITLES",
+    "Claim",
+    "Spread",
+    "Summary",
+    "claims",
+    "shown",
+    "shown_steps",
+    "summarize",
+]
 
 TITLES = {
     "classical": "classical",

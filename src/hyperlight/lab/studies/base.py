@@ -149,7 +149,9 @@ class Results:
         measured: what :attr:`Study.measure` found.
     """
 
-    def __init__(self, specs: Sequence[Spec], runs: Mapping[str, Run], measured: Any = None) -> None:
+    def __init__(
+        self, specs: Sequence[Spec], runs: Mapping[str, Run], measured: Any = None
+    ) -> None:
         self.measured = measured
         self.groups: list[Group] = []
         found: dict[str, Group] = {}

@@ -62,9 +62,7 @@ def claims(results: Results) -> list[Claim]:
     ):
         found.append(drawing.sooner(SOURCE, text, *results.pair(optimizer=name)))
     mip, classical = results.pair(optimizer="adam")
-    found += variance(
-        SOURCE, "MIP also achieves substantially reduced variance", mip, classical
-    )
+    found += variance(SOURCE, "MIP also achieves substantially reduced variance", mip, classical)
     ours, theirs = (sum(spikes(run) for run in group.runs) for group in (mip, classical))
     steps = sum(run.step for run in mip.runs)
     found.append(

@@ -32,9 +32,7 @@ def _title(task: str) -> str:
 def claims(results: Results) -> list[Claim]:
     found = []
     for task in results.values("task"):
-        classical, *parts, mip = (
-            results.one(task=task, formulation=name) for name in FORMULATIONS
-        )
+        classical, *parts, mip = (results.one(task=task, formulation=name) for name in FORMULATIONS)
         races = [drawing.Race.of(part, classical) for part in parts]
         found.append(
             Claim(

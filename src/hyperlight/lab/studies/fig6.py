@@ -16,9 +16,9 @@ WIDTHS = ("16", "128", "exp")
 
 
 def layers(width: str, depth: int) -> tuple[int, ...]:
-    """The hidden layers of a hypernetwork, of which the paper counts the depth.
+    r"""The hidden layers of a hypernetwork, of which the paper counts the depth.
 
-    Exponentially growing ones have :math:`16 \\cdot 2^n` neurons, n = 1, 2, ...
+    Exponentially growing ones have :math:`16 \cdot 2^n` neurons, n = 1, 2, ...
     """
     if width == "exp":
         return tuple(16 * 2**n for n in range(1, depth + 1))
@@ -48,9 +48,7 @@ def specs(place: Place) -> list[Spec]:
 
 
 def draw(results: Results) -> Figure:
-    blocks = [
-        (NAMES[hidden], results.where(hidden=hidden)) for hidden in results.values("hidden")
-    ]
+    blocks = [(NAMES[hidden], results.where(hidden=hidden)) for hidden in results.values("hidden")]
     return drawing.matrix(blocks, len(WIDTHS))
 
 

@@ -62,9 +62,7 @@ def bayes(place: Place, **config: Any) -> Spec:
         how = {"steps": 1200, "evaluate_every": 50}
         return base("bayes", {**common, **few, **config}, {**how, "device": place.device})
     how = {"steps": 7500, "evaluate_every": 94}  # 20 epochs, every quarter of one
-    return base(
-        "bayes", {**common, "data": "mnist", **config}, {**how, "device": place.device}
-    )
+    return base("bayes", {**common, "data": "mnist", **config}, {**how, "device": place.device})
 
 
 def bayes_brief(place: Place, **config: Any) -> Spec:
