@@ -177,7 +177,7 @@ def test_train_bayes_with_every_parametrization(
     assert {row["formulation"] for row in _rows(out / "metrics.csv")} == {parametrization}
     assert load_file(out / f"{parametrization}-seed0" / "model.safetensors")
     assert listing(out / f"{parametrization}-seed0") == [
-        *("model.safetensors", "record.json", "tensorboard")
+        *("metrics.csv", "model.safetensors", "record.json", "tensorboard")
     ]
 
 

@@ -343,6 +343,8 @@ def train(
                 if stopping:
                     raise KeyboardInterrupt
             done = end == settings.steps
+            if done:
+                keep()  # whatever goes wrong from here on, no step is lost
             mean = sum(run.loss[last:]) / (end - last)
             point = Point(end, run.seconds, mean, task.evaluate(hyper, whole=done))
             run.points.append(point)
