@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+import hyperlight as hl
 from hyperlight.lab.data import Augmentation, digits, flowers102
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.primaries import LeNet, ResNetLike
@@ -32,7 +33,7 @@ def task() -> BayesTask:
 
 def trained(task: BayesTask, formulation: Any, steps: int, lr: float = 1e-3) -> Model:
     model = task.model(formulation, 0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = hl.optim.Adam(model.parameters(), lr=lr)
     batches, generator = task.batches(64, 0), torch.Generator().manual_seed(0)
     for step in range(steps):
         loss = task.loss(model, next(batches), task.sample(model, generator), step)
