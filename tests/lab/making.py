@@ -138,7 +138,7 @@ def make_run(
     return Run(
         formulation,  # type: ignore[arg-type]
         seed,
-        metric.name,
+        metric,
         small_model(),
         initial=None if initial is None else profile(initial),
         final=None if final is None else profile(final),

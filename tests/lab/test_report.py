@@ -235,7 +235,7 @@ def test_outcomes_are_written_as_tables(tmp_path: Path) -> None:
         *(("mip", "1", "best gamma", "0.5"), ("mip", "1", "dice there", "0.5")),
         *(("plain", "0", "dice there", "0.625"),),
     ]
-    rows = _table(tmp_path / "test-pairs-against-gamma.csv")
+    rows = _table(tmp_path / "outcome-test-pairs-against-gamma.csv")
     assert list(rows[0]) == ["formulation", "seed", "gamma", "folding (%)"]
     assert [tuple(row.values()) for row in rows] == [
         *(("mip", "0", "0.0", "1.5"), ("mip", "0", "1.0", "0.25")),

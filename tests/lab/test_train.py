@@ -251,7 +251,7 @@ def test_step_0_is_before_any_update(task: BayesTask, fabric: Fabric) -> None:
     assert run.seed == 1
     for name, tensor in run.model.state_dict().items():
         assert torch.equal(tensor, fresh.state_dict()[name])
-    assert run.metric == "accuracy"
+    assert run.metric == task.metric
     assert set(run.points[0].figures) == {"loss", "accuracy"}
     assert run.points[0].figures == task.evaluate(fresh)
     assert run.initial is not None

@@ -34,6 +34,9 @@ FORMAT = 1
 
 Identity = dict[str, Any]
 
+# Files that are not whole: ours, and those of safetensors' own writer.
+_PARTS = (".*.safetensors.*", ".*.json.*", ".*.csv.*", ".tmp*")
+
 
 def identity(
     task: str, config: Any, training: Any, formulation: Formulation, seed: int
@@ -87,6 +90,13 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
     return lines
 
 
+def _mapping(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object, found {text[:20]!r}")
+    return found
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a run goes on from.
@@ -134,6 +144,7 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.safetensors"
         self.model = path / "model.safetensors"
         self.record = path / "record.json"
+        self._swept = False
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -153,6 +164,9 @@ class RunFolder:
         Raises:
             LabError: it cannot be written; the last one is still there.
         """
+        if not self._swept:
+            self._sweep()
+            self._swept = True
         state = optimizer.state_dict()
         rest: dict[str, Any] = {"state": {}, "param_groups": state["param_groups"]}
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -170,7 +184,9 @@ class RunFolder:
             "optimizer": json.dumps(rest),
         }
         try:
-            replace_file(self.checkpoint, lambda part: save_file(on_cpu, part, metadata))
+            replace_file(
+                self.checkpoint, lambda part: save_file(on_cpu, part, metadata), durable=True
+            )
         except (OSError, SafetensorError) as error:
             raise LabError(
                 f"The checkpoint {self.checkpoint} could not be written ({error}). The one before "
@@ -188,13 +204,13 @@ class RunFolder:
         try:
             with safe_open(self.checkpoint, framework="pt") as file:
                 metadata = file.metadata() or {}
-            about = json.loads(metadata["identity"])
+            about = _mapping(metadata["identity"])
             found = Checkpoint(
-                record=json.loads(metadata["record"]),
+                record=_mapping(metadata["record"]),
                 tensors=load_file(self.checkpoint),
-                optimizer=json.loads(metadata["optimizer"]),
+                optimizer=_mapping(metadata["optimizer"]),
             )
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise LabError(
                 f"The checkpoint {self.checkpoint} cannot be read ({error}). Delete it to start "
                 "this run again."
@@ -216,14 +232,21 @@ class RunFolder:
                     name: tensor.detach().cpu().contiguous()
                     for name, tensor in model.primary.state_dict().items()
                 }
-                replace_file(self.model, lambda part: save_file(state, part))
-            write_text(self.record, json.dumps({"identity": self.about, **record}, indent=1) + "\n")
-        except OSError as error:
+                replace_file(self.model, lambda part: save_file(state, part), durable=True)
+            self.write_record(record)
+        except (OSError, SafetensorError) as error:
             raise LabError(
                 f"The results in {self.path} could not be written ({error}). Make space and call "
                 "the same command again; what was trained is not lost."
             ) from error
         self.checkpoint.unlink(missing_ok=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what a process that was killed had begun to write."""
+        for pattern in _PARTS:
+            for part in self.path.glob(pattern):
+                part.unlink(missing_ok=True)
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write the record alone, which makes the run a finished one."""
@@ -253,9 +276,9 @@ class RunFolder:
         if not self.record.is_file():
             return None
         try:
-            record: dict[str, Any] = json.loads(self.record.read_text("utf-8"))
+            record = _mapping(self.record.read_text("utf-8"))
             about = record.pop("identity")
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise LabError(
                 f"The record {self.record} cannot be read ({error}). Delete the folder "
                 f"{self.path} to train this run again."

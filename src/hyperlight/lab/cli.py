@@ -77,8 +77,7 @@ class Demo:
         session = _session(
             BayesTask, self.task, self.training, ["classical", "mip"], self.out, title
         )
-        session.claim(restart=True)
-        _train(session)
+        _train(session, restart=True)
 
 
 class _Train:
@@ -101,16 +100,23 @@ class _Train:
         session = _session(
             self.kind, self.task, self.training, [self.parametrization], folder, title
         )
-        session.claim(self.overwrite)
-        _train(session)
+        _train(session, overwrite=self.overwrite)
 
 
-def _train(session: Session) -> None:
-    if session.finished:
-        say("These runs are finished; nothing is trained. --overwrite trains them again.", console)
-    runs = session.run()
-    if session.fabric.is_global_zero:
-        session.report(runs)
+def _train(session: Session, overwrite: bool = False, restart: bool = False) -> None:
+    try:
+        session.claim(overwrite, restart=restart)
+        if session.finished:
+            done = "These runs are finished; nothing is trained. --overwrite trains them again."
+            say(done, console)
+        runs = session.run()
+        if session.fabric.is_global_zero:
+            session.report(runs)
+    except OSError as error:
+        raise LabError(
+            f"A file in {session.folder} could not be read or written ({error}). Put that right, "
+            "or choose another --out; the same command goes on from what is kept there."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .checkpoint import Identity, RunFolder, digest, identity
 from .errors import LabError
 from .provenance import provenance
 from .tasks import KINDS
-from .tasks.base import Formulation, Task
+from .tasks.base import Formulation, Metric, Task
 from .train import Run, Training, train
 
 __all__ = ["Spec", "run_grid"]
@@ -57,7 +57,7 @@ class Spec:
 
     def read(self, record: dict[str, Any], folder: Path) -> Run:
         """The run, from its record, without the model."""
-        run = Run(self.formulation, self.seed, KINDS[self.task].task.metric.name, folder=folder)
+        run = Run(self.formulation, self.seed, Metric(**record["metric"]), folder=folder)
         run.read(record)
         return run
 

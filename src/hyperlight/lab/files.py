@@ -34,12 +34,22 @@ def write_bytes(path: Path, content: bytes) -> None:
     replace_file(path, lambda part: part.write_bytes(content))
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` make a file beside ``path``, which takes its place once it is whole."""
+def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
+    """Have ``write`` make a file beside ``path``, which takes its place once it is whole.
+
+    Args:
+        path: of the file.
+        write: called with the path of a file to fill.
+        durable: wait until it is on the disk, so that a machine that goes down leaves the old
+            file or the new one, too.
+    """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
     try:
         write(Path(name))
+        if durable:
+            with open(name, "rb+") as file:
+                os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

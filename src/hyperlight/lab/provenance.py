@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -29,6 +30,7 @@ def provenance(command: str | None = None) -> dict[str, str]:
     }
 
 
+@functools.cache  # what this process has loaded stays the same
 def _commit() -> str:
     """The commit that the library is run from, if it is in a git repository of its own."""
     here = Path(__file__).parent

@@ -18,7 +18,9 @@ from .provenance import provenance
 from .summary import TITLES, Spread, Summary, claims, shown_steps
 from .train import Run
 
-__all__ = ["conclusion", "table", "write"]
+__all__ = ["PAGE", "clear", "conclusion", "table", "write"]
+
+PAGE = "report.html"
 
 
 def _rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
@@ -219,8 +221,16 @@ def write(
         settings=settings,
         provenance=origin,
     )
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
+    write_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def clear(folder: Path) -> None:
+    """Remove the files that :func:`write` wrote."""
+    tables = ("metrics", "times", "steps", "scales", "outcome")
+    written = [PAGE, *(f"{name}.csv" for name in tables), *(f"{name}.svg" for name in CAPTIONS)]
+    for path in (*(folder / name for name in written), *folder.glob("outcome-*.csv")):
+        path.unlink(missing_ok=True)
 
 
 CAPTIONS = {
@@ -263,7 +273,8 @@ def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
             kept += [[run.formulation, run.seed, *row] for row in rows]
     for title, (heading, kept) in tables.items():
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-        write_text(folder / f"{name}.csv", csv_text(["formulation", "seed", *heading], kept))
+        text = csv_text(["formulation", "seed", *heading], kept)
+        write_text(folder / f"outcome-{name}.csv", text)
 
 
 def _shown_outcomes(runs: Sequence[Run]) -> list[dict[str, Any]]:

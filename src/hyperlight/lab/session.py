@@ -126,13 +126,15 @@ class Session:
             restart: replace what is there unless it is this session and not finished.
 
         Raises:
-            LabError: the folder cannot be made, or holds something else.
+            LabError: the settings cannot be trained with, and the folder is left as it is; the
+                folder cannot be made, or holds something else.
         """
+        self._check()
         if self.fabric.is_global_zero:
             found = self._found()
             same = found == self.about
             if restart:
-                overwrite = not (same and not self.finished)
+                overwrite = not same or (self.finished and (self.folder / report.PAGE).is_file())
             if overwrite or not same:
                 if not overwrite and found is not None:
                     lines = differences(found, self.about)
@@ -141,9 +143,7 @@ class Session:
                         "Choose another --out, or pass --overwrite to replace them."
                     )
                 claim_folder(self.folder, overwrite)
-                for run in self.folder.glob("*-seed*"):
-                    if run.is_dir() and run.name.rpartition("-seed")[0] in TITLES:
-                        shutil.rmtree(run)
+                self._clear()
             config = {
                 "settings": self.settings,
                 "provenance": provenance(self.command),
@@ -153,14 +153,29 @@ class Session:
             write_text(self.folder / "config.json", text)
         self.fabric.barrier()
 
+    def _check(self) -> None:
+        """Refuse what models or batches of the task refuse."""
+        share = (self.fabric.global_rank, self.fabric.world_size)
+        self.task.batches(self.training.batch_size, 0, share)
+        for name in self.formulations:
+            self.task.model(name, 0)
+
+    def _clear(self) -> None:
+        """Remove what other runs left, which would pass for that of these; the rest stays."""
+        report.clear(self.folder)
+        for run in self.folder.glob("*-seed*"):
+            name, _, seed = run.name.rpartition("-seed")
+            if run.is_dir() and name in TITLES and seed.isdecimal():
+                shutil.rmtree(run)
+
     def _found(self) -> Identity | None:
         """The identity of the session that the folder holds, if it holds one."""
         try:
             config = json.loads((self.folder / "config.json").read_text("utf-8"))
-            found: Identity = config["identity"]
+            found = config["identity"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return found
+        return found if isinstance(found, dict) else None
 
     def run(self) -> list[Run]:
         """Train all that is not finished, and show how it goes.

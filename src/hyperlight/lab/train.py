@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import HyperModel, ScaleProfile, exchange_factors, optim, parameter_groups, scale_profile
 from .checkpoint import RunFolder, identity
 from .errors import LabError
-from .tasks.base import Fixed, Formulation, Model, Outcome, Task
+from .tasks.base import Fixed, Formulation, Metric, Model, Outcome, Task
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -122,7 +122,7 @@ class Run:
     Attributes:
         formulation: the parametrization that was trained.
         seed: the replica.
-        metric: the name of the figure that it is judged by.
+        metric: the figure that it is judged by.
         model: the model, trained; None where only the record was read.
         points: test figures over training; the last is measured on the whole test set.
         loss: training loss of every step.
@@ -139,7 +139,7 @@ class Run:
 
     formulation: Formulation
     seed: int
-    metric: str
+    metric: Metric
     model: Model | None = None
     initial: ScaleProfile | None = None
     final: ScaleProfile | None = None
@@ -166,7 +166,7 @@ class Run:
 
     def first_step(self, target: float) -> int | None:
         """The first evaluated step with that value of the metric, if any."""
-        return next((p.step for p in self.points if p.figures[self.metric] >= target), None)
+        return next((p.step for p in self.points if p.figures[self.metric.name] >= target), None)
 
     def record(self) -> dict[str, Any]:
         """All that was measured, as JSON has it; numbers come back to the bit."""
@@ -176,6 +176,7 @@ class Run:
             "pictures": [(caption, path.name) for caption, path in self.outcome.pictures],
         }
         return {
+            "metric": dataclasses.asdict(self.metric),
             "points": [dataclasses.asdict(point) for point in self.points],
             "loss": self.loss,
             "gradient_norm": self.gradient_norm,
@@ -189,6 +190,7 @@ class Run:
 
     def read(self, record: dict[str, Any]) -> None:
         """Take over what :meth:`record` gave."""
+        self.metric = Metric(**record["metric"])
         self.points = [Point(**point) for point in record["points"]]
         for name in ("loss", "gradient_norm", "seconds", "waiting", "resumed"):
             setattr(self, name, record[name])
@@ -260,7 +262,7 @@ def train(
     """
     settings.check()
     hyper = task.model(formulation, seed)
-    run = Run(formulation, seed, task.metric.name, hyper, folder=folder)
+    run = Run(formulation, seed, task.metric, hyper, folder=folder)
     kept = saved = None
     if folder is not None:
         kept = RunFolder(folder, identity(task.name, task.config, settings, formulation, seed))
@@ -341,6 +343,8 @@ def train(
                 if stopping:
                     raise KeyboardInterrupt
             done = end == settings.steps
+            if done:
+                keep()  # whatever goes wrong from here on, no step is lost
             mean = sum(run.loss[last:]) / (end - last)
             point = Point(end, run.seconds, mean, task.evaluate(hyper, whole=done))
             run.points.append(point)

@@ -90,8 +90,8 @@ class Group:
 
     @property
     def metric(self) -> Metric:
-        found: Metric = KINDS[self.spec.task].task.metric
-        return found
+        """What the task is judged by."""
+        return self.runs[0].metric
 
     @property
     def steps(self) -> list[int]:

@@ -16,9 +16,9 @@ WIDTHS = ("16", "128", "exp")
 
 
 def layers(width: str, depth: int) -> tuple[int, ...]:
-    """The hidden layers of a hypernetwork, of which the paper counts the depth.
+    r"""The hidden layers of a hypernetwork, of which the paper counts the depth.
 
-    Exponentially growing ones (exp) have 32, 64, 128, ... neurons: 16 times 2 to the n, n from 1.
+    Exponentially growing ones have :math:`16 \cdot 2^n` neurons, n = 1, 2, ...
     """
     if width == "exp":
         return tuple(16 * 2**n for n in range(1, depth + 1))

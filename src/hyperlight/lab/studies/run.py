@@ -132,10 +132,10 @@ def _makers(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 def _line(spec: Spec, run: Run) -> str:
     point = run.points[-1]
-    value = f"{point.figures[run.metric]:.4g}"
+    value = f"{point.figures[run.metric.name]:.4g}"
     return (
         f"{spec.key}  {spec.task}, {TITLES[spec.formulation]}, {spec.training.optimizer}, seed "
-        f"{spec.seed}: {run.metric} {value} after {run.step} steps, {run.seconds:.0f} s"
+        f"{spec.seed}: {run.metric.name} {value} after {run.step} steps, {run.seconds:.0f} s"
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ... import CosSin, HyperModel, Input, hypernetize
 from ...init import Relative
+from ...targets import Targets
 from ..errors import LabError
 
 __all__ = [
@@ -63,13 +64,18 @@ class Hypernetwork:
             raise LabError(f"--fraction was {self.fraction}; expected a number above zero.")
 
     def build(
-        self, primary: nn.Module, inputs: dict[str, Input], formulation: Formulation
+        self,
+        primary: nn.Module,
+        inputs: dict[str, Input],
+        formulation: Formulation,
+        targets: Targets = None,
     ) -> HyperModel:
         """The primary with a hypernetwork that has these settings."""
         encode, residual = SWITCHES[formulation]
         return hypernetize(
             primary,
             inputs=inputs,
+            targets=targets,
             hidden=self.hidden,
             activation=self.activation,
             encoding=CosSin(self.encoding == "per-input") if encode else None,

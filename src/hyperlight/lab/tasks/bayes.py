@@ -248,9 +248,7 @@ class BayesTask:
         return Outcome(
             figures=self._figures(average, whole, each, other),
             tables=_tables(whole, each),
-            pictures=[]
-            if folder is None
-            else self._pictures(folder, average, whole, each, other),
+            pictures=[] if folder is None else self._pictures(folder, average, whole, each, other),
         )
 
     def _turned(self) -> Images | None:
