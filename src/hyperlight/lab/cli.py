@@ -1,4 +1,4 @@
-"""The command line: ``hyperlight demo | train | data``.
+"""The command line: ``hyperlight demo | train | study | report | data``.
 
 Every option is a field of a typed configuration; ``--help`` is made from them.
 """
@@ -23,7 +23,7 @@ from .checkpoint import digest, identity
 from .data import fetch_flowers102, fetch_mnist, fetch_oasis
 from .errors import LabError
 from .session import Session, launch, say, say_claim
-from .studies import STUDIES, Place, Size
+from .studies import STUDIES, Place, Size, page
 from .studies.run import run_study
 from .summary import TITLES
 from .tasks import bayes, hypermorph
@@ -226,6 +226,20 @@ class RunStudy:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Build one page of all studies: every figure, what holds of the paper, and every command."""
+
+    results: Path = Path("runs/studies/smoke")
+    """Folder that `hyperlight study` wrote to."""
+    out: Path = Path("report.html")
+    """The page, which needs no other file."""
+
+    def run(self) -> None:
+        studies = page.read(self.results, list(STUDIES))
+        say(f"Report of {len(studies)} studies: {page.write(studies, self.out)}", console)
+
+
+@dataclass(frozen=True)
 class DataMnist:
     """Fetch MNIST over https, checked by sha256, or check the IDX files that a folder holds."""
 
@@ -267,6 +281,7 @@ train_app = SubcommandApp()
 data_app = SubcommandApp()
 app.command(name="demo")(Demo)
 app.command(name="study")(RunStudy)
+app.command(name="report")(Report)
 app.command(train_app, name="train", help="Train one of the paper's tasks.")
 app.command(data_app, name="data", help="Fetch or check a data set.")
 train_app.command(name="bayes")(TrainBayes)

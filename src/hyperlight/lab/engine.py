@@ -136,7 +136,7 @@ def _client(make: Any, workers: int, engine: str | None) -> Any:
             n_workers=workers,
             threads_per_worker=1,
             processes=workers > 1,
-            dashboard_address=None,
+            dashboard_address=":0",
             silence_logs="ERROR",
         )
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,8 +90,13 @@ def convergence(summaries: Sequence[Summary], target: float | None) -> Figure:
     return figure
 
 
-def scales(runs: Sequence[Run]) -> Figure:
-    """Standard deviation of the predicted weights along gamma (paper, figure 1a)."""
+def scales(runs: Sequence[Run], titles: Mapping[str, str] = TITLES) -> Figure:
+    """Standard deviation of the predicted weights along gamma (paper, figure 1a).
+
+    Args:
+        runs: of any formulations.
+        titles: the name of each formulation.
+    """
     figure, (initial, final) = panels(2)
     for ax, when in ((initial, "initial"), (final, "final")):
         for formulation in dict.fromkeys(run.formulation for run in runs):
@@ -103,7 +108,8 @@ def scales(runs: Sequence[Run]) -> Figure:
             scalar = profile.gamma.ndim == 1
             x = profile.gamma if scalar else profile.magnitude
             columns = np.stack([p.std.numpy() for p in profiles], axis=1)
-            band(ax, x.tolist(), [Spread.of(row) for row in columns.tolist()], formulation)
+            rows = [Spread.of(row) for row in columns.tolist()]
+            band(ax, x.tolist(), rows, formulation, label=titles[formulation])
             ax.set_xlabel("gamma" if scalar else "norm of gamma")
         ax.set_ylim(0, None)
     initial.set(title="at initialisation", ylabel="std of predicted weights")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from ..engine import Spec
@@ -122,6 +123,15 @@ class Group:
     def final(self) -> Spread:
         """The metric in the end, on the whole test set."""
         return self.figure()[-1]
+
+    def outcome(self, name: str) -> Spread:
+        """A figure that the task found in the end, over the seeds."""
+        return Spread.of([r.outcome.figures[name] for r in self.runs if r.outcome is not None])
+
+    @property
+    def step_seconds(self) -> Spread:
+        """Seconds per step over the seeds, of each the median over its stretches of training."""
+        return Spread.of([float(np.median(run.chunk_seconds)) for run in self.runs])
 
     def table(self, title: str) -> tuple[list[str], list[list[Any]]]:
         """A table that the task made in the end: heading and rows, means over the seeds."""

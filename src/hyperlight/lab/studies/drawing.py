@@ -34,6 +34,7 @@ Panels = Sequence[tuple[str, Sequence[Group]]]
 # Settings as the paper names their values.
 NAMES: Mapping[Any, str] = {
     **TITLES,
+    "classical": "default",
     "adam": "Adam",
     "adamw": "AdamW",
     "sgd": "SGD",
@@ -67,8 +68,8 @@ def panel(
     """The test metric over steps, or over seconds of training, a line for every group."""
     for group in groups:
         x = group.seconds if seconds else group.steps
-        name = None if label is None else label(group)
-        band(ax, x, group.figure(), group.spec.formulation, label=name, **style)
+        text = name(group) if label is None else label(group)
+        band(ax, x, group.figure(), group.spec.formulation, label=text, **style)
     metric = groups[0].metric
     ax.set(
         xlabel="seconds of training" if seconds else "step",
@@ -130,7 +131,7 @@ def matrix(blocks: Panels, columns: int, *, loss: bool = False) -> Figure:
 
 
 def first(group: Group, target: float) -> float:
-    """The first evaluated step at which the mean over seeds has the target; infinite without one."""
+    """The first evaluated step where the mean over seeds has the target; infinite without one."""
     steps = zip(group.steps, group.figure(), strict=True)
     return next((float(step) for step, spread in steps if spread.mean >= target), math.inf)
 
@@ -202,8 +203,7 @@ class Race:
 
 def name(group: Group) -> str:
     """What a group is called in a sentence."""
-    kind = group.spec.formulation
-    return {"mip": "MIP", "classical": "default"}.get(kind, TITLES[kind])
+    return NAMES[group.spec.formulation]
 
 
 def _step(step: float, group: Group) -> str:
@@ -280,4 +280,4 @@ def _plain(cell: Any) -> Any:
 
 def swatch(formulation: str) -> dict[str, Any]:
     """The colour and the name of a formulation, for a plot of one's own."""
-    return {"color": COLORS[formulation], "label": TITLES[formulation]}
+    return {"color": COLORS[formulation], "label": NAMES[formulation]}

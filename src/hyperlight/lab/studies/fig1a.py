@@ -21,11 +21,11 @@ def specs(place: Place) -> list[Spec]:
 
 
 def draw(results: Results) -> Figure:
-    return figures.scales([run for group in results for run in group.runs])
+    return figures.scales([run for group in results for run in group.runs], drawing.NAMES)
 
 
 def _mean(group: Group, when: str, name: str) -> float:
-    found = [getattr(getattr(run, when), name) for run in group.runs]
+    found: list[float] = [getattr(getattr(run, when), name) for run in group.runs]
     return sum(found) / len(found)
 
 

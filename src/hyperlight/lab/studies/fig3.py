@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,12 @@ from ..tasks import KINDS
 from ..tasks.base import Fixed, Formulation
 from . import settings
 from .base import Place, Results, Table
+from .drawing import NAMES
 
 __all__ = ["GAMMAS", "Values", "activations", "claims", "draw", "tables", "weights"]
 
 GAMMAS = (0.05, 0.25, 0.5, 0.75, 1.0)
 FORMULATIONS: tuple[Formulation, ...] = ("classical", "mip", "plain")
-NAMES = {"classical": "default", "mip": "MIP", "plain": "plain network"}
 _KEPT = 2000  # values of each layer that a density is estimated from
 
 
@@ -112,7 +113,7 @@ def activations(place: Place) -> Measured:
     return _measured(place, activations=True)
 
 
-def _density(ax: Axes, values: NDArray[np.float64], width: float, **style: object) -> float:
+def _density(ax: Axes, values: NDArray[np.float64], width: float, **style: Any) -> float:
     x = np.linspace(-width, width, 201)
     if float(values.std()) < 1e-12 * width:
         return 0.0
@@ -143,7 +144,7 @@ def draw(results: Results) -> Figure:
                     linewidth=1.4,
                     label=f"gamma {gamma:g}",
                 )
-            style = {"color": "black", "linestyle": "--", "linewidth": 1.2}
+            style: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.2}
             top = _density(ax, plain[layer].sample, width, label="plain network", **style)
             ax.set(title=f"{NAMES[formulation]}, {layer}", xlim=(-width, width), ylim=(0, 4 * top))
             ax.set_yticks([])

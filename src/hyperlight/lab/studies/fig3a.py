@@ -17,9 +17,9 @@ STUDY = Study(
     name="fig3a",
     title="Distributions of weights",
     source=SOURCE,
-    caption="Densities (KDE) of the weights of the first, a middle and the last layer at initialisation, "
-    "default above, MIP below, a line for every gamma, darker for larger ones; dashed the plain "
-    "network of the same architecture. LeNet on MNIST, all seeds together.",
+    caption="Densities (KDE) of the weights of the first, a middle and the last layer at "
+    "initialisation, default above, MIP below, a line for every gamma, darker for larger "
+    "ones; dashed the plain network of the same architecture. LeNet on MNIST, all seeds together.",
     measure=fig3.weights,
     draw=fig3.draw,
     claims=claims,

@@ -17,9 +17,9 @@ STUDY = Study(
     name="fig3b",
     title="Distributions of layer outputs",
     source=SOURCE,
-    caption="Densities (KDE) of the outputs of the first, a middle and the last layer for 64 test images at initialisation, "
-    "default above, MIP below, a line for every gamma, darker for larger ones; dashed the plain "
-    "network of the same architecture. LeNet on MNIST, all seeds together.",
+    caption="Densities (KDE) of the outputs of the first, a middle and the last layer for 64 test "
+    "images at initialisation, default above, MIP below, a line for every gamma, darker for larger "
+    "ones; dashed the plain network of the same architecture. LeNet on MNIST, all seeds together.",
     measure=fig3.activations,
     draw=fig3.draw,
     claims=claims,

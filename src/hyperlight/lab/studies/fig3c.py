@@ -41,7 +41,7 @@ def draw(results: Results) -> Figure:
     for ax, optimizer in zip(axes, OPTIMIZERS, strict=True):
         for group in results.where(optimizer=optimizer):
             x, rows = _stretches(group)
-            band(ax, x, rows, group.spec.formulation)
+            band(ax, x, rows, group.spec.formulation, label=drawing.name(group))
         ax.set(
             title=drawing.NAMES[optimizer],
             xlabel="step",
@@ -60,14 +60,9 @@ def claims(results: Results) -> list[Claim]:
     found = []
     for optimizer in OPTIMIZERS:
         mip, classical = (_stretches(group)[1] for group in results.pair(optimizer=optimizer))
-        size, std, swing = (
-            [_mean([f(row) for row in rows]) for rows in (mip, classical)]
-            for f in (
-                lambda row: row.mean,
-                lambda row: row.std,
-                lambda row: row.std / row.mean,
-            )
-        )
+        size = [_mean([row.mean for row in rows]) for rows in (mip, classical)]
+        std = [_mean([row.std for row in rows]) for rows in (mip, classical)]
+        swing = [_mean([row.std / row.mean for row in rows]) for rows in (mip, classical)]
         where = drawing.NAMES[optimizer]
         found += [
             Claim(

@@ -6,10 +6,11 @@ from matplotlib.figure import Figure
 
 from ..engine import Spec
 from ..summary import Claim, shown
+from ..tasks.base import Formulation
 from . import drawing, settings
 from .base import Place, Results, Study, grid
 
-FORMULATIONS = ("classical", "encoding", "residual", "mip")
+FORMULATIONS: tuple[Formulation, ...] = ("classical", "encoding", "residual", "mip")
 SOURCE = "section 6.2, figure 5b"
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, fig9, settings
-from .base import Place, Results, Study, grid
+from .base import Place, Results, Study
 
 # The prior of section 5.1; the figure does not name its own.
 PRIOR = "normal"
@@ -15,8 +15,7 @@ SOURCE = "section 6.3, figure 5c"
 
 
 def specs(place: Place) -> list[Spec]:
-    axes = {"prior": [PRIOR], "dimensions": fig9.dimensions(place)}
-    return grid(settings.bayes_brief(place), seeds=settings.seeds(place), config=axes)
+    return [spec for spec in fig9.specs(place) if spec.config.prior == PRIOR]
 
 
 def draw(results: Results) -> Figure:

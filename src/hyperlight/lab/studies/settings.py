@@ -12,7 +12,18 @@ from typing import Any
 from ..engine import Spec
 from .base import Place, base
 
-__all__ = ["REDUCED", "bayes", "bayes_brief", "hypermorph", "hypermorph_brief", "reduced", "seeds"]
+__all__ = [
+    "REDUCED",
+    "bayes",
+    "bayes_brief",
+    "bayes_short",
+    "hypermorph",
+    "hypermorph_brief",
+    "hypermorph_family",
+    "hypermorph_short",
+    "reduced",
+    "seeds",
+]
 
 REDUCED = {
     "bayes": {
@@ -24,11 +35,23 @@ REDUCED = {
         "cpu": "MNIST in full in the place of Flowers-102, so LeNet in the place of the "
         "ResNet-like network; 600 steps (1.5 epochs) in batches of 128, 3 seeds",
     },
+    "bayes_short": {
+        "smoke": "scikit-learn's digits, 20 steps",
+        "cpu": "MNIST in full, 300 steps in batches of 64",
+    },
     "hypermorph": {
         "smoke": "scikit-learn's digits at 16x16, a U-Net of 2 levels with 4 channels, 10 steps",
         "cpu": "PTBP (4 labels) at half resolution, 96x80, in the place of OASIS; a U-Net of 4 "
         "levels with 16 channels, 600 steps in batches of 4 at the rate 3e-4 (the paper found "
         "1e-4 to 3e-3 alike), 32 test pairs, 3 seeds",
+    },
+    "hypermorph_short": {
+        "smoke": "scikit-learn's digits at 16x16, a U-Net of 2 levels with 4 channels, 10 steps",
+        "cpu": "",
+    },
+    "hypermorph_family": {
+        "smoke": "scikit-learn's digits at 16x16, a U-Net of 2 levels with 4 channels, 10 steps",
+        "cpu": "",
     },
     "hypermorph_brief": {
         "smoke": "scikit-learn's digits at 16x16, a U-Net of 2 levels with 4 channels, 10 steps",
@@ -84,6 +107,16 @@ def bayes_brief(place: Place, **config: Any) -> Spec:
     )
 
 
+def bayes_short(place: Place, **config: Any) -> Spec:
+    """Bayesian networks on MNIST, for grids of hundreds of runs."""
+    common = {"encoding": "per-input", "data_dir": place.data_dir}
+    if place.size == "smoke":
+        return _digits(place, {**common, **config})
+    few = {"data": "mnist", "evaluation_images": 500, "evaluation_gammas": 3}
+    how = {"steps": 300, "evaluate_every": 25, "batch_size": 64, "device": place.device}
+    return base("bayes", {**common, **few, **config}, how)
+
+
 def _digits(place: Place, config: Mapping[str, Any]) -> Spec:
     small = {"data": "digits", "hidden": (4, 8), "evaluation_images": 64, "evaluation_gammas": 2}
     how = {"steps": 20, "evaluate_every": 10, "batch_size": 32, "device": place.device}
@@ -104,6 +137,20 @@ def hypermorph_brief(place: Place, **config: Any) -> Spec:
     return _hypermorph(place, config)
 
 
+def hypermorph_short(place: Place, **config: Any) -> Spec:
+    """Registration, for grids of hundreds of runs."""
+    if place.size == "smoke":
+        return _hypermorph(place, config)
+    return _ptbp(place, {"size": (48, 40), "channels": 8, **config}, steps=300)
+
+
+def hypermorph_family(place: Place, **config: Any) -> Spec:
+    """Registration, to be compared with plain networks for single gammas."""
+    if place.size == "cpu":
+        return _ptbp(place, {"size": (96, 80), **config}, steps=1000)
+    return _hypermorph(place, config)
+
+
 def _hypermorph(place: Place, config: Mapping[str, Any]) -> Spec:
     common = {"encoding": "per-input", "data_dir": place.data_dir}
     if place.size == "smoke":
@@ -116,9 +163,9 @@ def _hypermorph(place: Place, config: Mapping[str, Any]) -> Spec:
     return base("hypermorph", {**common, "data": "oasis", **config}, how)
 
 
-def _ptbp(place: Place, config: Mapping[str, Any]) -> Spec:
+def _ptbp(place: Place, config: Mapping[str, Any], steps: int = 600) -> Spec:
     common = {"encoding": "per-input", "data_dir": place.data_dir}
     small = {"data": "ptbp", "levels": 4, "channels": 16}
     few = {"evaluation_pairs": 16, "final_pairs": 32, "tune_steps": 5}
-    how = {"steps": 600, "evaluate_every": 50, "lr": 3e-4, "device": place.device}
+    how = {"steps": steps, "evaluate_every": 50, "lr": 3e-4, "device": place.device}
     return base("hypermorph", {**common, **small, **few, **config}, how)
