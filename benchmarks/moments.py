@@ -61,7 +61,8 @@ def run(
             torch.nn.functional.cross_entropy(model(images, **gamma), labels).backward()
             optimizer.step()
             if step % every == 0 or step == steps:
-                found.append((step, *task.evaluate(model, whole=step == steps)))
+                figures = task.evaluate(model, whole=step == steps)
+                found.append((step, figures["loss"], figures["accuracy"]))
     return found
 
 

@@ -1,114 +1,199 @@
 """Bayesian neural networks (paper, sections 5.1 and A.2).
 
 The input ``gamma`` is noise: drawn anew for every batch, it picks one network
-of the family that is trained, all of them to classify the same images.
+of the family that is trained, all of them to classify the same images. Their
+mean is the Bayesian model average, and where they differ it is uncertain.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import operator
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from ... import CosSin, HyperModel, Input, Normal, Uniform, hypernetize
-from ..data import Images, ImageSplit, digits, mnist
+from ... import Input, Normal, Uniform
+from .. import uncertainty_figures as figures
+from ..data import Batches, Images, ImageSplit, digits, flowers102, image_folder, mnist
 from ..errors import LabError
-from ..primaries import LeNet
+from ..primaries import LeNet, ResNetLike
+from ..uncertainty import Assessment, Predictive, assess, auroc
+from .base import ALONE, Fixed, Formulation, Hypernetwork, Metric, Model, Outcome, Share
 
-__all__ = ["Bayes", "BayesTask", "Formulation"]
+__all__ = ["TRAINING", "Bayes", "BayesTask"]
 
-Formulation = Literal["classical", "mip", "encoding", "residual"]
+# The paper's rate (A.2), the same for both optimizers. It names no batch size.
+TRAINING: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4, "batch_size": 128}
 
-# The two switches (paper, section 4): (encoding, residual).
-SWITCHES: dict[str, tuple[bool, bool]] = {
-    "classical": (False, False),
-    "mip": (True, True),
-    "encoding": (True, False),
-    "residual": (False, True),
-}
+# Shares of the test images that are rejected, in %.
+_REJECTED = (0, 5, 10, 20, 30, 50)
+
+# Pixels that go through a network at once in evaluation. On a CPU, what its caches hold: MNIST in
+# parts of 334 images takes little more than half of the time that parts of 2,000 take.
+_PIXELS = {"cpu": 2**18}
+_PIXELS_ELSEWHERE = 2**24
 
 
 @dataclass(frozen=True)
-class Bayes:
-    """A Bayesian hypernetwork that classifies digits (paper, sections 5.1 and A.2)."""
+class Bayes(Hypernetwork):
+    """A Bayesian hypernetwork that classifies images (paper, sections 5.1, A.1 and A.2)."""
 
-    data: Literal["digits", "mnist"] = "digits"
-    """Images: scikit-learn's 8x8 digits, which need no download, or MNIST."""
+    data: Literal["digits", "mnist", "flowers102", "folder"] = "digits"
+    """scikit-learn's digits, which need no download; MNIST; Flowers-102; or images of your own, in
+    a folder for every class."""
     data_dir: Path | None = None
-    """Folder with MNIST's IDX files; by default where `hyperlight data mnist` puts them."""
+    """Folder with the data; by default where `hyperlight data` puts them."""
+    size: int | None = None
+    """Height and width of the images: by default 8 (digits), 28 (mnist), 256 (flowers102, the
+    paper's) or 64 (folder)."""
+    grey: bool = False
+    """Read the images of a folder as grey ones."""
+    augment: bool = True
+    """Train on random crops, flips and colours of flowers102 or a folder (the paper's)."""
+    use_valid: bool = False
+    """Train on the official validation part of flowers102 as well."""
     prior: Literal["uniform", "normal"] = "uniform"
     """Distribution of gamma: U(0, 1) or N(0, 1)."""
     dimensions: int = 1
     """Number of entries of gamma."""
-    hidden: tuple[int, ...] = (16, 128)
-    """Widths of the hypernetwork's hidden layers."""
-    encoding: Literal["unit-norm", "per-input"] = "unit-norm"
-    """Where inputs are encoded: norm 1 over all of gamma, or of each entry (the paper's)."""
     evaluation_gammas: int = 5
     """Number of gammas, spread evenly over the prior, that a test figure is the mean of."""
     evaluation_images: int = 2000
     """Test images that are used during training (drawn once); the last figure uses all."""
+    posterior_samples: int = 16
+    """Number of gammas, drawn from the prior, whose predictions are averaged in the end."""
+
+    def check(self) -> None:
+        """Refuse settings that cannot be trained with."""
+        super().check()
+        for option, least in (
+            ("dimensions", 1),
+            ("evaluation_gammas", 2),
+            ("evaluation_images", 1),
+            ("posterior_samples", 2),
+        ):
+            if getattr(self, option) < least:
+                raise LabError(
+                    f"--{option.replace('_', '-')} was {getattr(self, option)}; expected {least} "
+                    "or more."
+                )
+        for option, data in (("grey", "folder"), ("use_valid", "flowers102")):
+            if getattr(self, option) and self.data != data:
+                raise LabError(
+                    f"--{option.replace('_', '-')} was given with --data {self.data}; it is for "
+                    f"--data {data} alone."
+                )
+
+
+def _split(config: Bayes) -> ImageSplit:
+    if config.data == "digits":
+        return digits(8 if config.size is None else config.size)
+    if config.data == "mnist":
+        if config.size not in (None, 28):
+            raise LabError(f"--size was {config.size}; MNIST is 28 pixels high and wide.")
+        return mnist(config.data_dir)
+    if config.data == "flowers102":
+        return flowers102(
+            config.data_dir,
+            256 if config.size is None else config.size,
+            use_valid=config.use_valid,
+            whole=config.augment,
+        )
+    if config.data_dir is None:
+        raise LabError("--data folder needs --data-dir, the folder with your images.")
+    return image_folder(
+        config.data_dir,
+        64 if config.size is None else config.size,
+        channels=1 if config.grey else 3,
+        whole=config.augment,
+    )
+
+
+def _for_lenet(channels: int, size: int) -> bool:
+    """Which images are LeNet's: grey ones of 28 pixels, or 8; all others are ResNetLike's."""
+    return channels == 1 and size in (8, 28)
 
 
 class BayesTask:
     """The task on a device: builds models, draws batches, gives losses and test figures."""
 
     name = "bayes"
+    metric = Metric("accuracy", "%", digits=1)
 
     def __init__(self, config: Bayes, device: torch.device) -> None:
-        for option in ("dimensions", "evaluation_gammas", "evaluation_images"):
-            if getattr(config, option) < (2 if option == "evaluation_gammas" else 1):
-                raise LabError(
-                    f"--{option.replace('_', '-')} was {getattr(config, option)}; expected a "
-                    f"number above {1 if option == 'evaluation_gammas' else 0}."
-                )
+        config.check()
         self.config = config
-        self.split: ImageSplit = digits() if config.data == "digits" else mnist(config.data_dir)
         self.device = device
+        self.split = _split(config)
+        self.note = self.split.note
         self.train = self.split.train.to(device)
         self.test = self.split.test.to(device)
+        # Of the test images: those to train may be larger, to be cropped.
+        self.channels, _, self.size = self.test.images.shape[1:]
+        if self.size < 32 and not _for_lenet(self.channels, self.size):
+            kind = "grey" if self.channels == 1 else "colour"
+            raise LabError(
+                f"--size was {self.size}, of {kind} images; expected 32 or more, for the "
+                "ResNet-like network, or grey images of 8 or 28 pixels, for LeNet."
+            )
         few = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
         self.few = self.test[few[: config.evaluation_images].to(device)]
         shape = () if config.dimensions == 1 else (config.dimensions,)
         self.space: Input = Uniform(0.0, 1.0, shape) if config.prior == "uniform" else Normal(shape)
 
-    def model(self, formulation: Formulation, seed: int) -> HyperModel:
+    def model(self, formulation: Formulation, seed: int) -> Model:
         """A new model. The seed sets the primary and the hypernetwork, the same ones for
         every formulation.
         """
-        encode, residual = SWITCHES[formulation]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            primary = LeNet(size=self.train.images.shape[-1], classes=self.split.classes)
-            model = hypernetize(
-                primary,
-                inputs={"gamma": self.space},
-                hidden=self.config.hidden,
-                encoding=CosSin(self.config.encoding == "per-input") if encode else None,
-                residual=residual,
-            )
+            primary: nn.Module
+            if _for_lenet(self.channels, self.size):
+                primary = LeNet(self.size, self.channels, self.split.classes)
+            else:
+                primary = ResNetLike(self.channels, self.split.classes)
+            if formulation == "plain":
+                return Fixed(primary, {}).to(self.device)
+            model = self.config.build(primary, {"gamma": self.space}, formulation)
         return model.to(self.device)
 
-    def loss(self, model: nn.Module, batch: Images, gamma: dict[str, Tensor]) -> Tensor:
+    def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> Batches[Images]:
+        """Images to classify, without end, augmented where the data set is."""
+        return Batches(self.train, batch_size, seed, self.split.augment, share)
+
+    def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
+        """One gamma for the batch; none for a plain network."""
+        return model.sample(generator=generator)
+
+    def loss(self, model: nn.Module, batch: Images, gamma: dict[str, Tensor], step: int) -> Tensor:
         """Cross-entropy of the batch under one gamma."""
         return F.cross_entropy(model(batch.images, **gamma), batch.labels)
 
-    @torch.no_grad()
-    def evaluate(self, model: HyperModel, whole: bool = False) -> tuple[float, float]:
+    def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
         """Test loss and accuracy (in %), the means over gammas."""
-        data = self.test if whole else self.few
+        gammas = self.space.quantile(self._quantiles()).float().to(self.device)
+        return self._means(model, gammas, self.test if whole else self.few)
+
+    def at(self, model: Model, gamma: float) -> dict[str, float]:
+        """The figures of :meth:`evaluate` on the whole test set, with every entry of gamma set."""
+        value = torch.full((1, *self.space.event_shape), gamma, device=self.device)
+        return self._means(model, value, self.test)
+
+    @torch.no_grad()
+    def _means(self, model: Model, gammas: Tensor, data: Images) -> dict[str, float]:
         was_training = model.training
         model.eval()
         losses, accuracies = [], []
-        gammas = self.space.quantile(self._quantiles()).float().to(self.device)
-        for gamma in gammas:
-            net = model.bind(gamma=gamma)
-            logits = torch.cat([net(chunk) for chunk in torch.split(data.images, 2000)])
+        for gamma in gammas[:1] if isinstance(model, Fixed) else gammas:
+            logits = self._logits(model.bind(gamma=gamma), data)
             losses.append(F.cross_entropy(logits, data.labels))
             accuracies.append(
                 multiclass_accuracy(
@@ -116,7 +201,143 @@ class BayesTask:
                 )
             )
         model.train(was_training)
-        return float(torch.stack(losses).mean()), 100.0 * float(torch.stack(accuracies).mean())
+        return {
+            "loss": float(torch.stack(losses).mean()),
+            "accuracy": 100.0 * float(torch.stack(accuracies).mean()),
+        }
+
+    def _logits(self, net: nn.Module, data: Images) -> Tensor:
+        pixels = _PIXELS.get(self.device.type, _PIXELS_ELSEWHERE)
+        at_once = max(1, pixels // data.images[0, 0].numel())
+        rows = torch.split(torch.arange(len(data), device=self.device), at_once)
+        return torch.cat([net(data[index].unit().images) for index in rows])
+
+    def posterior(self) -> Tensor:
+        """The gammas whose networks are averaged, always the same: ``(M,) + event_shape``.
+
+        Each picks a network of the family that stands for the posterior (Ukai et al. 2018).
+        """
+        generator = torch.Generator().manual_seed(0)
+        draws = self.space.sample((self.config.posterior_samples,), generator=generator)
+        return draws.to(self.device)
+
+    @torch.no_grad()
+    def members(self, model: Model, data: Images) -> Iterator[Predictive]:
+        """The predictions of every member of :meth:`posterior`; of a plain network, its own.
+
+        Args:
+            model: in eval mode.
+            data: the images.
+        """
+        gammas = self.posterior()
+        for gamma in gammas[:1] if isinstance(model, Fixed) else gammas:
+            yield Predictive.of(self._logits(model.bind(gamma=gamma), data))
+
+    def finish(self, model: Model, folder: Path | None) -> Outcome:
+        """The model average on the whole test set: calibration, entropy, rejection; and pictures.
+
+        Everything is set beside the mean over single gammas. A plain network is an average
+        of one.
+        """
+        was_training = model.training
+        model.eval()
+        labels = self.test.labels.cpu()
+        each: list[Assessment] = []
+
+        def assessed() -> Iterator[Predictive]:
+            for member in self.members(model, self.test):
+                each.append(assess(member, labels))
+                yield member
+
+        average = functools.reduce(operator.add, assessed())
+        whole = assess(average, labels)
+        turned = self._turned()
+        other = (
+            None if turned is None else functools.reduce(operator.add, self.members(model, turned))
+        )
+        model.train(was_training)
+        return Outcome(
+            figures=self._figures(average, whole, each, other),
+            tables=_tables(whole, each),
+            pictures=[] if folder is None else self._pictures(folder, average, whole, each, other),
+        )
+
+    def _turned(self) -> Images | None:
+        """Test images that are none of the task: digits, turned by 90 degrees."""
+        if self.config.data not in ("digits", "mnist"):
+            return None
+        return replace(self.test, images=self.test.images.rot90(dims=(-2, -1)))
+
+    def _figures(
+        self,
+        average: Predictive,
+        whole: Assessment,
+        each: list[Assessment],
+        other: Predictive | None,
+    ) -> dict[str, float]:
+        information = average.mutual_information
+        found = {
+            "accuracy of the average (%)": 100.0 * whole.accuracy,
+            "accuracy of one gamma (%)": 100.0 * _mean(each, "accuracy"),
+            "log-loss of the average": whole.nll,
+            "log-loss of one gamma": _mean(each, "nll"),
+            "calibration error of the average (%)": 100.0 * whole.ece,
+            "calibration error of one gamma (%)": 100.0 * _mean(each, "ece"),
+            "disagreement of two gammas (%)": 100.0 * float(average.disagreement.mean()),
+            "entropy, right answers": float(average.entropy[whole.right].mean()),
+            "entropy, wrong answers": float(average.entropy[~whole.right].mean()),
+            "mutual information, right answers": float(information[whole.right].mean()),
+            "mutual information, wrong answers": float(information[~whole.right].mean()),
+            "wrong answers by entropy, AUROC": whole.auroc,
+            "wrong answers by mutual information, AUROC": auroc(information, ~whole.right),
+            "accuracy with 20 % rejected (%)": 100.0 * whole.kept(0.2),
+        }
+        if other is not None:
+            strange = torch.arange(2 * len(self.test)) >= len(self.test)
+            for name in ("entropy", "mutual_information"):
+                score = torch.cat([getattr(average, name), getattr(other, name)])
+                shown = name.replace("_", " ")
+                found[f"images turned by 90 degrees by {shown}, AUROC"] = auroc(score, strange)
+        return found
+
+    def _pictures(
+        self,
+        folder: Path,
+        average: Predictive,
+        whole: Assessment,
+        each: list[Assessment],
+        other: Predictive | None,
+    ) -> list[tuple[str, Path]]:
+        turned = None if other is None else ("turned by 90 degrees", other)
+        drawn = {
+            "calibration": (
+                "Accuracy against confidence",
+                figures.calibration(whole, each),
+            ),
+            "rejection": (
+                "Accuracy when the most uncertain images are rejected",
+                figures.rejections(whole, each),
+            ),
+            "entropy": (
+                "Entropy and mutual information of right and wrong answers",
+                figures.entropies(average, whole.right, turned),
+            ),
+            "images": (
+                "Certain and uncertain images, with the answer, its probability, and the truth "
+                "where it is another",
+                figures.gallery(
+                    self.test.images, average, self.test.labels.cpu(), self.split.class_names
+                ),
+            ),
+        }
+        if self.config.dimensions == 1 and len(each) > 1:
+            drawn["gammas"] = (
+                "Accuracy and log-loss of every gamma",
+                figures.along_gamma(self.posterior().cpu(), whole, each),
+            )
+        for name, (_, figure) in drawn.items():
+            figure.savefig(folder / f"{name}.png", dpi=110)
+        return [(caption, folder / f"{name}.png") for name, (caption, _) in drawn.items()]
 
     def _quantiles(self) -> Tensor:
         """Where the test gammas lie: evenly in every entry, in an order of its own for each."""
@@ -128,3 +349,45 @@ class BayesTask:
         return torch.stack(
             [p[torch.randperm(count, generator=generator)] for _ in range(self.space.numel)], dim=1
         )
+
+
+def _mean(each: Sequence[Assessment], name: str) -> float:
+    return statistics.fmean(getattr(one, name) for one in each)
+
+
+def _tables(
+    whole: Assessment, each: Sequence[Assessment]
+) -> list[tuple[str, Sequence[str], Sequence[Sequence[Any]]]]:
+    plain = len(each) == 1
+    name = "the network" if plain else f"average of {len(each)} gammas"
+    kinds = [(name, [whole]), *([] if plain else [("one gamma, mean", each)])]
+    return [
+        (
+            "Calibration",
+            ("", "accuracy (%)", "log-loss", "Brier score", "calibration error (%)"),
+            [
+                (
+                    title,
+                    round(100.0 * _mean(group, "accuracy"), 2),
+                    round(_mean(group, "nll"), 4),
+                    round(_mean(group, "brier"), 4),
+                    round(100.0 * _mean(group, "ece"), 3),
+                )
+                for title, group in kinds
+            ],
+        ),
+        (
+            "Rejection by predictive entropy",
+            ("rejected (%)", *(f"{title}: accuracy (%)" for title, _ in kinds)),
+            [
+                (
+                    share,
+                    *(
+                        round(100.0 * statistics.fmean(a.kept(share / 100.0) for a in group), 2)
+                        for _, group in kinds
+                    ),
+                )
+                for share in _REJECTED
+            ],
+        ),
+    ]

@@ -1,0 +1,353 @@
+"""The Bayesian task on real digits: its loss, its figures, what it finds in the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+import hyperlight as hl
+from hyperlight.lab.data import Augmentation, digits, flowers102
+from hyperlight.lab.errors import LabError
+from hyperlight.lab.primaries import LeNet, ResNetLike
+from hyperlight.lab.tasks import bayes
+from hyperlight.lab.tasks.base import SWITCHES, Fixed, Model, Outcome, Task
+from hyperlight.lab.tasks.bayes import TRAINING, Bayes, BayesTask
+from tests.lab.making import write_idx
+
+CPU = torch.device("cpu")
+SMALL = Bayes(hidden=(8,), evaluation_gammas=3, evaluation_images=50, posterior_samples=5)
+
+
+@pytest.fixture(scope="module")
+def task() -> BayesTask:
+    return BayesTask(SMALL, CPU)
+
+
+def trained(task: BayesTask, formulation: Any, steps: int, lr: float = 1e-3) -> Model:
+    model = task.model(formulation, 0)
+    optimizer = hl.optim.Adam(model.parameters(), lr=lr)
+    batches, generator = task.batches(64, 0), torch.Generator().manual_seed(0)
+    for step in range(steps):
+        loss = task.loss(model, next(batches), task.sample(model, generator), step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+def test_it_is_a_task(task: BayesTask) -> None:
+    checked: Task = task
+    assert checked.name == "bayes"
+    assert "scikit-learn's digits" in checked.note
+    assert checked.metric.text(97.34) == "97.3 %"
+    assert TRAINING == {"optimizer": "adam", "lr": 3e-4, "batch_size": 128}
+
+
+def test_the_loss_is_the_papers(task: BayesTask) -> None:
+    model, batch = task.model("mip", 0), next(task.batches(16, 0))
+    gamma = task.sample(model, torch.Generator().manual_seed(0))
+    expected = F.cross_entropy(model(batch.images, **gamma), batch.labels)
+    torch.testing.assert_close(task.loss(model, batch, gamma, 0), expected)
+
+
+def test_a_plain_network_is_the_primary_of_the_same_seed(task: BayesTask) -> None:
+    plain = task.model("plain", 3)
+    assert isinstance(plain, Fixed)
+    assert isinstance(plain.primary, LeNet)
+    weights = task.model("mip", 3).primary.state_dict()
+    assert all(torch.equal(value, weights[k]) for k, value in plain.primary.state_dict().items())
+    assert task.sample(plain, torch.Generator()) == {}
+    batch = next(task.batches(16, 0))
+    expected = F.cross_entropy(plain.primary(batch.images), batch.labels)
+    torch.testing.assert_close(task.loss(plain, batch, {}, 0), expected)
+    assert task.evaluate(plain, whole=True) == task.at(plain, 0.3)
+
+
+def test_a_seed_makes_the_same_model_again(task: BayesTask) -> None:
+    for formulation in SWITCHES:
+        first, again = (task.model(formulation, 3).state_dict() for _ in range(2))
+        assert all(torch.equal(value, again[name]) for name, value in first.items())
+    one, other = (task.model("mip", seed).primary.encoder[0].weight for seed in (3, 4))
+    assert not torch.equal(one, other)
+    draws = [next(task.batches(4, seed)).images for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_figures_at_one_gamma_are_those_of_its_network(task: BayesTask) -> None:
+    model = task.model("classical", 0)
+    for parameter in model.parameters():  # make the figures depend on gamma
+        parameter.data.mul_(3.0)
+    for gamma in (0.1, 0.9):
+        with torch.no_grad():
+            logits = model(task.test.images, gamma=gamma)
+        found = task.at(model, gamma)
+        assert found["loss"] == pytest.approx(float(F.cross_entropy(logits, task.test.labels)))
+        right = (logits.argmax(dim=1) == task.test.labels).double().mean()
+        assert found["accuracy"] == pytest.approx(100.0 * float(right), rel=1e-6)
+
+
+def test_every_entry_of_gamma_is_set(tmp_path: Path) -> None:
+    task = BayesTask(replace(SMALL, dimensions=3, prior="normal"), CPU)
+    model = task.model("classical", 0)
+    with torch.no_grad():
+        logits = model(task.test.images, gamma=torch.full((3,), -2.0))
+    expected = float(F.cross_entropy(logits, task.test.labels))
+    assert task.at(model, -2.0)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_large_images_are_tested_in_parts(task: BayesTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = task.model("mip", 0), []
+    whole = task.at(model, 0.3)
+    model.primary.classifier.register_forward_hook(
+        lambda _, inputs, __: sizes.append(len(inputs[0]))
+    )
+    monkeypatch.setattr(bayes, "_PIXELS", {"cpu": 100 * 8 * 8})
+    assert task.at(model, 0.3) == pytest.approx(whole, rel=1e-5)
+    assert sizes == [100, 100, 100, 60]
+    monkeypatch.setattr(bayes, "_PIXELS", {"cpu": 1})
+    sizes.clear()
+    task.evaluate(model)
+    assert sizes == [1] * (50 * 3)
+
+
+# --- what is found in the end -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[BayesTask, Model, Outcome]:
+    task = BayesTask(replace(SMALL, hidden=(16, 128)), CPU)
+    model = trained(task, "mip", 150)
+    outcome = task.finish(model, tmp_path_factory.mktemp("finished"))
+    assert model.training
+    return task, model, outcome
+
+
+def test_the_average_is_that_of_the_posterior(finished: tuple[BayesTask, Model, Outcome]) -> None:
+    task, model, outcome = finished
+    figures, labels = outcome.figures, task.test.labels
+    gammas = task.posterior()
+    assert gammas.shape == (5,)
+    assert torch.equal(gammas, task.posterior())
+    with torch.no_grad():
+        each = torch.stack([model(task.test.images, gamma=g).double().softmax(1) for g in gammas])
+    average = each.mean(dim=0)
+    right = average.argmax(dim=1) == labels
+    truth = average[torch.arange(len(labels)), labels]
+    entropy = -(average * average.log()).sum(dim=1)
+    inner = -(each * each.log()).sum(dim=2).mean(dim=0)
+    answers = each.argmax(dim=2)
+    pairs = [(answers[i] != answers[j]) for i in range(5) for j in range(i)]
+    for name, expected in (
+        ("accuracy of the average (%)", 100.0 * right.double().mean()),
+        ("accuracy of one gamma (%)", 100.0 * (answers == labels).double().mean()),
+        ("log-loss of the average", -truth.log().mean()),
+        (
+            "calibration error of the average (%)",
+            100.0 * multiclass_calibration_error(average, labels, 10, n_bins=15),
+        ),
+        ("disagreement of two gammas (%)", 100.0 * torch.stack(pairs).double().mean()),
+        ("entropy, right answers", entropy[right].mean()),
+        ("mutual information, wrong answers", (entropy - inner)[~right].mean()),
+    ):
+        assert figures[name] == pytest.approx(float(expected), rel=2e-3), name
+    assert figures["log-loss of the average"] <= figures["log-loss of one gamma"]  # Jensen
+    assert figures["disagreement of two gammas (%)"] > 0.0
+
+
+def test_uncertainty_says_which_answers_to_trust(
+    finished: tuple[BayesTask, Model, Outcome],
+) -> None:
+    _, _, outcome = finished
+    figures = outcome.figures
+    assert all(math.isfinite(value) for value in figures.values())
+    assert figures["entropy, wrong answers"] > 2.0 * figures["entropy, right answers"]
+    assert figures["wrong answers by entropy, AUROC"] > 0.8
+    assert figures["images turned by 90 degrees by entropy, AUROC"] > 0.8
+    assert figures["images turned by 90 degrees by mutual information, AUROC"] > 0.7
+    by_title = {title: (heading, rows) for title, heading, rows in outcome.tables}
+    assert list(by_title) == ["Calibration", "Rejection by predictive entropy"]
+    heading, rows = by_title["Calibration"]
+    assert [row[0] for row in rows] == ["average of 5 gammas", "one gamma, mean"]
+    assert rows[0][1] == round(figures["accuracy of the average (%)"], 2)
+    assert all(len(row) == len(heading) for row in rows)
+    heading, rows = by_title["Rejection by predictive entropy"]
+    assert [row[0] for row in rows] == [0, 5, 10, 20, 30, 50]
+    assert rows[0][1:] == (
+        round(figures["accuracy of the average (%)"], 2),
+        round(figures["accuracy of one gamma (%)"], 2),
+    )
+    assert rows[0][1] < rows[2][1] <= rows[5][1]
+    assert rows[3][1] == round(figures["accuracy with 20 % rejected (%)"], 2)
+    assert [path.name for _, path in outcome.pictures] == [
+        *("calibration.png", "rejection.png", "entropy.png", "images.png", "gammas.png")
+    ]
+    assert all(path.stat().st_size > 5000 for _, path in outcome.pictures)
+
+
+def test_a_plain_network_is_an_average_of_one(
+    finished: tuple[BayesTask, Model, Outcome], tmp_path: Path
+) -> None:
+    task, _, family = finished
+    model = trained(task, "plain", 60)
+    outcome = task.finish(model, tmp_path)
+    figures = outcome.figures
+    assert set(figures) == set(family.figures)
+    at = task.at(model, 0.5)
+    assert figures["accuracy of the average (%)"] == pytest.approx(at["accuracy"])
+    assert figures["log-loss of one gamma"] == pytest.approx(at["loss"])
+    assert figures["disagreement of two gammas (%)"] == 0.0
+    assert figures["mutual information, right answers"] == 0.0
+    assert figures["wrong answers by mutual information, AUROC"] == 0.5  # it says nothing
+    for _, heading, rows in outcome.tables:
+        assert all(len(row) == len(heading) for row in rows)
+    assert [row[0] for row in outcome.tables[0][2]] == ["the network"]
+    assert list(outcome.tables[1][1]) == ["rejected (%)", "the network: accuracy (%)"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("calibration.png", "rejection.png", "entropy.png", "images.png")
+    }
+
+
+def test_a_model_that_came_to_nothing_is_told_of(task: BayesTask, tmp_path: Path) -> None:
+    model = task.model("classical", 0)
+    for parameter in model.parameters():
+        parameter.data.fill_(math.nan)
+    figures = task.finish(model, tmp_path).figures
+    assert math.isnan(figures["log-loss of the average"])
+    assert math.isnan(figures["calibration error of the average (%)"])
+    assert math.isnan(figures["wrong answers by entropy, AUROC"])
+
+
+def test_the_posterior_is_the_prior_of_gamma() -> None:
+    for prior, mean, std in (("uniform", 0.5, 12**-0.5), ("normal", 0.0, 1.0)):
+        config = replace(SMALL, prior=prior, dimensions=4, posterior_samples=5000)
+        gammas = BayesTask(config, CPU).posterior()
+        assert gammas.shape == (5000, 4)
+        torch.testing.assert_close(gammas.mean(dim=0), torch.full((4,), mean), atol=0.05, rtol=0)
+        torch.testing.assert_close(gammas.std(dim=0), torch.full((4,), std), atol=0.05, rtol=0)
+
+
+# --- data -------------------------------------------------------------------------
+
+
+def write_digits(folder: Path, size: int, mode: str, each: int = 8) -> Path:
+    """Real digits as files, in a folder for every class."""
+    split = digits()
+    for label, name in ((0, "nought"), (1, "one"), (7, "seven")):
+        (folder / name).mkdir(parents=True)
+        chosen = split.train.images[split.train.labels == label][:each]
+        for i, image in enumerate(chosen):
+            pixels = image[0].mul(255.0).byte().numpy()
+            Image.fromarray(pixels).resize((size, size)).convert(mode).save(
+                folder / name / f"{i}.png"
+            )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("size", "grey", "primary"),
+    [(28, True, LeNet), (8, True, LeNet), (32, True, ResNetLike), (40, False, ResNetLike)],
+)
+def test_images_of_ones_own(tmp_path: Path, size: int, grey: bool, primary: type) -> None:
+    folder = write_digits(tmp_path / "mine", 48, "L" if grey else "RGB")
+    config = replace(SMALL, data="folder", data_dir=folder, size=size, grey=grey)
+    task = BayesTask(config, CPU)
+    assert "images of mine, 3 classes" in task.note
+    batch = next(task.batches(4, 0))
+    assert batch.images.shape == (4, 1 if grey else 3, size, size)
+    assert batch.images.dtype == torch.float32
+    model = task.model("mip", 0)
+    assert type(model.primary) is primary
+    assert model(batch.images, gamma=0.5).shape == (4, 3)
+
+
+def test_images_of_ones_own_are_not_turned(tmp_path: Path) -> None:
+    folder = write_digits(tmp_path / "mine", 48, "RGB")
+    task = BayesTask(replace(SMALL, data="folder", data_dir=folder, size=32, dimensions=2), CPU)
+    (tmp_path / "out").mkdir()
+    outcome = task.finish(task.model("mip", 0), tmp_path / "out")
+    assert not any("turned" in name for name in outcome.figures)  # that may be of the task
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("calibration.png", "rejection.png", "entropy.png", "images.png")
+    }
+
+
+def test_augmentation_can_be_left_out(tmp_path: Path) -> None:
+    folder = write_digits(tmp_path / "mine", 48, "RGB")
+    config = replace(SMALL, data="folder", data_dir=folder, size=32)
+    with_it, without = (BayesTask(replace(config, augment=on), CPU) for on in (True, False))
+    assert isinstance(with_it.split.augment, Augmentation)
+    assert without.split.augment is None
+    whole = without.train.unit().images
+    for task, kept in ((with_it, False), (without, True)):
+        images = next(task.batches(4, 0)).images
+        found = [any(torch.equal(image, known) for known in whole) for image in images]
+        assert found == [kept] * 4
+
+
+def test_mnist_and_flowers_are_asked_for_as_the_paper_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = BayesTask(replace(SMALL, data="mnist", data_dir=write_idx(tmp_path)), CPU)
+    assert "80 images to train (20 held out)" in task.note
+    assert type(task.model("mip", 0).primary) is LeNet
+    asked: list[Any] = []
+
+    def stand_in(folder: Path, size: int, **options: Any) -> Any:
+        asked.append((folder, size, options))
+        return digits(32)
+
+    monkeypatch.setattr(bayes, "flowers102", stand_in)
+    BayesTask(replace(SMALL, data="flowers102", data_dir=tmp_path), CPU)
+    BayesTask(replace(SMALL, data="flowers102", size=64, use_valid=True, augment=False), CPU)
+    assert asked == [
+        (tmp_path, 256, {"use_valid": False, "whole": True}),
+        (None, 64, {"use_valid": True, "whole": False}),
+    ]
+    assert flowers102 is not stand_in
+
+
+# --- settings ---------------------------------------------------------------------
+
+
+def test_bad_settings_are_refused(tmp_path: Path) -> None:
+    for config, words in (
+        (Bayes(size=16), "--size was 16, of grey images; expected 32 or more, for the ResNet-like"),
+        (Bayes(data="mnist", size=32), "--size was 32; MNIST is 28 pixels high and wide."),
+        (
+            Bayes(data="mnist", grey=True),
+            "--grey was given with --data mnist; it is for --data folder alone.",
+        ),
+        (
+            Bayes(use_valid=True),
+            "--use-valid was given with --data digits; it is for --data flowers102 alone.",
+        ),
+        (Bayes(data="folder"), "--data folder needs --data-dir, the folder with your images."),
+        (
+            Bayes(data="folder", data_dir=write_digits(tmp_path, 28, "L"), size=28),
+            "--size was 28, of colour images; expected 32 or more, for the ResNet-like network, or "
+            "grey images of 8 or 28 pixels, for LeNet.",
+        ),
+    ):
+        with pytest.raises(LabError) as raised:
+            BayesTask(config, CPU)
+        assert str(raised.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    "option", ["dimensions", "evaluation_gammas", "evaluation_images", "posterior_samples"]
+)
+def test_counts_that_are_too_small_are_refused(option: str) -> None:
+    least = 2 if option in ("evaluation_gammas", "posterior_samples") else 1
+    words = f"--{option.replace('_', '-')} was {least - 1}; expected {least} or more."
+    with pytest.raises(LabError) as raised:
+        BayesTask(Bayes(**{option: least - 1}), CPU)
+    assert str(raised.value) == words
