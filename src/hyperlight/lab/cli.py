@@ -300,6 +300,7 @@ def _command() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for what a person can put right)."""
     _ARGUMENTS[:] = sys.argv[1:] if arguments is None else list(arguments)
+    console.quiet = False
     try:
         chosen = app.cli(
             prog="hyperlight",
@@ -308,12 +309,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         chosen.run()
     except HyperLightError as error:
-        say(Text.assemble(("error: ", "bold red"), str(error)), Console(stderr=True))
+        say(Text.assemble(("error: ", "bold red"), str(error)), _stderr())
         return 2
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on from here")
+        _stderr().print("interrupted; the same command goes on from here")
         return 130
     return 0
+
+
+def _stderr() -> Console:
+    """Where one of several processes says what ended all of them."""
+    return Console(stderr=True, quiet=console.quiet)
 
 
 def entry() -> None:
