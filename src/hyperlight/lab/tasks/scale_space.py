@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from ... import CosSin, Uniform, hypernetize
+from ... import Uniform
 from ..data import (
     Batches,
     Images,
@@ -46,7 +46,7 @@ from ..normalization import (
 )
 from ..primaries import ResNetLike, UNet
 from ..registration import dice, soft_dice
-from .base import ALONE, SWITCHES, Fixed, Formulation, Metric, Model, Outcome, Share
+from .base import ALONE, Fixed, Formulation, Hypernetwork, Metric, Model, Outcome, Share
 
 __all__ = ["TRAINING", "ScaleSpace", "ScaleSpaceTask"]
 
@@ -54,7 +54,12 @@ Problem = Literal["classification", "segmentation"]
 
 # The paper's rate and decay, for both optimizers (A.4). It names no batch size, and decoupled
 # decay for HyperMorph alone (A.3).
-TRAINING = {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-3, "batch_size": 32}
+TRAINING: dict[str, Any] = {
+    "optimizer": "adamw",
+    "lr": 1e-4,
+    "weight_decay": 1e-3,
+    "batch_size": 32,
+}
 
 _PROBLEMS: dict[str, tuple[Problem, ...]] = {
     "digits": ("classification", "segmentation"),
@@ -68,7 +73,7 @@ _PIXELS = 2**21  # of the images that are tested at once
 
 
 @dataclass(frozen=True)
-class ScaleSpace:
+class ScaleSpace(Hypernetwork):
     """A hypernetwork for every rescaling factor of its primary (paper, sections 5.1 and A.4)."""
 
     data: Literal["digits", "flowers102", "ptbp", "oasis", "folder"] = "digits"
@@ -94,11 +99,6 @@ class ScaleSpace:
     normalization: Normalization = "none"
     """What the paper compares with: batch or layer normalisation in the primary, layer
     normalisation in the hypernetwork, or weight normalisation of what it predicts."""
-    hidden: tuple[int, ...] = (16, 128)
-    """Widths of the hypernetwork's hidden layers."""
-    encoding: Literal["unit-norm", "per-input"] = "unit-norm"
-    """Where inputs are encoded: norm 1 over all of gamma, or of each entry (the paper's). With
-    the one input of this task it is the same."""
     label_smoothing: float = 0.1
     """Share of every label that is spread evenly over all classes in training to classify."""
     dice_from: int = 1000
@@ -108,21 +108,25 @@ class ScaleSpace:
     evaluation_gammas: int = 5
     """Number of gammas, spread evenly from above 0 to 0.5, that a test figure is the mean of."""
     evaluation_images: int = 500
-    """Test images that are used during training (drawn once); the last figure uses all."""
+    """Test images that are used during training (drawn once)."""
+    final_images: int | None = None
+    """Test images that the figures in the end are of, at most (drawn once); by default all."""
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
+        super().check()
         for option, least in (
             ("levels", 1),
             ("channels", 1),
             ("dice_from", 0),
             ("evaluation_gammas", 2),
             ("evaluation_images", 1),
+            ("final_images", 1),
         ):
-            if getattr(self, option) < least:
+            value = getattr(self, option)
+            if value is not None and value < least:
                 raise LabError(
-                    f"--{option.replace('_', '-')} was {getattr(self, option)}; expected {least} "
-                    "or more."
+                    f"--{option.replace('_', '-')} was {value}; expected {least} or more."
                 )
         if not self.stages or min(self.stages) < 1:
             raise LabError(
@@ -132,6 +136,11 @@ class ScaleSpace:
             raise LabError(f"--size was {self.size}; expected a height and width of 1 or more.")
         if not 0.0 <= self.gamma <= _LARGEST:
             raise LabError(f"--gamma was {self.gamma}; expected a number from 0 to 0.5.")
+        if self.normalization == "layernorm-h" and self.init not in ("fan_out", "zero"):
+            raise LabError(
+                f"--init was {self.init}, which is measured without the layers of --normalization "
+                "layernorm-h; expected fan_out or zero."
+            )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise LabError(
                 f"--label-smoothing was {self.label_smoothing}; expected a share, from 0 to less "
@@ -191,8 +200,10 @@ class ScaleSpaceTask:
         self.note = self.split.note
         self.train: Images | Scans = self.split.train.to(device)
         self.test: Images | Scans = self.split.test.to(device)
-        few = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
-        self.few = self.test[few[: config.evaluation_images].to(device)]
+        order = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
+        self.few = self.test[order[: config.evaluation_images].to(device)]
+        if config.final_images is not None:
+            self.test = self.test[order[: config.final_images].sort().values.to(device)]
         if isinstance(self.split, ImageSplit):
             self.metric = Metric("accuracy", "%")
             self.labels = self.split.classes
@@ -218,15 +229,8 @@ class ScaleSpaceTask:
                         "plain network has none. Leave it out."
                     )
                 return Fixed(primary, {"gamma": torch.tensor(config.gamma)}).to(self.device)
-            encode, residual = SWITCHES[formulation]
-            model = hypernetize(
-                primary,
-                inputs={"gamma": self.space},
-                targets=is_no_gain if config.normalization == "weightnorm" else None,
-                hidden=config.hidden,
-                encoding=CosSin(config.encoding == "per-input") if encode else None,
-                residual=residual,
-            )
+            targets = is_no_gain if config.normalization == "weightnorm" else None
+            model = config.build(primary, {"gamma": self.space}, formulation, targets)
             if config.normalization == "layernorm-h":
                 normalize_features(model.hypernet)
         return model.to(self.device)
@@ -375,24 +379,21 @@ class ScaleSpaceTask:
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
-    def finish(self, model: Model, folder: Path) -> Outcome:
+    def finish(self, model: Model, folder: Path | None) -> Outcome:
         """Figures and costs against gamma on the whole test set, and pictures.
 
         A plain network has the figures of its one gamma alone.
         """
-        pictures = []
-        if isinstance(self.test, Scans):
-            pictures.append(
-                ("Scans, their labels, and what is found over gamma", folder / "segmented.png")
-            )
-            shown = [self.config.gamma] if isinstance(model, Fixed) else [i / 10 for i in range(6)]
+        single, config = isinstance(model, Fixed), self.config
+        pictures: list[tuple[str, Path]] = []
+        if folder is not None and isinstance(self.test, Scans):
+            caption = "Scans, their labels, and what is found over gamma"
+            pictures.append((caption, folder / "segmented.png"))
+            shown = [config.gamma] if single else [i / 10 for i in range(6)]
             self._gallery(model, self.test, shown).savefig(pictures[0][1], dpi=110)
-        if isinstance(model, Fixed):
-            gamma = self.config.gamma
-            return Outcome(
-                figures={**self.at(model, gamma), **self.costs(model, [gamma])[0]},
-                pictures=pictures,
-            )
+        if single:
+            found = {**self.at(model, config.gamma), **self.costs(model, [config.gamma])[0]}
+            return Outcome(figures=found, pictures=pictures)
         gammas = [_LARGEST * i / 10 for i in range(11)]
         rows = [
             {**figures, **cost}
@@ -400,9 +401,11 @@ class ScaleSpaceTask:
                 self._rows(model, gammas, self.test), self.costs(model, gammas), strict=True
             )
         ]
-        title = f"{self.metric.name} ({self.metric.unit})" if self.metric.unit else self.metric.name
-        pictures.insert(0, (f"{title} and time per image against gamma", folder / "family.png"))
-        _curves(gammas, rows, self.metric.name, title).savefig(pictures[0][1], dpi=110)
+        title = self.metric.heading
+        if folder is not None:
+            caption = f"{title} and time per image against gamma"
+            pictures.insert(0, (caption, folder / "family.png"))
+            _curves(gammas, rows, self.metric.name, title).savefig(pictures[0][1], dpi=110)
         figures = {
             f"{name} at gamma {gammas[i]:g}": rows[i][name]
             for i in (10, 5)
