@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from PIL import Image
 from torch.nn import functional as F
 
@@ -19,6 +20,7 @@ from hyperlight.lab.registration import dice, soft_dice
 from hyperlight.lab.tasks import scale_space
 from hyperlight.lab.tasks.base import SWITCHES, Fixed, Task
 from hyperlight.lab.tasks.scale_space import TRAINING, ScaleSpace, ScaleSpaceTask
+from hyperlight.lab.train import Training, train
 
 from .making import REAL_DATA, needs_real_data
 
@@ -200,6 +202,44 @@ def test_the_least_gamma_leaves_one_pixel_and_works(task: ScaleSpaceTask) -> Non
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_fewer_images_for_the_figures_in_the_end(digits: ScaleSpaceTask) -> None:
+    task = ScaleSpaceTask(ScaleSpace(**SMALL, final_images=60), CPU)
+    assert (len(digits.test), len(task.test), len(task.few)) == (360, 60, 40)
+    assert torch.equal(task.few.images, digits.few.images)
+    kept = {tuple(image.flatten().tolist()) for image in task.test.images}
+    assert {tuple(image.flatten().tolist()) for image in task.few.images} <= kept
+    model = task.model("mip", 0)
+    assert task.at(model, 0.3) == task.measure(model.eval().bind(gamma=0.3), task.test, 0.3)
+    assert task.finish(model, None).pictures == []
+
+
+@pytest.mark.parametrize("problem", ["classification", "segmentation"])
+def test_the_loop_trains_it_and_goes_on_after_a_stop(
+    problem: Any, fabric: Fabric, tmp_path: Path
+) -> None:
+    config = {**SMALL, "problem": problem, "evaluation_images": 9, "final_images": 20}
+    task = ScaleSpaceTask(ScaleSpace(**config), CPU)
+    settings = Training(**{**TRAINING, "batch_size": 4}, steps=4, evaluate_every=2, target=None)
+    whole = list(train(task, "mip", 0, settings, fabric, tmp_path / "a"))[-1]
+    assert whole.outcome is not None
+    assert all(math.isfinite(loss) for loss in whole.loss)
+    stopped = train(task, "mip", 0, settings, fabric, tmp_path / "b", stop=lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        list(stopped)
+    again = list(train(task, "mip", 0, settings, fabric, tmp_path / "b"))[-1]
+    assert again.resumed == [1]
+    assert again.loss == whole.loss
+
+
+def test_bfloat16_gives_nearly_the_same_loss(task: ScaleSpaceTask) -> None:
+    model, batch = task.model("mip", 0), next(task.batches(4, 0))
+    gamma = {"gamma": torch.tensor(0.3)}
+    with torch.no_grad():
+        expected = float(task.loss(model, batch, gamma, 999))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert float(task.loss(model, batch, gamma, 999)) == pytest.approx(expected, rel=0.05)
+
+
 def test_operations_grow_with_gamma_and_are_counted_by_hand(digits: ScaleSpaceTask) -> None:
     model = digits.model("mip", 0)
     gammas = [0.0, 0.1, 0.25, 0.4, 0.5]
@@ -358,6 +398,12 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     refused(r"--stages was \(\); expected feature channels", stages=())
     refused("--gamma was 0.6; expected a number from 0 to 0.5", gamma=0.6)
     refused("--label-smoothing was 1.0; expected a share", label_smoothing=1.0)
+    refused(
+        "--init was relative, which is measured without .* expected fan_out or zero",
+        normalization="layernorm-h",
+        init="relative",
+    )
+    refused("--final-images was 0; expected 1 or more", final_images=0)
     refused(r"--size was \(8, 0\); expected a height and width of 1", size=(8, 0))
     refused(r"--size was \(8, 9\); the images of digits are square", size=(8, 9))
     refused("--data folder needs --problem: classification .* or segm", data="folder")

@@ -108,7 +108,9 @@ class ScaleSpace(Hypernetwork):
     evaluation_gammas: int = 5
     """Number of gammas, spread evenly from above 0 to 0.5, that a test figure is the mean of."""
     evaluation_images: int = 500
-    """Test images that are used during training (drawn once); the last figure uses all."""
+    """Test images that are used during training (drawn once)."""
+    final_images: int | None = None
+    """Test images that the figures in the end are of, at most (drawn once); by default all."""
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
@@ -119,11 +121,12 @@ class ScaleSpace(Hypernetwork):
             ("dice_from", 0),
             ("evaluation_gammas", 2),
             ("evaluation_images", 1),
+            ("final_images", 1),
         ):
-            if getattr(self, option) < least:
+            value = getattr(self, option)
+            if value is not None and value < least:
                 raise LabError(
-                    f"--{option.replace('_', '-')} was {getattr(self, option)}; expected {least} "
-                    "or more."
+                    f"--{option.replace('_', '-')} was {value}; expected {least} or more."
                 )
         if not self.stages or min(self.stages) < 1:
             raise LabError(
@@ -133,6 +136,11 @@ class ScaleSpace(Hypernetwork):
             raise LabError(f"--size was {self.size}; expected a height and width of 1 or more.")
         if not 0.0 <= self.gamma <= _LARGEST:
             raise LabError(f"--gamma was {self.gamma}; expected a number from 0 to 0.5.")
+        if self.normalization == "layernorm-h" and self.init not in ("fan_out", "zero"):
+            raise LabError(
+                f"--init was {self.init}, which is measured without the layers of --normalization "
+                "layernorm-h; expected fan_out or zero."
+            )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise LabError(
                 f"--label-smoothing was {self.label_smoothing}; expected a share, from 0 to less "
@@ -192,8 +200,10 @@ class ScaleSpaceTask:
         self.note = self.split.note
         self.train: Images | Scans = self.split.train.to(device)
         self.test: Images | Scans = self.split.test.to(device)
-        few = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
-        self.few = self.test[few[: config.evaluation_images].to(device)]
+        order = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
+        self.few = self.test[order[: config.evaluation_images].to(device)]
+        if config.final_images is not None:
+            self.test = self.test[order[: config.final_images].sort().values.to(device)]
         if isinstance(self.split, ImageSplit):
             self.metric = Metric("accuracy", "%")
             self.labels = self.split.classes
@@ -219,12 +229,8 @@ class ScaleSpaceTask:
                         "plain network has none. Leave it out."
                     )
                 return Fixed(primary, {"gamma": torch.tensor(config.gamma)}).to(self.device)
-            model = config.build(
-                primary,
-                {"gamma": self.space},
-                formulation,
-                targets=is_no_gain if config.normalization == "weightnorm" else None,
-            )
+            targets = is_no_gain if config.normalization == "weightnorm" else None
+            model = config.build(primary, {"gamma": self.space}, formulation, targets)
             if config.normalization == "layernorm-h":
                 normalize_features(model.hypernet)
         return model.to(self.device)
@@ -378,19 +384,16 @@ class ScaleSpaceTask:
 
         A plain network has the figures of its one gamma alone.
         """
+        single, config = isinstance(model, Fixed), self.config
         pictures: list[tuple[str, Path]] = []
         if folder is not None and isinstance(self.test, Scans):
-            pictures.append(
-                ("Scans, their labels, and what is found over gamma", folder / "segmented.png")
-            )
-            shown = [self.config.gamma] if isinstance(model, Fixed) else [i / 10 for i in range(6)]
+            caption = "Scans, their labels, and what is found over gamma"
+            pictures.append((caption, folder / "segmented.png"))
+            shown = [config.gamma] if single else [i / 10 for i in range(6)]
             self._gallery(model, self.test, shown).savefig(pictures[0][1], dpi=110)
-        if isinstance(model, Fixed):
-            gamma = self.config.gamma
-            return Outcome(
-                figures={**self.at(model, gamma), **self.costs(model, [gamma])[0]},
-                pictures=pictures,
-            )
+        if single:
+            found = {**self.at(model, config.gamma), **self.costs(model, [config.gamma])[0]}
+            return Outcome(figures=found, pictures=pictures)
         gammas = [_LARGEST * i / 10 for i in range(11)]
         rows = [
             {**figures, **cost}
@@ -398,11 +401,11 @@ class ScaleSpaceTask:
                 self._rows(model, gammas, self.test), self.costs(model, gammas), strict=True
             )
         ]
-        title = f"{self.metric.name} ({self.metric.unit})" if self.metric.unit else self.metric.name
+        title = self.metric.heading
         if folder is not None:
-            curves = (f"{title} and time per image against gamma", folder / "family.png")
-            _curves(gammas, rows, self.metric.name, title).savefig(curves[1], dpi=110)
-            pictures.insert(0, curves)
+            caption = f"{title} and time per image against gamma"
+            pictures.insert(0, (caption, folder / "family.png"))
+            _curves(gammas, rows, self.metric.name, title).savefig(pictures[0][1], dpi=110)
         figures = {
             f"{name} at gamma {gammas[i]:g}": rows[i][name]
             for i in (10, 5)
