@@ -322,6 +322,14 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     for config, words in (
         (Bayes(size=16), "--size was 16, of grey images; expected 32 or more, for the ResNet-like"),
         (Bayes(data="mnist", size=32), "--size was 32; MNIST is 28 pixels high and wide."),
+        (
+            Bayes(data="mnist", grey=True),
+            "--grey was given with --data mnist; it is for --data folder alone.",
+        ),
+        (
+            Bayes(use_valid=True),
+            "--use-valid was given with --data digits; it is for --data flowers102 alone.",
+        ),
         (Bayes(data="folder"), "--data folder needs --data-dir, the folder with your images."),
         (
             Bayes(data="folder", data_dir=write_digits(tmp_path, 28, "L"), size=28),

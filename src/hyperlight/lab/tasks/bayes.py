@@ -85,6 +85,12 @@ class Bayes(Hypernetwork):
                     f"--{option.replace('_', '-')} was {getattr(self, option)}; expected {least} "
                     "or more."
                 )
+        for option, data in (("grey", "folder"), ("use_valid", "flowers102")):
+            if getattr(self, option) and self.data != data:
+                raise LabError(
+                    f"--{option.replace('_', '-')} was given with --data {self.data}; it is for "
+                    f"--data {data} alone."
+                )
 
 
 def _split(config: Bayes) -> ImageSplit:
@@ -111,11 +117,9 @@ def _split(config: Bayes) -> ImageSplit:
     )
 
 
-def _classifier(channels: int, size: int, classes: int) -> nn.Module:
-    """LeNet for grey images of 28 pixels (or 8), the ResNet-like network for all others."""
-    if channels == 1 and size in (8, 28):
-        return LeNet(size, channels, classes)
-    return ResNetLike(channels, classes)
+def _for_lenet(channels: int, size: int) -> bool:
+    """Which images are LeNet's: grey ones of 28 pixels, or 8; all others are ResNetLike's."""
+    return channels == 1 and size in (8, 28)
 
 
 class BayesTask:
@@ -134,7 +138,7 @@ class BayesTask:
         self.test = self.split.test.to(device)
         # Of the test images: those to train may be larger, to be cropped.
         self.channels, _, self.size = self.test.images.shape[1:]
-        if self.size < 32 and not (self.channels == 1 and self.size in (8, 28)):
+        if self.size < 32 and not _for_lenet(self.channels, self.size):
             kind = "grey" if self.channels == 1 else "colour"
             raise LabError(
                 f"--size was {self.size}, of {kind} images; expected 32 or more, for the "
@@ -151,7 +155,11 @@ class BayesTask:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            primary = _classifier(self.channels, self.size, self.split.classes)
+            primary: nn.Module
+            if _for_lenet(self.channels, self.size):
+                primary = LeNet(self.size, self.channels, self.split.classes)
+            else:
+                primary = ResNetLike(self.channels, self.split.classes)
             if formulation == "plain":
                 return Fixed(primary, {}).to(self.device)
             model = self.config.build(primary, {"gamma": self.space}, formulation)
@@ -205,7 +213,10 @@ class BayesTask:
         return torch.cat([net(data[index].unit().images) for index in rows])
 
     def posterior(self) -> Tensor:
-        """The gammas that are averaged over, always the same draws: ``(M,) + event_shape``."""
+        """The gammas whose networks are averaged, always the same: ``(M,) + event_shape``.
+
+        Each picks a network of the family that stands for the posterior (Ukai et al. 2018).
+        """
         generator = torch.Generator().manual_seed(0)
         draws = self.space.sample((self.config.posterior_samples,), generator=generator)
         return draws.to(self.device)
