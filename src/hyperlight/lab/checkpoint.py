@@ -29,8 +29,9 @@ from .tasks.base import Fixed, Formulation, Model
 
 __all__ = ["Checkpoint", "RunFolder", "differences", "digest", "identity"]
 
-# Counted up when the meaning of a setting changes: a run of old is then none of the new.
-FORMAT = 1
+# Counted up when a default or the meaning of a setting changes: a run of old is then none of the
+# new. Runs of format 1 named all settings, also those that were the defaults.
+FORMAT = 2
 
 Identity = dict[str, Any]
 
@@ -43,8 +44,9 @@ def identity(
 ) -> Identity:
     """Everything that the numbers of a run depend on, and nothing else, as JSON has it.
 
-    Where the data lie, on what device and how often a checkpoint is kept is no part of it;
-    the folder of a user's own data is.
+    Settings count where they differ from their defaults: an option that is added later leaves
+    the runs of before what they were. Where the data lie, on what device and how often a
+    checkpoint is kept is no part of it; the folder of a user's own data is.
 
     Args:
         task: its name.
@@ -53,23 +55,34 @@ def identity(
         formulation: how weights are made.
         seed: the replica.
     """
-    about = dataclasses.asdict(config)
+    about = _changed(config)
     folder = about.pop("data_dir", None)
     if about.get("data") == "folder" and folder is not None:
         about["data_dir"] = str(Path(folder).resolve())
+    how = _changed(training)
     found: Identity = json.loads(
         json.dumps(
             {
                 "format": FORMAT,
                 "task": task,
                 "config": about,
-                "training": training.decisive(),
+                "training": {name: how[name] for name in training.decisive() if name in how},
                 "formulation": formulation,
                 "seed": seed,
             }
         )
     )
     return found
+
+
+def _changed(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults."""
+    defaults = type(settings)()
+    return {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if value != getattr(defaults, name)
+    }
 
 
 def digest(about: Identity, length: int = 12) -> str:
@@ -79,10 +92,10 @@ def digest(about: Identity, length: int = 12) -> str:
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """What two identities differ in, a line each: ``lr: 0.001, now 0.0003``."""
+    """What two identities differ in, a line each: ``lr: 0.001, now the default``."""
     lines = []
     for key in dict.fromkeys((*found, *expected)):
-        a, b = found.get(key), expected.get(key)
+        a, b = found.get(key, "the default"), expected.get(key, "the default")
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b)
         elif a != b:

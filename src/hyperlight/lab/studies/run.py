@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def _file(table: Table) -> str:
 
 def _varied(groups: Sequence[Group]) -> list[str]:
     """The settings in which the groups differ, by name."""
-    flat = [_flat(group.spec.about) for group in groups]
+    flat = [_settings(group) for group in groups]
     names = dict.fromkeys(name for about in flat for name in about)
     return [
         name
@@ -155,11 +156,11 @@ def _varied(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in about.items():
-        found.update(_flat(value) if isinstance(value, dict) else {name: value})
-    return found
+def _settings(group: Group) -> dict[str, Any]:
+    """All that a run's numbers depend on, by name, the defaults as well."""
+    spec = group.spec
+    config = {k: v for k, v in dataclasses.asdict(spec.config).items() if k != "data_dir"}
+    return {"task": spec.task, **config, **spec.training.decisive()}
 
 
 def _curves(results: Results) -> str:
@@ -168,7 +169,7 @@ def _curves(results: Results) -> str:
     heading = ["formulation", *varied, "seed", "step", "seconds", "train_loss", *names]
     rows = []
     for group in results:
-        about = _flat(group.spec.about)
+        about = _settings(group)
         settings = [_cell(about.get(name, "")) for name in varied]
         for run in group.runs:
             for p in run.points:

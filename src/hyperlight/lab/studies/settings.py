@@ -123,7 +123,7 @@ def _common(place: Place) -> dict[str, Any]:
 
 
 def _mnist(place: Place, config: Mapping[str, Any], **how: Any) -> Spec:
-    few = {"data": "mnist", "evaluation_images": 500, "posterior_samples": 2}
+    few = {"data": "mnist", "evaluation_images": 500}
     how = {"evaluate_every": 50, "device": place.device, **how}
     return base("bayes", {**_common(place), **few, **config}, how)
 
