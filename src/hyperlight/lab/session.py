@@ -123,35 +123,44 @@ class Session:
 
         Args:
             overwrite: replace what is there, whatever it is.
-            restart: replace what is there unless it is this session and not finished.
+            restart: replace what is there unless it is this session and has no report yet.
 
         Raises:
             LabError: the settings cannot be trained with, and the folder is left as it is; the
                 folder cannot be made, or holds something else.
         """
         self._check()
+        refused = ""
         if self.fabric.is_global_zero:
-            found = self._found()
-            same = found == self.about
-            if restart:
-                overwrite = not same or (self.finished and (self.folder / report.PAGE).is_file())
-            if overwrite or not same:
-                if not overwrite and found is not None:
-                    lines = differences(found, self.about)
-                    raise LabError(
-                        f"{self.folder} holds runs with other settings ({'; '.join(lines)}). "
-                        "Choose another --out, or pass --overwrite to replace them."
-                    )
-                claim_folder(self.folder, overwrite)
-                self._clear()
-            config = {
-                "settings": self.settings,
-                "provenance": provenance(self.command),
-                "identity": self.about,
-            }
-            text = json.dumps(config, indent=2, default=str) + "\n"
-            write_text(self.folder / "config.json", text)
-        self.fabric.barrier()
+            try:
+                self._claim(overwrite, restart)
+            except LabError as error:
+                refused = str(error)
+        refused = self.fabric.broadcast(refused)
+        if refused:  # in every process, so that none waits for the others
+            raise LabError(refused)
+
+    def _claim(self, overwrite: bool, restart: bool) -> None:
+        found = self._found()
+        same = found == self.about
+        if restart:
+            overwrite = not same or (self.finished and (self.folder / report.PAGE).is_file())
+        if overwrite or not same:
+            if not overwrite and found is not None:
+                lines = differences(found, self.about)
+                raise LabError(
+                    f"{self.folder} holds runs with other settings ({'; '.join(lines)}). "
+                    "Choose another --out, or pass --overwrite to replace them."
+                )
+            claim_folder(self.folder, overwrite)
+            self._clear()
+        config = {
+            "settings": self.settings,
+            "provenance": provenance(self.command),
+            "identity": self.about,
+        }
+        text = json.dumps(config, indent=2, default=str) + "\n"
+        write_text(self.folder / "config.json", text)
 
     def _check(self) -> None:
         """Refuse what models or batches of the task refuse."""
@@ -197,7 +206,9 @@ class Session:
                     for name in self.formulations
                 }
                 done: dict[Formulation, Run] = {}
-                try:
+                with contextlib.ExitStack() as interrupted:
+                    for turn in turns.values():
+                        interrupted.callback(turn.close)
                     while turns:
                         for name, turn in list(turns.items()):
                             run = next(turn, None)
@@ -206,9 +217,6 @@ class Session:
                             else:
                                 done[name] = run
                                 board.show(run)
-                finally:
-                    for turn in turns.values():
-                        turn.close()
                 runs += done.values()
                 board.end(list(done.values()))
         return runs
