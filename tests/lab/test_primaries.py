@@ -145,10 +145,11 @@ def test_a_side_is_the_nearest_to_its_share(n: int, factor: float) -> None:
     assert found >= rescale(torch.empty(1, 1, n, 1), 0.9 * factor).shape[-2]
 
 
-@given(st.integers(1, 300), st.integers(0, 1000))
-def test_a_factor_in_single_precision_gives_the_same_sizes(n: int, thousandths: int) -> None:
-    factor, maps = thousandths / 1000, torch.empty(1, 1, n, 1)
-    assert rescale(maps, float(torch.tensor(factor))).shape == rescale(maps, factor).shape
+def test_a_factor_in_single_precision_gives_the_same_sizes() -> None:
+    for n in range(1, 41):  # many of these shares end in a half
+        for hundredths in range(51):
+            factor, maps = hundredths / 100, torch.empty(1, 1, n, 1)
+            assert rescale(maps, float(torch.tensor(factor))).shape == rescale(maps, factor).shape
 
 
 @given(st.integers(2, 99), st.integers(2, 99))

@@ -301,6 +301,28 @@ def test_the_family_learns_to_segment(tmp_path: Path) -> None:
     assert "dice at gamma 0.25" in outcome.figures
 
 
+def test_every_normalization_is_where_it_belongs() -> None:
+    places = {
+        "batchnorm-p": "primary.stages.0.norms.0.running_mean",
+        "layernorm-p": "primary.stages.0.norms.0.weight",
+        "layernorm-h": "hypernet.trunk.activations.0.0.weight",
+        "weightnorm": "primary.stages.0.conv1.parametrizations.weight.0.gain",
+    }
+    assert {"none", *places} == set(get_args(Normalization))
+    for normalization in get_args(Normalization):
+        model = ScaleSpaceTask(ScaleSpace(**SMALL, normalization=normalization), CPU).model(
+            "mip", 0
+        )
+        names = set(model.state_dict())
+        found = {key for key, name in places.items() if name in names}
+        if normalization == "batchnorm-p":  # whose layers have weights as well
+            found.remove("layernorm-p")
+        assert found == {normalization} - {"none"}
+        predicted = model.predict(gamma=0.1)
+        assert len(predicted) == 20  # six tensors of each stage, and two of the last layer
+        assert not any("norms" in name or "gain" in name for name in predicted)
+
+
 @pytest.mark.parametrize("normalization", get_args(Normalization))
 @pytest.mark.parametrize("formulation", ["classical", "mip"])
 def test_every_normalization_can_be_trained_with(normalization: Any, formulation: Any) -> None:

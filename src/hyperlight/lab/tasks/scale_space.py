@@ -466,6 +466,9 @@ def _curves(gammas: list[float], rows: list[dict[str, float]], metric: str, titl
     figure = Figure(figsize=(7.0, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axis, name, label in ((left, metric, title), (right, "ms per image", "ms per image")):
-        axis.plot(gammas, [row[name] for row in rows], marker=".")
-        axis.set(xlabel="gamma", ylabel=label, ylim=(0, None))
+        values = [row[name] for row in rows]
+        axis.plot(gammas, values, marker=".")
+        axis.fill_between(gammas, values, alpha=0.15, linewidth=0)
+        axis.set(xlabel="gamma", ylabel=label)
+        axis.set_ylim(bottom=0.0)
     return figure
