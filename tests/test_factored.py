@@ -380,16 +380,19 @@ def test_a_model_is_compiled_into_one_graph(batch: tuple[int, ...]) -> None:
     frozen=st.sets(st.integers(0, 4)),
     unused=st.sets(st.integers(0, 4)),
     fixed=st.booleans(),
+    batch=st.lists(st.integers(1, 3), max_size=2).map(tuple),
 )
-def test_split_sums_are_the_sums(shapes: Any, frozen: Any, unused: Any, fixed: bool) -> None:
+def test_split_sums_are_the_sums(
+    shapes: Any, frozen: Any, unused: Any, fixed: bool, batch: Any
+) -> None:
     tensors = [
         torch.randn(shape, dtype=torch.float64).requires_grad_(i not in frozen)
         for i, shape in enumerate(shapes)
     ]
-    flat = torch.randn(sum(t.numel() for t in tensors), dtype=torch.float64)
+    flat = torch.randn((*batch, sum(t.numel() for t in tensors)), dtype=torch.float64)
     flat.requires_grad_(not fixed)
-    parts = flat.split([t.numel() for t in tensors])
-    twin = [t + part.view(t.shape) for t, part in zip(tensors, parts, strict=True)]
+    parts = flat.split([t.numel() for t in tensors], dim=-1)
+    twin = [t + part.view(batch + t.shape) for t, part in zip(tensors, parts, strict=True)]
     found = split_sums(flat, tensors)
     wanted = [t for t in (flat, *tensors) if t.requires_grad]
     assert all(torch.equal(a, b) for a, b in zip(found, twin, strict=True))
@@ -417,6 +420,19 @@ def test_split_sums_keep_the_dtype_of_each_tensor() -> None:
     found = split_sums(torch.arange(5.0), tensors)
     assert [t.dtype for t in found] == [torch.bfloat16, torch.float32]
     assert found[1].tolist() == [2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 64])
+@pytest.mark.parametrize("onednn", [True, False])
+def test_the_prediction_of_a_large_head(rows: int, onednn: bool) -> None:
+    weight, features = torch.randn(2**11 + 3, 33), torch.randn(rows, 33)
+    twin = (features.double() @ weight.double().T).float()
+    with torch.backends.mkldnn.flags(enabled=onednn):
+        for held in (weight, weight.T.contiguous().T):
+            found = kernels.product(features, held)
+            torch.testing.assert_close(found, twin, rtol=1e-5, atol=1e-5)
+            found = kernels.product(features.unsqueeze(1), held)
+            assert found.shape == (rows, 1, len(weight))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 64, 65])

@@ -277,3 +277,20 @@ def test_a_head_is_built_once() -> None:
     net = hl.HyperNet({"g": hl.Normal()}, {"w": (2,)})
     with pytest.raises(hl.ConfigurationError, match="built already. .* head of its own"):
         net.head.build(3, {}, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_prelu_has_a_slope_for_every_feature(batch: tuple[int, ...], skip: bool) -> None:
+    net = hl.HyperNet(
+        {"g": hl.Normal(3)}, {"w": (2,)}, hidden=(5, 5), activation=nn.PReLU(5), skip=skip
+    ).double()
+    for activation in net.trunk.activations:
+        nn.init.uniform_(activation.weight, -1.0, 1.0)
+    gamma = torch.randn(*batch, 3, dtype=torch.float64)
+    x = net.encode(g=gamma)
+    for layer, activation in zip(net.trunk.layers, net.trunk.activations, strict=True):
+        y = layer(x)
+        y = torch.where(y > 0.0, y, activation.weight * y)
+        x = x + y if skip and y.shape == x.shape else y
+    torch.testing.assert_close(net.features(g=gamma), x, rtol=1e-12, atol=1e-12)

@@ -48,3 +48,11 @@ def test_all_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_files_that_the_readme_points_to_exist() -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text()):
         assert (README.parent / link).exists(), link
+
+
+def test_the_loop_runs_as_the_page_about_the_lab_says() -> None:
+    page = README.parent / "docs" / "lab.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["run"].points[-1].figures["accuracy"] > 50.0  # type: ignore[attr-defined]

@@ -41,16 +41,19 @@ def test_every_way_equals_one_after_the_other(data: st.DataObject, way: Any) -> 
         "dilation": draw(st.integers(1, 2)),
         "groups": groups,
     }
+    size, kernel = (6,) * dimensions, (3,) * dimensions
     if draw(st.booleans()):
         how.update(stride=1, padding="same")
-    size = (6,) * dimensions
+    elif draw(st.booleans()):
+        kernel = size  # it covers the image, but for what padding adds
+        how["dilation"] = 1
     generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
 
     x = random(*((sets,) if own else ()), images, inputs, *size)
-    w = random(sets, outputs, inputs // groups, *(3,) * dimensions)
+    w = random(sets, outputs, inputs // groups, *kernel)
     b = random(sets, outputs) if biased else None
     function = FUNCTIONS[dimensions]
 
@@ -74,6 +77,79 @@ def test_every_way_equals_one_after_the_other(data: st.DataObject, way: Any) -> 
         strict=True,
     ):
         torch.testing.assert_close(a, c, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("how", [{}, {"groups": 2}, {"padding": 1}, {"padding": "valid"}])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_kernel_that_covers_the_image(how: dict[str, Any], biased: bool) -> None:
+    inputs = 4 // how.get("groups", 1)
+    x = torch.randn(3, 5, 4, 2, 3, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(3, 6, inputs, 2, 3, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(3, 6, dtype=torch.float64) if biased else None
+    with SetConvolutions():
+        found = torch.vmap(lambda *t: torch.conv2d(*t, **how), (0, 0, 0 if biased else None))(
+            x, w, b
+        )
+    twin = one_by_one(torch.conv2d, x, w, b, True, **how)
+    torch.testing.assert_close(found, twin, rtol=1e-12, atol=1e-12)
+    for a, c in zip(
+        torch.autograd.grad(found.square().sum(), (x, w)),
+        torch.autograd.grad(twin.square().sum(), (x, w)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, c, rtol=1e-11, atol=1e-11)
+
+
+POOLING: dict[str, tuple[int, Any]] = {
+    "max": (2, nn.MaxPool2d(2)),
+    "max with indices": (2, nn.MaxPool2d(3, 2, 1, return_indices=True)),
+    "max 1d": (1, nn.MaxPool1d(2)),
+    "max 3d": (3, nn.MaxPool3d(2, ceil_mode=True)),
+    "average": (2, nn.AvgPool2d(3, 2, 1, count_include_pad=False)),
+    "average 1d": (1, nn.AvgPool1d(2)),
+    "average 3d": (3, nn.AvgPool3d(2)),
+    "adaptive": (2, nn.AdaptiveAvgPool2d((2, 3))),
+    "adaptive 1d": (1, nn.AdaptiveAvgPool1d(2)),
+    "adaptive 3d": (3, nn.AdaptiveAvgPool3d(2)),
+    "adaptive max": (2, nn.AdaptiveMaxPool2d(2)),
+    "adaptive max 1d": (1, nn.AdaptiveMaxPool1d(2, return_indices=True)),
+    "adaptive max 3d": (3, nn.AdaptiveMaxPool3d(2)),
+    "function": (2, lambda x: torch.max_pool2d(x, 2)),
+}
+
+
+@pytest.mark.parametrize("name", POOLING)
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("nested", [False, True])
+def test_pooling_equals_one_after_the_other(name: str, dim: int, nested: bool) -> None:
+    dimensions, layer = POOLING[name]
+    x = torch.randn(2, 3, 4, 2, *(5,) * dimensions, dtype=torch.float64, requires_grad=True)
+    x = x if nested else x[0]
+    inner = torch.vmap(layer, in_dims=dim, out_dims=dim)
+    with SetConvolutions():
+        found = torch.vmap(inner)(x) if nested else inner(x)
+    sets = x if nested else x.unsqueeze(0)
+    parts = [[layer(part) for part in own.unbind(dim)] for own in sets]
+
+    def stacked(pick: Any) -> Tensor:
+        rows = torch.stack([torch.stack([pick(part) for part in own], dim) for own in parts])
+        return rows if nested else rows[0]
+
+    if not isinstance(found, tuple):
+        twin = stacked(lambda part: part)
+        assert torch.equal(found, twin)
+        grads = (torch.autograd.grad(out.square().sum(), x)[0] for out in (found, twin))
+        assert torch.equal(*grads)
+    else:
+        assert torch.equal(found[0], stacked(lambda part: part[0]))
+        assert torch.equal(found[1], stacked(lambda part: part[1]))
+
+
+def test_pooling_keeps_sets_where_a_grouped_convolution_has_them() -> None:
+    x = torch.randn(4, 3, 2, 6, 6)  # images, sets, channels
+    with SetConvolutions():
+        y = torch.vmap(nn.MaxPool2d(2), in_dims=1, out_dims=1)(x)
+    assert y.is_contiguous()
 
 
 def model() -> hl.HyperModel:

@@ -60,17 +60,27 @@ def split_sums(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     One node of autograd's graph in place of three for every tensor.
 
     Args:
-        flat: ``(P,)``.
+        flat: ``(..., P)``.
         tensors: with P entries together.
+
+    Returns:
+        Tensors of shape ``(...) + tensor.shape``.
     """
     if _ordinary(flat, *tensors) and all(tensor.dtype == flat.dtype for tensor in tensors):
         sums: tuple[Tensor, ...] = _SplitSums.apply(flat, *tensors)  # type: ignore[no-untyped-call]
         return list(sums)
-    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [
-        tensor + part.view(tensor.shape).to(tensor.dtype)
-        for tensor, part in zip(tensors, parts, strict=True)
+        tensor + part.to(tensor.dtype)
+        for tensor, part in zip(
+            tensors, _split(flat, [tensor.shape for tensor in tensors]), strict=True
+        )
     ]
+
+
+def _split(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    parts = torch.split(flat, [shape.numel() for shape in shapes], dim=-1)
+    batch = flat.shape[:-1]
+    return [part.view(batch + shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class _SplitSums(torch.autograd.Function):
@@ -78,26 +88,33 @@ class _SplitSums(torch.autograd.Function):
     def forward(ctx: Any, flat: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.shapes = [tensor.shape for tensor in tensors]
-        ctx.save_for_backward(flat[:0])
-        parts = torch.split(flat, [shape.numel() for shape in ctx.shapes])
-        return tuple(
-            torch.add(tensor, part.view(tensor.shape))
-            for tensor, part in zip(tensors, parts, strict=True)
-        )
+        ctx.save_for_backward(flat[..., :0])
+        parts = _split(flat, ctx.shapes)
+        return tuple(torch.add(tensor, part) for tensor, part in zip(tensors, parts, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        (like,) = ctx.saved_tensors
+        batch, needed = like.shape[:-1], ctx.needs_input_grad
         by_flat: Tensor | None = None
-        if ctx.needs_input_grad[0]:
-            (like,) = ctx.saved_tensors
+        by_tensors = gradients
+        if needed[0] or batch:
             by_flat = torch.cat(
                 [
-                    like.new_zeros(shape.numel()) if gradient is None else gradient.reshape(-1)
-                    for gradient, shape in zip(gradients, ctx.shapes, strict=True)
-                ]
+                    like.new_zeros((*batch, shape.numel()))
+                    if g is None
+                    else g.reshape(*batch, shape.numel())
+                    for g, shape in zip(gradients, ctx.shapes, strict=True)
+                ],
+                dim=-1,
             )
-        wanted = zip(gradients, ctx.needs_input_grad[1:], strict=True)
-        return by_flat, *(gradient if needed else None for gradient, needed in wanted)
+        if batch and any(needed[1:]):
+            assert by_flat is not None
+            sums = _split(by_flat.flatten(0, -2).sum(0), ctx.shapes)
+            pairs = zip(gradients, sums, strict=True)
+            by_tensors = tuple(None if g is None else total for g, total in pairs)
+        wanted = zip(by_tensors, needed[1:], strict=True)
+        return by_flat if needed[0] else None, *(g if need else None for g, need in wanted)
 
 
 def dense_product(features: Tensor, weight: Tensor) -> Tensor:

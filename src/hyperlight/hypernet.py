@@ -75,12 +75,20 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer, activation in zip(self.layers, self.activations, strict=True):
-            y = activation(layer(x))
+            y = _activated(activation, layer(x))
             x = x + y if self.skip and y.shape == x.shape else y
         return x
 
     def extra_repr(self) -> str:
         return "skip=True" if self.skip else ""
+
+
+def _activated(activation: nn.Module, x: Tensor) -> Tensor:
+    """A PReLU with a slope for every feature takes the second dimension for that of features."""
+    several = isinstance(activation, nn.PReLU) and activation.num_parameters > 1
+    rows = x.reshape(-1, x.shape[-1]) if several else x
+    y: Tensor = activation(rows)
+    return y.reshape(x.shape) if several else y
 
 
 def _activation(given: Activation, dtype: torch.dtype, device: torch.device) -> nn.Module:

@@ -107,19 +107,19 @@ class HyperModel(nn.Module):
 
     def _theta(self, features: Tensor) -> list[Tensor]:
         """The weights that the head makes of the features, in order."""
-        head = self.hypernet.head
-        theta0 = self._plan.read(self.primary)
-        # A head that writes all of them in one flat vector, in this order.
-        if (
-            features.ndim == 1
-            and type(head).predict is Head.predict
-            and self._names == tuple(head.shapes)
-        ):
+        head, theta0 = self.hypernet.head, self._plan.read(self.primary)
+        if self._is_flat():
             return split_sums(head(features), theta0)
         delta = head.predict(features)
         return [
             own + delta[name].to(own.dtype) for name, own in zip(self._names, theta0, strict=True)
         ]
+
+    def _is_flat(self) -> bool:
+        """Whether the head writes all tensors in one flat vector, in their order."""
+        kind = type(self.hypernet.head)
+        usual = kind.predict is Head.predict and kind.factored is Head.factored
+        return usual and self._names == tuple(self.hypernet.head.shapes)
 
     def bind(self, **gamma: Any) -> Any:
         """The primary with the weights for ``gamma`` in place, predicted once.
@@ -264,18 +264,20 @@ class HyperModel(nn.Module):
     def _run_each(
         self, features: Tensor, leaves: list[Any], split: list[bool], structure: Any
     ) -> Any:
-        delta = self.hypernet.head.factored(features)
         theta0 = self._plan.read(self.primary)
+        theta: Sequence[Tensor | Factors]
+        if self._is_flat():
+            theta = self._theta(features)
+        else:
+            delta = self.hypernet.head.factored(features)
+            theta = [_plus(own, delta[n]) for n, own in zip(self._names, theta0, strict=True)]
 
-        def bound(changes: Sequence[Tensor | Factors]) -> Any:
-            return self._plan.bind(
-                self.primary,
-                [_plus(own, change) for own, change in zip(theta0, changes, strict=True)],
-            )
+        def bound(weights: Sequence[Tensor | Factors]) -> Any:
+            pairs = zip(weights, theta0, strict=True)
+            return self._plan.bind(self.primary, [_weight(own, base) for own, base in pairs])
 
-        changes = [delta[name] for name in self._names]
         output, self._loop = run_each(
-            bound, changes, len(features), leaves, split, structure, self._loop
+            bound, theta, len(features), leaves, split, structure, self._loop
         )
         return output
 
@@ -296,10 +298,15 @@ class HyperModel(nn.Module):
         )
 
 
-def _plus(own: Tensor, change: Tensor | Factors) -> Tensor | LowRankWeight:
-    if isinstance(change, Factors):
-        return LowRankWeight(own, change.left.to(own.dtype), change.right.to(own.dtype))
-    return own + change.to(own.dtype)
+def _plus(own: Tensor, change: Tensor | Factors) -> Tensor | Factors:
+    """``own + change``, but for what is predicted by its factors."""
+    return change if isinstance(change, Factors) else own + change.to(own.dtype)
+
+
+def _weight(given: Tensor | Factors, own: Tensor) -> Tensor | LowRankWeight:
+    if isinstance(given, Factors):
+        return LowRankWeight(own, given.left.to(own.dtype), given.right.to(own.dtype))
+    return given
 
 
 def _times(batch: tuple[int, ...]) -> str:

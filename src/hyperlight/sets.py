@@ -1,8 +1,10 @@
-"""Convolutions with many sets of weights at once.
+"""Convolutions with many sets of weights at once, and the pooling between them.
 
 A forward with one set of weights per sample, or a sweep, runs under :func:`torch.vmap`, whose
 rule for convolutions is a grouped convolution and a pass of its own for the biases. Here a layer
-is run in one of several ways, chosen by a rule that can be overruled.
+is run in one of several ways, chosen by a rule that can be overruled. A grouped convolution has
+the sets beside the channels in memory; pooling leaves them there, where the rule of vmap would
+copy.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from .errors import ConfigurationError, did_you_mean, listed
 
@@ -24,6 +29,13 @@ __all__ = ["Convolution", "Implementation", "SetConvolutions", "convolutions"]
 Implementation = Literal["grouped", "loop", "vmap"]
 
 _DIMENSIONS: dict[Any, int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+# Layers without weights that see one image at a time, and the dimensions of an image.
+_POOLING: dict[Any, int] = {
+    **{F.max_pool1d: 1, F.max_pool2d: 2, F.max_pool3d: 3},
+    **{F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3},
+    **{F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2, F.adaptive_avg_pool3d: 3},
+    **{F.adaptive_max_pool1d: 1, F.adaptive_max_pool2d: 2, F.adaptive_max_pool3d: 3},
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,66 @@ class SetConvolutions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _DIMENSIONS:
             return _convolve(func, *args, **kwargs)
+        if func in _POOLING:
+            return _pool(func, *args, **kwargs)
         return func(*args, **kwargs)
+
+
+class _Level:
+    """The innermost :func:`torch.vmap`, and what is behind the tensors that it maps.
+
+    A :class:`torch.autograd.Function` with a rule for vmap would do the same, at ten times the
+    Python time of a small layer.
+    """
+
+    def __init__(self) -> None:
+        self._interpreter: Any = retrieve_current_functorch_interpreter()
+        self._level = self._interpreter.level()
+
+    def open(self, tensor: Tensor) -> tuple[Tensor, bool]:
+        """The tensor with the sets in front, and whether it has sets at this level."""
+        inside, dim = torch._C._functorch._unwrap_batched(tensor, self._level)
+        return (inside, False) if dim is None else (inside.movedim(dim, 0), True)
+
+    def below(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it, what is run is run on the opened tensors."""
+        below: contextlib.AbstractContextManager[Any] = self._interpreter.lower()
+        return below
+
+    def close(self, tensor: Tensor, dim: int) -> Tensor:
+        """The reverse of :meth:`open`, for sets in that dimension."""
+        return torch._C._functorch._add_batch_dim(tensor, dim, self._level)
+
+
+def _is_mapped(tensor: Tensor) -> bool:
+    """Whether the innermost transform is a vmap that maps this tensor."""
+    functorch = torch._C._functorch
+    return bool(
+        functorch.is_batchedtensor(tensor)
+        and functorch.maybe_get_level(tensor) == functorch.maybe_current_level()
+    )
+
+
+def _pool(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """To a layer without weights sets are more images, in whatever order."""
+    if input.ndim != _POOLING[function] + 2 or not _is_mapped(input):
+        return function(input, *args, **kwargs)
+    level = _Level()
+    with level.below():
+        x, _ = level.open(input)
+        inside = x.stride(0) < x.stride(1)
+        if inside:
+            x = x.transpose(0, 1)
+        found = function(x.flatten(0, 1), *args, **kwargs)
+        found = pytree.tree_map(lambda y: y.unflatten(0, x.shape[:2]), found)
+    return pytree.tree_map(lambda y: level.close(y, int(inside)), found)
+
+
+@dataclass(frozen=True)
+class _Call:
+    function: Callable[..., Tensor]
+    options: tuple[Any, Any, Any]
+    groups: int
 
 
 def _convolve(
@@ -113,59 +184,19 @@ def _convolve(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    options = (stride, padding, dilation)
-    batched = torch._C._functorch.is_batchedtensor
-    if not batched(weight) or input.ndim != _DIMENSIONS[function] + 2:
-        return function(input, weight, bias, *options, groups)
-    call = _Call(function, options, groups, _settings.get())
-    output: Tensor = _Convolve.apply(input, weight, bias, call)  # type: ignore[no-untyped-call]
-    return output
-
-
-@dataclass(frozen=True)
-class _Call:
-    function: Callable[..., Tensor]
-    options: tuple[Any, Any, Any]
-    groups: int
-    settings: _Settings
-
-
-class _Convolve(torch.autograd.Function):
-    """Known to autograd by what its rule for vmap runs."""
-
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> Tensor:
-        return call.function(input, weight, bias, *call.options, call.groups)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        call: _Call,
-    ) -> tuple[Tensor, int]:
-        sets = info.batch_size
-        each = tuple(dim is not None for dim in in_dims[:3])
-        x = input if in_dims[0] is None else input.movedim(in_dims[0], 0)
-        w = weight if in_dims[1] is None else weight.movedim(in_dims[1], 0)
-        b = bias if bias is None or in_dims[2] is None else bias.movedim(in_dims[2], 0)
-        chosen = call.settings.implementation or _choice(x, w, each[0])
-        if not each[1]:  # this level of vmap has one weight
-            chosen = "vmap"
-        if call.settings.seen is not None and each[1]:
-            own = x.shape[1:] if each[0] else x.shape
-            call.settings.seen.append(
-                Convolution(sets, tuple(own), tuple(w.shape[1:]), not each[0], chosen)
-            )
-        return _WAYS[chosen](x, w, b, each, sets, call)
+    call = _Call(function, (stride, padding, dilation), groups)
+    if input.ndim != _DIMENSIONS[function] + 2 or not _is_mapped(weight):
+        return function(input, weight, bias, *call.options, groups)
+    level, settings = _Level(), _settings.get()
+    with level.below():
+        (x, own), (w, _) = level.open(input), level.open(weight)
+        b, biased = (None, False) if bias is None else level.open(bias)
+        chosen = settings.implementation or _choice(x, w, own)
+        if settings.seen is not None:
+            shape = tuple(x.shape[1:] if own else x.shape)
+            settings.seen.append(Convolution(len(w), shape, tuple(w.shape[1:]), not own, chosen))
+        found, dim = _WAYS[chosen](x, w, b, (own, True, biased), len(w), call)
+    return level.close(found, dim)
 
 
 def _choice(x: Tensor, w: Tensor, own: bool) -> Implementation:
@@ -184,6 +215,8 @@ def _choice(x: Tensor, w: Tensor, own: bool) -> Implementation:
 def _grouped(
     x: Tensor, w: Tensor, b: Tensor | None, each: tuple[bool, ...], sets: int, call: _Call
 ) -> tuple[Tensor, int]:
+    if each[0] and _is_covered(x, w, call):
+        return _product(x, w, b), 0
     if b is not None:
         b = (b if each[2] else b.expand(sets, -1)).reshape(-1)
     outputs = w.shape[1]
@@ -196,6 +229,23 @@ def _grouped(
         groups *= sets
     y = call.function(x, w.flatten(0, 1), b, *call.options, groups)
     return y.view(len(y), sets, outputs, *y.shape[2:]), 1
+
+
+def _is_covered(x: Tensor, w: Tensor, call: _Call) -> bool:
+    """Whether the kernel covers the whole image: then the layer is a linear one."""
+    _, padding, dilation = call.options
+    return (
+        x.shape[2:] == w.shape[2:]
+        and padding in ("valid", 0, (0,) * (x.ndim - 3))
+        and dilation in (1, (1,) * (x.ndim - 3))
+    )
+
+
+def _product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    # In this order the gradient of the weights is laid out as they are.
+    factors = w.flatten(2), x.flatten(2).mT
+    y = torch.bmm(*factors) if b is None else torch.baddbmm(b.unsqueeze(-1), *factors)
+    return y.mT.reshape(*y.mT.shape, *(1 for _ in x.shape[3:]))
 
 
 def _loop(

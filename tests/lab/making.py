@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 
 import hyperlight as hl
 from hyperlight import HyperModel, ScaleProfile
+from hyperlight.lab.tasks.base import Fixed, Metric, Outcome
 from hyperlight.lab.train import Point, Run
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -97,39 +99,64 @@ RISING = (0.1, 0.5, 1.0, 1.5)
 STEEP = (0.05, 0.1, 0.5, 2.5)
 
 
+ACCURACY = Metric("accuracy", "%", digits=1)
+
+
 def make_run(
     formulation: str,
     seed: int = 0,
     *,
     accuracy: Sequence[float] = (10.0, 50.0, 95.0),
     test_loss: Sequence[float] | None = None,
+    metric: Metric = ACCURACY,
     every: int = 5,
     norms: Sequence[float] | None = None,
     losses: Sequence[float] | None = None,
-    initial: Sequence[float] = FLAT,
+    initial: Sequence[float] | None = FLAT,
     final: Sequence[float] | None = FLAT,
     seconds: Sequence[float] = (0.01, 0.02),
+    waiting: float = 0.25,
+    outcome: Outcome | None = None,
+    folder: Path | None = None,
 ) -> Run:
-    """A run with the given figures, evaluated at every so many steps."""
+    """A run with the given figures, evaluated at every so many steps.
+
+    ``accuracy`` are the values of the metric; ``seconds`` are those of a step in every stretch
+    between two points, gone through again where there are more stretches; ``waiting`` is a share
+    of them.
+    """
     steps = every * (len(accuracy) - 1)
     loss = [1.0 / (1 + i) for i in range(steps)] if losses is None else list(losses)
     norm = [2.0 + (-1) ** i for i in range(steps)] if norms is None else list(norms)
     tests = [2.0] * len(accuracy) if test_loss is None else list(test_loss)
-    points = []
+    points, passed = [], 0.0
     for i, (right, wrong) in enumerate(zip(accuracy, tests, strict=True)):
         chunk = loss[every * (i - 1) : every * i]
-        points.append(Point(every * i, sum(chunk) / every if i else math.nan, wrong, right))
+        passed += every * seconds[(i - 1) % len(seconds)] if i else 0.0
+        mean = sum(chunk) / every if i else math.nan
+        points.append(Point(every * i, passed, mean, {"loss": wrong, metric.name: right}))
     return Run(
         formulation,  # type: ignore[arg-type]
         seed,
+        metric,
         small_model(),
-        initial=profile(initial),
+        initial=None if initial is None else profile(initial),
         final=None if final is None else profile(final),
         points=points,
         loss=loss,
         gradient_norm=norm,
-        chunk_seconds=list(seconds),
+        seconds=passed,
+        waiting=waiting * passed,
+        outcome=outcome,
+        folder=folder,
     )
+
+
+def plain_run(seed: int = 0, **changes: Any) -> Run:
+    """The same of a plain network, whose weights have no scale along gamma."""
+    run = make_run("plain", seed, initial=None, final=None, **changes)
+    run.model = Fixed(nn.Linear(3, 2), {})
+    return run
 
 
 def diverged(formulation: str, seed: int = 0, bad: float = math.nan) -> Run:
@@ -142,6 +169,44 @@ def diverged(formulation: str, seed: int = 0, bad: float = math.nan) -> Run:
         losses=[bad] * 10,
         norms=[bad] * 10,
         final=[bad] * 4,
+    )
+
+
+def equal_values(a: Any, b: Any) -> bool:
+    """Whether two nests of dictionaries, sequences and numbers agree to the bit; NaN is NaN."""
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal_values(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal_values(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b or (a != a and b != b))
+
+
+def equal_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    """Whether both have the same names, and tensors of the same dtype that agree to the bit."""
+    return list(a) == list(b) and all(
+        a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
+    )
+
+
+def equal_profiles(a: ScaleProfile | None, b: ScaleProfile | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("gamma", "magnitude", "std"))
+
+
+def equal_runs(a: Run, b: Run) -> bool:
+    """Whether two runs agree to the bit in all but the time that they took."""
+    figures, others = ([(p.step, p.train_loss, p.figures) for p in run.points] for run in (a, b))
+    return (
+        (a.formulation, a.seed, a.metric) == (b.formulation, b.seed, b.metric)
+        and equal_values(a.loss, b.loss)
+        and equal_values(a.gradient_norm, b.gradient_norm)
+        and equal_values(figures, others)
+        and equal_profiles(a.initial, b.initial)
+        and equal_profiles(a.final, b.final)
+        and a.model is not None
+        and b.model is not None
+        and equal_tensors(a.model.state_dict(), b.model.state_dict())
     )
 
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,16 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import hyperlight
 import hyperlight.__main__
-from hyperlight.lab import cli
+from hyperlight.lab import cli, session
 from hyperlight.lab.cli import main
 from hyperlight.lab.summary import TITLES
-from hyperlight.lab.tasks.bayes import Bayes, Formulation
+from hyperlight.lab.tasks.base import Formulation
+from hyperlight.lab.tasks.bayes import Bayes
+from hyperlight.lab.tasks.hypermorph import Hypermorph
 from hyperlight.lab.train import Training
 from tests.lab.making import STEMS, arrays, encoded, listing, write_idx, zipped
 
@@ -122,6 +126,7 @@ def test_demo_says_where_its_report_is(tmp_path: Path, capsys: Captured) -> None
     assert len(_rows(out / "steps.csv")) == 8
     config = json.loads((out / "config.json").read_text("utf-8"))
     assert config["provenance"]["command"] == shlex.join(["hyperlight", *arguments])
+    assert (out / "mip-seed0" / "model.safetensors").is_file()
     expected = {
         **dataclasses.asdict(Bayes(hidden=(4, 8), evaluation_gammas=2)),
         **dataclasses.asdict(
@@ -139,15 +144,19 @@ def test_demo_says_where_its_report_is(tmp_path: Path, capsys: Captured) -> None
 def test_demo_replaces_what_an_earlier_demo_left(tmp_path: Path, capsys: Captured) -> None:
     folder = tmp_path / "cwd" / "runs" / "demo"  # where it is by default
     folder.mkdir(parents=True)
-    for name in ("metrics.csv", "notes.txt", "model-mip-seed1.safetensors"):
+    (folder / "mip-seed1").mkdir()
+    (folder / "mine").mkdir()
+    for name in ("metrics.csv", "notes.txt", "mip-seed1/model.safetensors", "mine/notes.txt"):
         (folder / name).write_text("old")
     assert main(["demo", *TINY]) == 0
     assert "Report: runs/demo/report.html\n" in capsys.readouterr().out
     assert {row["seed"] for row in _rows(folder / "metrics.csv")} == {"0"}
     # A model of an earlier demo would pass for one of this one's.
-    models = [name for name in listing(folder) if name.startswith("model-")]
-    assert models == ["model-classical-seed0.safetensors", "model-mip-seed0.safetensors"]
+    models = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
+    assert models == ["classical-seed0/model.safetensors", "mip-seed0/model.safetensors"]
+    assert "mip-seed1" not in listing(folder)
     assert (folder / "notes.txt").read_text() == "old"
+    assert (folder / "mine" / "notes.txt").read_text() == "old"
 
 
 # --- train bayes ----------------------------------------------------------------
@@ -166,7 +175,10 @@ def test_train_bayes_with_every_parametrization(
     assert f"Report: {out / 'report.html'}" in printed
     assert "Paper, section" not in printed
     assert {row["formulation"] for row in _rows(out / "metrics.csv")} == {parametrization}
-    assert load_file(out / f"model-{parametrization}-seed0.safetensors")
+    assert load_file(out / f"{parametrization}-seed0" / "model.safetensors")
+    assert listing(out / f"{parametrization}-seed0") == [
+        *("metrics.csv", "model.safetensors", "record.json", "tensorboard")
+    ]
 
 
 @quick
@@ -180,7 +192,7 @@ def test_the_command_in_a_report_gives_its_numbers_again(tmp_path: Path) -> None
     assert program == "hyperlight"
     assert str(first) in arguments
     assert main([str(second) if a == str(first) else a for a in arguments]) == 0
-    for name in ("metrics.csv", "steps.csv", "scales.csv"):
+    for name in ("metrics.csv", "steps.csv", "scales.csv", "outcome.csv"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     losses = {row["seed"]: row["train_loss"] for row in _rows(first / "steps.csv")}
     assert len(set(losses.values())) == len(losses) == 2
@@ -201,8 +213,74 @@ def test_train_bayes_makes_a_folder_named_after_its_settings(
 ) -> None:
     assert main(["train", "bayes", *TINY, "--optimizer", "sgd"]) == 0
     (folder,) = (tmp_path / "cwd" / "runs").iterdir()
-    assert folder.name.startswith("bayes-digits-mip-sgd-")
+    assert re.fullmatch("bayes-digits-mip-sgd-[0-9a-f]{8}", folder.name)
     assert f"Report: runs/{folder.name}/report.html" in capsys.readouterr().out
+
+
+@quick
+def test_the_same_command_finds_its_folder_and_its_finished_runs(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    runs = tmp_path / "cwd" / "runs"
+    assert main(["train", "bayes", *TINY]) == 0
+    (folder,) = runs.iterdir()
+    record = folder / "mip-seed0" / "record.json"
+    kept = record.read_bytes(), record.stat().st_mtime_ns
+    assert "nothing is trained" not in capsys.readouterr().out
+    # What the numbers do not depend on is no other command.
+    for options in (
+        [],
+        ["--target", "50"],
+        ["--checkpoint-seconds", "0"],
+        ["--data-dir", str(tmp_path)],
+        ["--device", "auto"] if not torch.cuda.is_available() else [],
+    ):
+        assert main(["train", "bayes", *TINY, *options]) == 0
+        printed = capsys.readouterr().out
+        assert "These runs are finished; nothing is trained." in printed
+        assert f"Report: runs/{folder.name}/report.html" in printed
+        assert list(runs.iterdir()) == [folder]
+        assert (record.read_bytes(), record.stat().st_mtime_ns) == kept
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert "--device auto" in config["provenance"]["command"] or torch.cuda.is_available()
+
+
+@quick
+def test_every_other_setting_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    tiny = ["train", "bayes", *TINY, "--steps", "1", "--evaluate-every", "1"]
+    others = [
+        [],
+        ["--lr", "0.5"],
+        ["--weight-decay", "0.5"],
+        ["--optimizer", "adamw"],
+        ["--hidden", "4"],
+        ["--prior", "normal"],
+        ["--parametrization", "plain"],
+    ]
+    for options in others:
+        assert main([*tiny, *options]) == 0
+    assert len(listing(tmp_path / "cwd" / "runs")) == len(others)
+
+
+@quick
+@pytest.mark.parametrize("where", ["default", "out"])
+def test_more_seeds_later_keep_the_first_ones(tmp_path: Path, capsys: Captured, where: str) -> None:
+    command = ["train", "bayes", *TINY]
+    if where == "out":
+        command += ["--out", str(tmp_path / "cwd" / "runs" / "mine")]
+    assert main(command) == 0
+    (folder,) = (tmp_path / "cwd" / "runs").iterdir()
+    record = folder / "mip-seed0" / "record.json"
+    kept = record.read_bytes(), record.stat().st_mtime_ns
+    assert main([*command, "--seeds", "2"]) == 0
+    assert (record.read_bytes(), record.stat().st_mtime_ns) == kept
+    assert (folder / "mip-seed1" / "record.json").is_file()
+    assert {row["seed"] for row in _rows(folder / "metrics.csv")} == {"0", "1"}
+    assert "nothing is trained" not in capsys.readouterr().out
+    assert main([*command, "--seeds", "1"]) == 0
+    assert "nothing is trained" in capsys.readouterr().out
+    assert {row["seed"] for row in _rows(folder / "metrics.csv")} == {"0"}
+    assert (folder / "mip-seed1" / "record.json").is_file()
 
 
 @quick
@@ -228,6 +306,72 @@ def test_a_run_that_diverges_ends_with_a_report(tmp_path: Path, capsys: Captured
     assert losses.count("nan") == 4
 
 
+# --- train hypermorph -----------------------------------------------------------
+
+UNET = ["--levels", "2", "--channels", "4", "--evaluation-pairs", "4"]
+
+
+def _scans(folder: Path) -> list[str]:
+    """Options for ten scans of squares, which are quickly registered."""
+    folder.mkdir()
+    for i in range(10):
+        image, labels = np.zeros((16, 16), np.float32), np.zeros((16, 16), np.int16)
+        square = slice(2 + i % 3, 9 + i % 4)
+        image[square, square], labels[square, square] = 0.5 + i / 20, 1
+        np.savez(folder / f"scan{i}.npz", image=image, labels=labels)
+    return ["--data", "folder", "--data-dir", str(folder), *UNET]
+
+
+@quick
+@pytest.mark.parametrize("parametrization", get_args(Formulation))
+def test_train_hypermorph_with_every_parametrization(
+    tmp_path: Path, capsys: Captured, parametrization: str
+) -> None:
+    out = tmp_path / "out"
+    chosen = [*_scans(tmp_path / "scans"), "--batch-size", "4"]
+    chosen += ["--parametrization", parametrization, "--out", str(out)]
+    assert main(["train", "hypermorph", *TINY, *chosen]) == 0
+    printed = capsys.readouterr().out
+    assert f"Registration on folder: {TITLES[parametrization]}" in printed
+    assert f"Report: {out / 'report.html'}" in printed
+    assert "steps to" not in printed  # there is no target by default
+    assert "dice before registration" in " ".join(printed.split())
+    rows = _rows(out / "metrics.csv")
+    assert [row["formulation"] for row in rows] == [parametrization] * 3
+    assert {"test_loss", "test_dice", "test_folding", "test_mse"} < set(rows[0])
+    assert 0.0 < float(rows[-1]["test_dice"]) <= 1.0
+    config = json.loads((out / "config.json").read_text("utf-8"))
+    for name, value in {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.01}.items():
+        assert config["settings"][name] == value  # the paper's
+    run = out / f"{parametrization}-seed0"
+    outcome = {row["figure"]: float(row["value"]) for row in _rows(out / "outcome.csv")}
+    if parametrization == "plain":
+        assert outcome["dice"] == float(rows[-1]["test_dice"])
+        assert not list(run.glob("*.png"))
+    else:
+        assert 0.0 <= outcome["best gamma by tune"] <= 1.0
+        table = _rows(out / "outcome-test-pairs-against-gamma.csv")
+        assert [float(row["gamma"]) for row in table] == [i / 10 for i in range(11)]
+        assert {"dice.png", "warped.png"} < set(listing(run))
+        assert (out / "report.html").read_text("utf-8").count("data:image/png;base64") == 2
+
+
+def test_train_hypermorph_on_the_digits(tmp_path: Path, capsys: Captured) -> None:
+    options = ["--size", "16", "16", *UNET, "--batch-size", "4", "--target", "0.1"]
+    assert main(["train", "hypermorph", *TINY, *options]) == 0
+    (folder,) = (tmp_path / "cwd" / "runs").iterdir()
+    assert re.fullmatch("hypermorph-digits-mip-adamw-[0-9a-f]{8}", folder.name)
+    printed = capsys.readouterr().out
+    assert "label maps made of ink and digit" in printed
+    assert "steps to 0.1 dice" in " ".join(printed.split())
+    assert "Test pairs against gamma" in (folder / "report.html").read_text("utf-8")
+    # The same pictures and numbers come from what is kept.
+    page = (folder / "report.html").read_bytes()
+    assert main(["train", "hypermorph", *TINY, *options]) == 0
+    assert "nothing is trained" in capsys.readouterr().out
+    assert (folder / "report.html").read_bytes() == page
+
+
 # --- what is refused ------------------------------------------------------------
 
 
@@ -236,11 +380,18 @@ def test_a_run_that_diverges_ends_with_a_report(tmp_path: Path, capsys: Captured
     [
         (["--steps", "0"], "--steps was 0; expected 1 or more"),
         (["--seeds", "0"], "--seeds was 0; expected 1 or more"),
-        (["--batch-size", "5000"], "--batch-size was 5000; there are 1,437 training images"),
+        (["--batch-size", "5000"], "The batch size was 5000; expected 1 to 1,437, which is all"),
         (["--evaluate-every", "-1"], "--evaluate-every was -1; expected 1 or more"),
         (["--lr", "nan"], "--lr was nan; expected a learning rate above zero"),
-        (["--dimensions", "0"], "--dimensions was 0; expected a number above 0"),
-        (["--evaluation-gammas", "1"], "--evaluation-gammas was 1; expected a number above 1"),
+        (["--weight-decay", "-1"], "--weight-decay was -1.0; expected 0 or more"),
+        (["--checkpoint-seconds", "nan"], "--checkpoint-seconds was nan; expected 0 or more"),
+        (["--devices", "0"], "--devices was 0; expected 1 or more"),
+        (
+            ["--devices", "3"],
+            "--batch-size was 16 and --devices 3; expected a batch size that is a multiple of",
+        ),
+        (["--dimensions", "0"], "--dimensions was 0; expected 1 or more"),
+        (["--evaluation-gammas", "1"], "--evaluation-gammas was 1; expected 2 or more"),
         (["--hidden", "0"], "hidden was (0,)"),
     ],
 )
@@ -283,13 +434,13 @@ def test_options_that_do_not_parse_end_with_status_2(tmp_path: Path, arguments: 
 def test_an_interruption_ends_with_status_130(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> Iterator[object]:
+    def interrupted(*_: object, **__: object) -> Iterator[object]:
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(cli, "train", interrupted)
+    monkeypatch.setattr(session, "train", interrupted)
     assert main(["demo", *TINY, "--out", str(tmp_path / "out")]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
 
 
 # --- names with brackets ----------------------------------------------------------
@@ -384,15 +535,19 @@ def _options(*configs: type) -> list[str]:
     [
         ([], ["demo", "train", "data"]),
         (["demo"], ["--out", *_options(Bayes, Training)]),
-        (["train"], ["bayes"]),
+        (["train"], ["bayes", "hypermorph"]),
         (
             ["train", "bayes"],
             ["--out", "--overwrite", "--parametrization", *_options(Bayes, Training)],
         ),
+        (
+            ["train", "hypermorph"],
+            ["--out", "--overwrite", "--parametrization", *_options(Hypermorph, Training)],
+        ),
         (["data"], ["mnist"]),
         (["data", "mnist"], ["--data-dir"]),
     ],
-    ids=["hyperlight", "demo", "train", "bayes", "data", "mnist"],
+    ids=["hyperlight", "demo", "train", "bayes", "hypermorph", "data", "mnist"],
 )
 def test_help_names_the_options(capsys: Captured, arguments: list[str], words: list[str]) -> None:
     with pytest.raises(SystemExit) as raised:
@@ -404,8 +559,9 @@ def test_help_names_the_options(capsys: Captured, arguments: list[str], words: l
 
 def test_help_has_the_same_options_as_are_known(capsys: Captured) -> None:
     known = ["--data", "--data-dir", "--prior", "--dimensions", "--hidden", "--encoding"]
-    known += ["--evaluation-gammas", "--evaluation-images", "--optimizer", "--lr", "--steps"]
-    known += ["--batch-size", "--seeds", "--evaluate-every", "--target", "--device"]
+    known += ["--evaluation-gammas", "--evaluation-images", "--optimizer", "--lr"]
+    known += ["--weight-decay", "--steps", "--batch-size", "--rates", "--precision", "--seeds"]
+    known += ["--evaluate-every", "--target", "--device", "--devices", "--checkpoint-seconds"]
     assert _options(Bayes, Training) == known
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hyperlight.lab.errors import LabError
-from hyperlight.lab.files import claim_folder, write_text
-from tests.lab.making import listing
+from hyperlight.lab.files import claim_folder, csv_text, replace_file, write_text
+from tests.lab.making import equal_values, listing
 
 
 def test_text_comes_back_byte_for_byte(tmp_path: Path) -> None:
@@ -56,6 +60,54 @@ def test_an_error_while_moving_leaves_the_old_file_alone(
     assert seen == ["new"], "the new text must be complete before it takes the old one's place"
     assert (tmp_path / "a.csv").read_text() == "old"
     assert listing(tmp_path) == ["a.csv"]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_durable_file_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        done.append(f"synced {os.fstat(number).st_size} bytes")
+        sync(number)
+
+    def replaced(source: str, target: Path) -> None:
+        done.append("replaced")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    replace_file(tmp_path / "a", lambda part: part.write_text("12345"), durable=durable)
+    assert done == (["synced 5 bytes", "replaced"] if durable else ["replaced"])
+    assert (tmp_path / "a").read_text() == "12345"
+    assert listing(tmp_path) == ["a"]
+
+
+def test_whoever_writes_is_given_a_file_beside_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+
+    def write(part: Path) -> None:
+        assert part.parent == tmp_path
+        assert (tmp_path / "a").read_text() == "old"
+        part.unlink()  # as a writer that replaces the file does
+        part.write_text("new")
+
+    replace_file(tmp_path / "a", write)
+    assert (tmp_path / "a").read_text() == "new"
+    assert listing(tmp_path) == ["a"]
+
+
+floats = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@given(st.lists(st.tuples(st.text('a,"\n b'), floats, st.integers()), max_size=4))
+def test_rows_come_back_from_csv_to_the_bit(rows: list[tuple[str, float, int]]) -> None:
+    text = csv_text(["word", "number", "count"], rows)
+    heading, *found = csv.reader(io.StringIO(text, newline=""))
+    assert heading == ["word", "number", "count"]
+    assert equal_values([(a, float(b), int(c)) for a, b, c in found], rows)
 
 
 def test_an_error_at_the_first_writing_leaves_nothing(tmp_path: Path) -> None:

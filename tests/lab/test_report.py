@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
-import json
 import math
 import os
 import re
@@ -15,15 +15,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-import torch
 from rich.console import Console
-from safetensors.torch import load_file
 
 from hyperlight.lab import figures, report
 from hyperlight.lab.files import write_text
-from hyperlight.lab.summary import claims, summarize
+from hyperlight.lab.summary import Summary, claims, summarize
+from hyperlight.lab.tasks.base import Metric, Outcome
 from hyperlight.lab.train import Run
-from tests.lab.making import RISING, STEEP, diverged, listing, make_run
+from tests.lab.making import ACCURACY, RISING, STEEP, diverged, listing, make_run, plain_run
 
 COMMAND = "hyperlight demo --steps 10 --out 'a <b>'"
 HOSTILE = "<script>alert('x & y')</script>"
@@ -34,11 +33,17 @@ def _runs() -> list[Run]:
         make_run("classical", 0, accuracy=(9.0, 9.5, 10.0), initial=RISING, final=STEEP),
         make_run("mip", 0, accuracy=(9.0, 80.0, 91.0), test_loss=(2.5, 1 / 3, 0.1)),
         make_run("classical", 1, accuracy=(9.0, 9.5, 11.0), initial=RISING, final=STEEP),
-        make_run("mip", 1, accuracy=(9.0, 95.0, 93.0), seconds=(0.017,)),
+        make_run("mip", 1, accuracy=(9.0, 95.0, 93.0), seconds=(0.017,), waiting=0.5),
     ]
 
 
-def _write(folder: Path, runs: Sequence[Run], **changes: Any) -> Path:
+def _summaries(
+    runs: Sequence[Run], target: float | None = 90.0, metric: Metric = ACCURACY
+) -> list[Summary]:
+    return summarize(runs, target, metric)
+
+
+def _write(folder: Path, runs: Sequence[Run], metric: Metric = ACCURACY, **changes: Any) -> Path:
     settings = {"data": "digits", "hidden": (16, 128), "data_dir": None, "lr": 3e-4}
     arguments: dict[str, Any] = {
         "title": "A title",
@@ -49,7 +54,8 @@ def _write(folder: Path, runs: Sequence[Run], **changes: Any) -> Path:
         **changes,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    return report.write(folder, runs, summarize(runs, arguments["target"]), **arguments)
+    summaries = summarize(runs, arguments["target"], metric)
+    return report.write(folder, runs, summaries, **arguments)
 
 
 class _Page(HTMLParser):
@@ -93,6 +99,32 @@ class _Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
+DICE = Metric("dice", digits=3)
+PICTURE = b"not really a picture"
+
+
+def _registered(folder: Path) -> list[Run]:
+    """Runs with all that a task can find out in the end, without a second file for seed 1."""
+    (folder / "warped.png").write_bytes(PICTURE)
+    heading = ("gamma", "folding (%)")
+    pictures = [("A caption & more", folder / "warped.png"), ("Gone", folder / "gone.png")]
+    found = [
+        Outcome(
+            {"best gamma": gamma, "dice there": dice},
+            [("Test pairs against gamma", heading, [(0.0, fold), (1.0, fold / end)])],
+            pictures,
+        )
+        for gamma, dice, fold, end in ((0.25, 0.75, 1.5, 6.0), (0.5, 0.5, 2.5, 20.0))
+    ]
+    return [
+        *(
+            make_run("mip", seed, accuracy=(0.25, 0.5, 0.75), metric=DICE, outcome=outcome)
+            for seed, outcome in enumerate(found)
+        ),
+        plain_run(accuracy=(0.25, 0.5, 0.625), metric=DICE, outcome=Outcome({"dice there": 0.625})),
+    ]
+
+
 def _svgs(page: Path) -> list[ElementTree.Element]:
     found = re.findall(r"<svg.*?</svg>", page.read_text("utf-8"), re.DOTALL)
     return [ElementTree.fromstring(text) for text in found]
@@ -120,30 +152,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, runs: list[Run]) -> Path:
 
 def test_all_files_are_there_and_no_others(folder: Path) -> None:
     assert listing(folder) == [
-        "config.json",
         "convergence.svg",
         "gradients.svg",
         "metrics.csv",
-        "model-classical-seed0.safetensors",
-        "model-classical-seed1.safetensors",
-        "model-mip-seed0.safetensors",
-        "model-mip-seed1.safetensors",
         "report.html",
         "scales.csv",
         "scales.svg",
         "steps.csv",
+        "times.csv",
     ]
-
-
-def test_models_load_back_equal(folder: Path, runs: list[Run]) -> None:
-    for run in runs:
-        loaded = load_file(folder / f"model-{run.formulation}-seed{run.seed}.safetensors")
-        state = run.model.state_dict()
-        assert list(loaded) == sorted(state)
-        for name, tensor in state.items():
-            assert loaded[name].dtype == tensor.dtype
-            assert torch.equal(loaded[name], tensor)
-        run.model.load_state_dict(loaded)
 
 
 def test_metrics_have_a_row_for_every_point(folder: Path, runs: list[Run]) -> None:
@@ -156,8 +173,8 @@ def test_metrics_have_a_row_for_every_point(folder: Path, runs: list[Run]) -> No
     for row, (run, point) in zip(rows, expected, strict=True):
         assert (row["formulation"], int(row["seed"])) == (run.formulation, run.seed)
         assert int(row["step"]) == point.step
-        assert float(row["test_loss"]) == point.test_loss  # to the bit
-        assert float(row["test_accuracy"]) == point.test_accuracy
+        assert float(row["test_loss"]) == point.figures["loss"]  # to the bit
+        assert float(row["test_accuracy"]) == point.figures["accuracy"]
         train_loss = float(row["train_loss"])
         assert train_loss == point.train_loss or (point.step == 0 and math.isnan(train_loss))
 
@@ -199,28 +216,31 @@ def test_scales_have_a_row_for_every_gamma_before_and_after(folder: Path, runs: 
             assert found == list(expected)
 
 
-def test_config_has_the_settings_and_what_made_the_numbers(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    assert config["settings"] == {
-        "data": "digits",
-        "hidden": [16, 128],
-        "data_dir": None,
-        "lr": 3e-4,
-    }
-    origin = config["provenance"]
-    assert origin["command"] == COMMAND
-    assert origin["torch"] == torch.__version__.partition("+")[0] or origin["torch"] in (
-        torch.__version__
-    )
-    for name in ("hyperlight", "numpy", "scikit-learn", "python", "system", "cores", "gpu"):
-        assert origin[name]
+def test_times_have_a_row_for_every_point(folder: Path, runs: list[Run]) -> None:
+    rows = _table(folder / "times.csv")
+    assert list(rows[0]) == ["formulation", "seed", "step", "seconds"]
+    assert [
+        (row["formulation"], int(row["seed"]), int(row["step"]), float(row["seconds"]))
+        for row in rows
+    ] == [(r.formulation, r.seed, p.step, p.seconds) for r in runs for p in r.points]
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_a_path_among_the_settings(tmp_path: Path) -> None:
-    _write(tmp_path / "out", [make_run("mip")], settings={"data_dir": tmp_path / "data"})
-    config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
-    assert config["settings"]["data_dir"] == str(tmp_path / "data")
+def test_outcomes_are_written_as_tables(tmp_path: Path) -> None:
+    runs = _registered(tmp_path)
+    _write(tmp_path, runs, DICE, target=None)
+    rows = _table(tmp_path / "outcome.csv")
+    assert list(rows[0]) == ["formulation", "seed", "figure", "value"]
+    assert [tuple(row.values()) for row in rows] == [
+        *(("mip", "0", "best gamma", "0.25"), ("mip", "0", "dice there", "0.75")),
+        *(("mip", "1", "best gamma", "0.5"), ("mip", "1", "dice there", "0.5")),
+        *(("plain", "0", "dice there", "0.625"),),
+    ]
+    rows = _table(tmp_path / "outcome-test-pairs-against-gamma.csv")
+    assert list(rows[0]) == ["formulation", "seed", "gamma", "folding (%)"]
+    assert [tuple(row.values()) for row in rows] == [
+        *(("mip", "0", "0.0", "1.5"), ("mip", "0", "1.0", "0.25")),
+        *(("mip", "1", "0.0", "2.5"), ("mip", "1", "1.0", "0.125")),
+    ]
 
 
 def test_equal_runs_give_equal_bytes(folder: Path, tmp_path: Path, runs: list[Run]) -> None:
@@ -229,32 +249,22 @@ def test_equal_runs_give_equal_bytes(folder: Path, tmp_path: Path, runs: list[Ru
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("name", ["metrics.csv", "steps.csv", "scales.svg", "report.html"])
 def test_an_error_in_the_middle_leaves_no_partial_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> bytes:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(report, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        _write(tmp_path, [make_run("mip")])
-    assert not [n for n in listing(tmp_path) if n.startswith((".", "model-"))]
-
-
-def test_a_model_that_cannot_be_moved_in_place_leaves_no_partial_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     replace = os.replace
 
     def refuse(source: Any, target: Any) -> None:
-        if str(target).endswith(".safetensors"):
+        if Path(target).name == name:
             raise OSError(28, "No space left on device")
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="No space left"):
         _write(tmp_path, [make_run("mip")])
-    assert not [n for n in listing(tmp_path) if n.startswith((".", "model-"))]
+    assert not [n for n in listing(tmp_path) if n.startswith(".") or n == name]
 
 
 # --- the page -------------------------------------------------------------------
@@ -331,6 +341,7 @@ def test_the_page_has_the_tables(folder: Path) -> None:
     assert ["", "classical", "MIP"] in rows
     assert ["steps to 90 % accuracy", "not within 10", "8 ± 4"] in rows
     assert ["milliseconds per step", "15.0 ± 0.0", "16.0 ± 1.4"] in rows
+    assert ["of these waiting for data (%)", "25.0 ± 0.0", "37.5 ± 17.7"] in rows
     assert ["gradient norm, std / mean, first 100 steps", "0.50", "0.50"] in rows
     heading = ["step", "accuracy (%), classical", "accuracy (%), MIP"]
     assert [*heading, "loss, classical", "loss, MIP"] in rows
@@ -343,7 +354,7 @@ def test_the_page_has_the_tables(folder: Path) -> None:
 
 def test_the_page_says_what_was_found(folder: Path, runs: list[Run]) -> None:
     text = " ".join(_Page((folder / "report.html").read_text("utf-8")).text.split())
-    summaries = summarize(runs, 90.0)
+    summaries = _summaries(runs)
     assert report.conclusion(summaries, 90.0) in text
     for claim in claims(summaries):
         assert claim.text in text
@@ -358,6 +369,57 @@ def test_a_page_of_one_run(tmp_path: Path) -> None:
     assert "input encoding alone" in text
     assert "What the paper says" not in text
     assert len(_svgs(tmp_path / "report.html")) == 3
+
+
+def test_a_page_of_a_plain_network(tmp_path: Path) -> None:
+    page = _write(tmp_path, [plain_run(0), plain_run(1)])
+    rows = _Page(page.read_text("utf-8")).rows
+    assert ["weights' scale varies along gamma: start, end", "does not depend on gamma"] in rows
+    assert ["steps to 90 % accuracy", "10 ± 0"] in rows
+    assert len(_svgs(page)) == 2
+    assert "scales.svg" not in listing(tmp_path)
+    assert _table(tmp_path / "scales.csv") == []
+    assert "nan" not in page.read_text("utf-8")
+
+
+def test_a_page_of_a_plain_network_beside_others(tmp_path: Path) -> None:
+    page = _write(tmp_path, [make_run("mip"), plain_run()])
+    assert len(_svgs(page)) == 3
+    assert {row["formulation"] for row in _table(tmp_path / "scales.csv")} == {"mip"}
+    assert ["", "MIP", "plain network"] in _Page(page.read_text("utf-8")).rows
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_page_of_another_metric_without_a_target(tmp_path: Path) -> None:
+    runs = _registered(tmp_path)
+    page = _write(tmp_path, runs, DICE, target=None)
+    rows = _Page(page.read_text("utf-8")).rows
+    heading = ["step", "dice, MIP", "dice, plain network", "loss, MIP", "loss, plain network"]
+    assert heading in rows
+    assert ["10", "0.750 ± 0.000", "0.625", "2.00 ± 0.00", "2.00"] in rows
+    assert ["best gamma", "0.375 ± 0.18", ""] in rows
+    assert ["dice there", "0.625 ± 0.18", "0.625"] in rows
+    assert not [row for row in rows if row[0].startswith("steps to")]
+    reached = _Page(_write(tmp_path, runs, DICE, target=0.7).read_text("utf-8")).rows
+    assert ["steps to 0.7 dice", "10 ± 0", "not within 10"] in reached
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_page_shows_what_the_first_seed_found(tmp_path: Path) -> None:
+    page = _write(tmp_path, _registered(tmp_path), DICE, target=None)
+    parsed = _Page(page.read_text("utf-8"))
+    assert parsed.text.count("MIP, seed 0") == 1
+    assert "MIP, seed 1" not in parsed.text
+    assert "Plain network, seed" not in parsed.text  # nothing to show there
+    assert "Test pairs against gamma" in parsed.text
+    assert ["0.0", "1.5"] in parsed.rows
+    assert ["0.0", "2.5"] not in parsed.rows
+    (source,) = [value for tag, name, value in parsed.attributes if (tag, name) == ("img", "src")]
+    kind, _, encoded = source.partition(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(encoded) == PICTURE
+    assert "A caption & more" in parsed.text
+    assert "Gone" not in parsed.text
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -395,7 +457,7 @@ def test_letters_beyond_ascii(tmp_path: Path) -> None:
 def _printed(runs: Sequence[Run]) -> str:
     out = io.StringIO()
     console = Console(file=out, width=200)
-    for table in report.table(summarize(runs, 90.0), 90.0):
+    for table in report.table(_summaries(runs), 90.0):
         console.print(table)
     return out.getvalue()
 
@@ -407,45 +469,75 @@ def test_the_tables_for_a_terminal(runs: list[Run]) -> None:
     assert "10.5 ± 0.7" in text
     assert "not within 10" in text
     assert "(one seed)" in _printed(runs[:1])
-    results, facts = report.table(summarize(runs, 90.0), 90.0)
+    results, facts = report.table(_summaries(runs), 90.0)
     assert results.row_count == 2
-    assert facts.row_count == 4
+    assert facts.row_count == 5
+    untold = report.table(_summaries(runs, None), None)[1]
+    assert untold.row_count == 4  # without the steps to a target
+
+
+def test_what_was_found_out_has_a_table_for_a_terminal(tmp_path: Path) -> None:
+    made = report.table(_summaries(_registered(tmp_path), None, DICE), None)
+    assert [table.title for table in made] == [
+        "On test data (mean ± std over 2 seeds)",
+        "In the end, on all test data (mean ± std over 2 seeds)",
+        "In short (mean ± std over 2 seeds)",
+    ]
+    assert list(made[1].columns[0].cells) == ["best gamma", "dice there"]
+    assert list(made[1].columns[1].cells) == ["0.375 ± 0.18", "0.625 ± 0.18"]
 
 
 def test_the_conclusion_compares_both(runs: list[Run]) -> None:
-    sentence = report.conclusion(summarize(runs, 90.0), 90.0)
+    sentence = report.conclusion(_summaries(runs), 90.0)
     assert "After 10 steps" in sentence
     assert "92.0 % against 10.5 %" in sentence
     assert "Steps to 90 %: MIP 8 ± 4, classical not within 10." in sentence
     assert "1.07 of the time" in sentence
     slow = [make_run("mip", seconds=(0.3,)), make_run("classical", seconds=(0.2,))]
-    assert "1.50 of the time" in report.conclusion(summarize(slow, 90.0), 90.0)
-    assert report.conclusion(summarize([make_run("mip")], 90.0), 90.0) == ""
-    assert report.conclusion(summarize([make_run("classical")], 90.0), 90.0) == ""
+    assert "1.50 of the time" in report.conclusion(_summaries(slow), 90.0)
+    assert report.conclusion(_summaries([make_run("mip")]), 90.0) == ""
+    assert report.conclusion(_summaries([make_run("classical")]), 90.0) == ""
+    untold = report.conclusion(_summaries(runs, None), None)
+    assert "92.0 % against 10.5 % test accuracy" in untold
+    assert "Steps to" not in untold
+
+
+def test_the_conclusion_speaks_of_the_metric() -> None:
+    runs = [
+        make_run(name, accuracy=(0.25, last), metric=DICE)
+        for name, last in (("mip", 0.75), ("classical", 0.5))
+    ]
+    sentence = report.conclusion(_summaries(runs, 0.7, DICE), 0.7)
+    assert "0.750 against 0.500 test dice" in sentence
+    assert "Steps to 0.7: MIP 5, classical not within 5." in sentence
 
 
 # --- figures --------------------------------------------------------------------
 
 
 def test_figures_show_every_formulation() -> None:
-    runs = [make_run(name, seed) for seed in (0, 1) for name in figures.COLORS]
-    summaries = summarize(runs, 90.0)
-    assert len(summaries) == 4
+    hypernetworks = [name for name in figures.COLORS if name != "plain"]
+    runs = [make_run(name, seed) for seed in (0, 1) for name in hypernetworks]
+    runs += [plain_run(seed) for seed in (0, 1)]
+    summaries = _summaries(runs)
+    assert len(summaries) == 5
     titles = [summary.title for summary in summaries]
     drawn = [figures.convergence(summaries, 90.0), figures.scales(runs), figures.gradients(runs)]
-    for figure in drawn:
+    for figure, expected in zip(drawn, (titles, titles[:4], titles), strict=True):
         legend = figure.axes[0].get_legend()
         assert legend is not None
-        assert [text.get_text() for text in legend.get_texts()] == titles
+        assert [text.get_text() for text in legend.get_texts()] == expected
         assert figures.svg(figure).startswith("<svg")
 
 
 def test_figures_draw_the_figures() -> None:
     runs = [make_run("mip", 0), make_run("mip", 1, accuracy=(20.0, 60.0, 97.0))]
-    accuracy, loss = figures.convergence(summarize(runs, 90.0), 80.0).axes
+    accuracy, loss = figures.convergence(_summaries(runs), 80.0).axes
     assert accuracy.lines[0].get_xydata().tolist() == [[0, 15], [5, 55], [10, 96]]
     assert list(accuracy.lines[1].get_ydata()) == [80.0, 80.0]
     assert list(loss.lines[0].get_xdata()) == [5, 10]
+    assert accuracy.get_ylabel() == "test accuracy (%)"
+    assert accuracy.get_ylim() == (0.0, 102.0)
     initial, final = figures.scales([make_run("mip", final=RISING)]).axes
     assert list(initial.lines[0].get_ydata()) == [1.0] * 4
     assert list(final.lines[0].get_ydata()) == pytest.approx(list(RISING))
@@ -455,6 +547,15 @@ def test_figures_draw_the_figures() -> None:
     drawn = [list(line.get_ydata()) for line in norms.lines]
     assert drawn == [[3.0, 1.0] * 5, [5.0, 7.0] * 5, [4.0, 4.0] * 5]  # the seeds, their mean
     assert list(norms.lines[-1].get_xdata()) == list(range(1, 11))
+
+
+def test_figures_of_another_metric_without_a_target() -> None:
+    runs = [make_run("mip", accuracy=(0.25, 0.75), metric=DICE)]
+    overlap, _ = figures.convergence(_summaries(runs, None, DICE), None).axes
+    assert overlap.get_ylabel() == "test dice"
+    assert overlap.get_ylim()[1] < 1.0
+    assert len(overlap.lines) == 1
+    assert overlap.lines[0].get_xydata().tolist() == [[0, 0.25], [5, 0.75]]
 
 
 def test_only_early_gradients_are_drawn() -> None:
@@ -494,17 +595,6 @@ def test_diverged_runs_still_give_a_report(tmp_path: Path, which: str, bad: floa
     expected = {"mip": 20, "classical": 20, "both": 40, "a seed": 20}
     assert len(steps) == expected[which]
     assert len(_table(tmp_path / "metrics.csv")) == 12
-
-
-@pytest.mark.usefixtures("no_figures")
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_models_of_diverged_runs_are_kept(tmp_path: Path) -> None:
-    run = diverged("mip")
-    for parameter in run.model.parameters():
-        parameter.data.fill_(math.nan)
-    _write(tmp_path, [run])
-    loaded = load_file(tmp_path / "model-mip-seed0.safetensors")
-    assert all(bool(tensor.isnan().all()) for tensor in loaded.values())
 
 
 @pytest.mark.usefixtures("no_figures")

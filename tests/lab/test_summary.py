@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperlight.lab.summary import TITLES, Spread, Summary, claims, shown_steps, summarize
-from hyperlight.lab.tasks.bayes import SWITCHES
-from tests.lab.making import FLAT, RISING, diverged, make_run
+from hyperlight.lab.summary import (
+    TITLES,
+    Spread,
+    Summary,
+    claims,
+    shown,
+    shown_steps,
+    summarize,
+)
+from hyperlight.lab.tasks.base import SWITCHES, Formulation, Metric, Outcome
+from hyperlight.lab.train import Run
+from tests.lab.making import ACCURACY, FLAT, RISING, diverged, make_run, plain_run
 
 figures = st.floats(-1e6, 1e6)
 
@@ -26,8 +36,12 @@ def _no_warnings() -> Iterator[None]:
 
 
 def _one(*runs: object, target: float = 90.0) -> Summary:
-    (summary,) = summarize(runs, target)  # type: ignore[arg-type]
+    (summary,) = _summaries(runs, target)  # type: ignore[arg-type]
     return summary
+
+
+def _summaries(runs: Sequence[Run], target: float | None = 90.0) -> list[Summary]:
+    return summarize(runs, target, ACCURACY)
 
 
 # --- Spread ---------------------------------------------------------------------
@@ -77,7 +91,7 @@ def test_a_spread_of_what_is_not_finite(values: list[float], text: str) -> None:
 
 
 def test_every_formulation_has_a_title() -> None:
-    assert set(TITLES) == set(SWITCHES)
+    assert set(TITLES) == set(get_args(Formulation)) == {*SWITCHES, "plain"}
     assert _one(make_run("encoding")).title == TITLES["encoding"]
     assert len(set(TITLES.values())) == len(TITLES)
 
@@ -89,24 +103,95 @@ def test_summaries_are_in_the_order_of_the_first_runs() -> None:
         make_run("mip", 1, accuracy=(20.0, 70.0, 96.0), test_loss=(4.0, 2.0, 0.0)),
         make_run("classical", 1, accuracy=(13.0, 12.0, 11.0)),
     ]
-    mip, classical = summarize(runs, 90.0)
+    mip, classical = _summaries(runs)
     assert [mip.formulation, classical.formulation] == ["mip", "classical"]
     assert mip.seeds == classical.seeds == 2
     assert mip.steps == [0, 5, 10]
-    assert [row.mean for row in mip.accuracy] == [15.0, 65.0, 93.0]
-    assert [row.mean for row in mip.test_loss] == [3.5, 2.0, 0.5]
-    assert mip.accuracy[2].std == pytest.approx(math.sqrt(18.0))
-    assert [row.mean for row in classical.accuracy] == [12.0, 12.0, 12.0]
+    assert [row.mean for row in mip.measured] == [15.0, 65.0, 93.0]
+    assert [row.mean for row in mip.test["loss"]] == [3.5, 2.0, 0.5]
+    assert mip.measured[2].std == pytest.approx(math.sqrt(18.0))
+    assert [row.mean for row in classical.measured] == [12.0, 12.0, 12.0]
     assert math.isnan(mip.train_loss[0].mean)
     assert mip.train_loss[1].mean == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 5)
 
 
 def test_seconds_per_step_are_medians_of_the_stretches() -> None:
+    accuracy = (10.0, 50.0, 95.0, 95.0)
     runs = [
-        make_run("mip", 0, seconds=(9.0, 0.1, 0.2)),
-        make_run("mip", 1, seconds=(7.0, 0.4, 0.3)),
+        make_run("mip", 0, accuracy=accuracy, seconds=(9.0, 0.1, 0.2)),
+        make_run("mip", 1, accuracy=accuracy, seconds=(7.0, 0.4, 0.3)),
     ]
+    assert runs[0].chunk_seconds == pytest.approx([9.0, 0.1, 0.2])
     assert _one(*runs).seconds_per_step.mean == pytest.approx(0.3)
+
+
+def test_seconds_and_the_share_of_waiting_are_those_of_the_seeds() -> None:
+    runs = [
+        make_run("mip", 0, seconds=(1.0, 2.0), waiting=0.25),
+        make_run("mip", 1, seconds=(3.0, 4.0), waiting=0.5),
+    ]
+    summary = _one(*runs)
+    assert [row.mean for row in summary.seconds] == pytest.approx([0.0, 10.0, 25.0])
+    assert summary.seconds[1].std == pytest.approx(math.sqrt(50.0))
+    assert summary.waiting.mean == pytest.approx(0.375)
+    assert summary.waiting.std == pytest.approx(math.sqrt(2 * 0.125**2))
+
+
+def test_the_metric_is_that_of_the_task() -> None:
+    metric = Metric("dice", digits=3)
+    runs = [
+        make_run("mip", seed, accuracy=values, metric=metric)
+        for seed, values in enumerate([(0.3, 0.5), (0.3, 0.75)])
+    ]
+    (summary,) = summarize(runs, None, metric)
+    assert summary.metric == metric
+    assert list(summary.test) == ["loss", "dice"]
+    assert summary.measured is summary.test["dice"]
+    assert [row.mean for row in summary.measured] == [0.3, 0.625]
+    assert runs[1].first_step(0.75) == 5
+    assert runs[0].first_step(0.75) is None
+
+
+def test_a_value_is_shown_as_the_metric_has_it() -> None:
+    assert shown(Spread(97.25, 0.5), Metric("accuracy", "%", digits=1)) == "97.2 ± 0.5 %"
+    assert shown(Spread(0.75, math.nan), Metric("dice", digits=3)) == "0.750"
+    assert Metric("accuracy", "%").heading == "accuracy (%)"
+    assert Metric("dice").heading == "dice"
+    assert Metric("accuracy", "%").text(97.26) == "97.3 %"
+    assert Metric("dice", digits=3).text(0.5) == "0.500"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.123456], "0.1235"),
+        ([1234.0, 1236.0], "1235 ± 1.4"),
+        ([0.0001, 0.0001], "0.0001 ± 0"),
+        ([math.nan, 1.0], "nan"),
+    ],
+)
+def test_a_spread_in_brief(values: list[float], text: str) -> None:
+    assert Spread.of(values).brief() == text
+
+
+def test_outcomes_are_the_figures_that_every_seed_has() -> None:
+    found = [Outcome({"dice": 0.5, "odd": 1.0}), Outcome({"dice": 0.75, "even": 1.0})]
+    runs = [make_run("mip", seed, outcome=outcome) for seed, outcome in enumerate(found)]
+    assert _one(*runs).outcome == {"dice": Spread.of([0.5, 0.75])}
+    alone = _one(runs[0]).outcome
+    assert {name: spread.mean for name, spread in alone.items()} == {"dice": 0.5, "odd": 1.0}
+    assert _one(runs[0], make_run("mip", 1)).outcome == {}  # one of them has none
+    assert _one(make_run("mip")).outcome == {}
+
+
+@pytest.mark.usefixtures("_no_warnings")
+def test_a_plain_network_has_no_scale_along_gamma() -> None:
+    summary = _one(plain_run(0), plain_run(1))
+    assert summary.title == "plain network"
+    assert math.isnan(summary.initial_variation)
+    assert math.isnan(summary.final_variation)
+    assert summary.gradient_swing == pytest.approx(0.5)
+    assert summary.measured[-1].mean == 95.0
 
 
 def test_variations_are_means_over_seeds() -> None:
@@ -171,17 +256,23 @@ def test_a_target_is_reached_at_the_target() -> None:
     assert make_run("mip", accuracy=(10.0, 89.999, 89.999)).first_step(90.0) is None
 
 
+def test_without_a_target_none_is_reached() -> None:
+    runs = [make_run("mip", seed) for seed in range(2)]
+    (summary,) = _summaries(runs, None)
+    assert summary.reached == [None, None]
+
+
 # --- what a table shows ---------------------------------------------------------
 
 
 @given(st.integers(2, 3000), st.integers(1, 50))
 def test_shown_steps(evaluated: int, every: int) -> None:
-    shown = shown_steps(range(0, evaluated * every, every))
-    assert shown == sorted(set(shown))
-    assert shown[0] >= 1
-    assert shown[-1] == evaluated - 1
-    assert min(evaluated - 1, 4) <= len(shown) <= 6
-    gaps = [b - a for a, b in zip([0, *shown], shown, strict=False)]
+    rows = shown_steps(range(0, evaluated * every, every))
+    assert rows == sorted(set(rows))
+    assert rows[0] >= 1
+    assert rows[-1] == evaluated - 1
+    assert min(evaluated - 1, 4) <= len(rows) <= 6
+    gaps = [b - a for a, b in zip([0, *rows], rows, strict=False)]
     assert max(gaps) - min(gaps) <= 1
 
 
@@ -208,7 +299,7 @@ def test_claims_that_hold() -> None:
         make_run("classical", accuracy=(9.0, 9.0, 10.0), initial=RISING, final=RISING, norms=WILD),
         make_run("mip", accuracy=(9.0, 80.0, 90.0), norms=CALM),
     ]
-    accuracy, scale, gradient = claims(summarize(runs, 90.0))
+    accuracy, scale, gradient = claims(_summaries(runs))
     assert accuracy.holds
     assert scale.holds
     assert gradient.holds
@@ -225,12 +316,12 @@ def test_claims_that_do_not_hold() -> None:
         make_run("mip", accuracy=(9.0, 9.0, 10.0), initial=RISING, final=RISING, norms=WILD),
         make_run("classical", accuracy=(9.0, 80.0, 90.0), norms=CALM),
     ]
-    assert [claim.holds for claim in claims(summarize(runs, 90.0))] == [False, False, False]
+    assert [claim.holds for claim in claims(_summaries(runs))] == [False, False, False]
 
 
 def test_equal_figures_bear_no_claim_out() -> None:
     runs = [make_run("mip", initial=RISING, final=RISING), make_run("classical", final=RISING)]
-    assert [claim.holds for claim in claims(summarize(runs, 90.0))] == [False, False, False]
+    assert [claim.holds for claim in claims(_summaries(runs))] == [False, False, False]
 
 
 @pytest.mark.parametrize(("initial", "final"), [(RISING, FLAT), (FLAT, RISING)])
@@ -238,21 +329,34 @@ def test_the_scale_must_follow_gamma_before_and_after(
     initial: tuple[float, ...], final: tuple[float, ...]
 ) -> None:
     runs = [make_run("mip"), make_run("classical", initial=initial, final=final)]
-    assert not claims(summarize(runs, 90.0))[1].holds
+    assert not claims(_summaries(runs))[1].holds
 
 
 @pytest.mark.parametrize(("swing", "holds"), [(0.7, True), (0.9, False), (1.1, False)])
 def test_the_gradient_must_swing_clearly_less(swing: float, holds: bool) -> None:
     norms = [2.0 + swing, 2.0 - swing] * 5
     runs = [make_run("mip", norms=norms), make_run("classical", norms=WILD)]
-    assert claims(summarize(runs, 90.0))[2].holds == holds
+    assert claims(_summaries(runs))[2].holds == holds
 
 
 def test_claims_need_both_formulations() -> None:
-    assert claims(summarize([make_run("mip")], 90.0)) == []
-    assert claims(summarize([make_run("classical"), make_run("residual")], 90.0)) == []
+    assert claims(_summaries([make_run("mip")])) == []
+    assert claims(_summaries([make_run("classical"), make_run("residual")])) == []
     both = [make_run("residual"), make_run("mip"), make_run("classical"), make_run("encoding")]
-    assert len(claims(summarize(both, 90.0))) == 3
+    assert len(claims(_summaries(both))) == 3
+    assert len(claims(_summaries([*both, plain_run()]))) == 3
+
+
+def test_claims_name_the_metric_of_the_task() -> None:
+    metric = Metric("dice", digits=3)
+    runs = [
+        make_run(name, accuracy=(0.3, last), metric=metric)
+        for name, last in (("mip", 0.75), ("classical", 0.5))
+    ]
+    overlap = claims(summarize(runs, None, metric))[0]
+    assert overlap.text == "MIP has higher dice sooner"
+    assert overlap.measured == "at step 5: MIP 0.750, classical 0.500"
+    assert overlap.holds
 
 
 # --- runs that diverged ---------------------------------------------------------
@@ -265,8 +369,8 @@ bad_figures = pytest.mark.parametrize("bad", [math.nan, math.inf], ids=["nan", "
 def test_a_diverged_run_is_summarized(bad: float) -> None:
     summary = _one(diverged("mip", bad=bad), make_run("mip", 1))
     assert summary.steps == [0, 5, 10]
-    assert summary.accuracy[0].mean == 10.0
-    assert not math.isfinite(summary.test_loss[-1].mean)
+    assert summary.measured[0].mean == 10.0
+    assert not math.isfinite(summary.test["loss"][-1].mean)
     assert not math.isfinite(summary.train_loss[-1].mean)
     assert not math.isfinite(summary.gradient_swing)
 
@@ -285,7 +389,7 @@ def test_the_scale_of_a_diverged_run_is_not_called_constant(bad: float) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_claims_do_not_hold_where_mip_diverged() -> None:
     runs = [diverged("mip"), make_run("classical", initial=RISING, final=RISING)]
-    assert [claim.holds for claim in claims(summarize(runs, 90.0))] == [False, False, False]
+    assert [claim.holds for claim in claims(_summaries(runs))] == [False, False, False]
 
 
 @bad_figures
@@ -296,6 +400,6 @@ def test_claims_about_diverged_runs_can_be_made(bad: float, which: str) -> None:
         diverged(name, bad=bad) if which in (name, "both") else make_run(name)
         for name in ("mip", "classical")
     ]
-    made = claims(summarize(runs, 90.0))
+    made = claims(_summaries(runs))
     assert len(made) == 3
     assert all(claim.measured for claim in made)

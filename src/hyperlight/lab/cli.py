@@ -1,144 +1,64 @@
-"""The command line: ``hyperlight demo | train | data``.
+"""The command line: ``hyperlight demo | train | study | report | data``.
 
 Every option is a field of a typed configuration; ``--help`` is made from them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import tyro
-from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from tyro.extras import SubcommandApp
 
-from ..errors import HyperLightError
-from . import report
+from ..errors import HyperLightError, did_you_mean, listed
+from .checkpoint import digest, identity
 from .data import fetch_flowers102, fetch_mnist, fetch_oasis
 from .errors import LabError
-from .files import claim_folder
-from .summary import TITLES, claims, summarize
-from .tasks.bayes import Bayes, BayesTask, Formulation
-from .train import Run, Training, train
+from .session import Session, launch, say, say_claim
+from .studies import STUDIES, Place, Size, page
+from .studies.run import run_study
+from .summary import TITLES
+from .tasks import KINDS, bayes, hypermorph, scale_space
+from .tasks.base import Formulation, Task
+from .tasks.bayes import Bayes, BayesTask
+from .tasks.hypermorph import Hypermorph
+from .tasks.scale_space import ScaleSpace
+from .train import Training
 
 console = Console()
 
 
-def _say(line: str | Text, to: Console = console) -> None:
-    """Print a line as it is: no markup, no wrapping, so that a path in it can be copied."""
-    to.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-def _settings(*configs: Any) -> dict[str, Any]:
-    return {k: v for config in configs for k, v in dataclasses.asdict(config).items()}
-
-
-def _run(
-    task_config: Bayes,
+def _session(
+    task: type[Task],
+    config: Any,
     training: Training,
     formulations: Sequence[Formulation],
     folder: Path,
-    overwrite: bool,
     title: str,
-) -> None:
-    """Train every formulation with every seed, taking turns within a seed, and report."""
-    training.check()
-    try:
-        fabric = Fabric(accelerator=training.device, devices=1)
-    except (RuntimeError, MisconfigurationException) as error:
-        raise LabError(
-            f"--device was {training.device}; this machine or this PyTorch has none. Choose cpu or "
-            "auto."
-        ) from error
-    task = BayesTask(task_config, fabric.device)
-    claim_folder(folder, overwrite)
-    _say(Text(title, style="bold"))
-    _say(task.split.note)
-    runs: list[Run] = []
-    width = max(len(TITLES[name]) for name in formulations)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=14),
-        TextColumn("{task.completed:>5.0f}/{task.total:.0f} steps"),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
-    bars, total = Progress(*columns, console=console), Progress(*columns, console=console)
-    whole = total.add_task(
-        "all".ljust(width + 8),
-        total=training.steps * training.seeds * len(formulations),
-        figures=" " * 13,
-    )
-    with Live(Group(bars, total), console=console, refresh_per_second=8):
-        for seed in range(training.seeds):
-            turns = [
-                (
-                    bars.add_task(
-                        f"seed {seed}  {TITLES[name]:<{width}}", total=training.steps, figures=""
-                    ),
-                    train(task, name, seed, training, fabric),
-                )
-                for name in formulations
-            ]
-            finished: dict[int, Run] = {}
-            while turns:
-                for turn in list(turns):
-                    bar, steps = turn
-                    run = next(steps, None)
-                    if run is None:
-                        turns.remove(turn)
-                        continue
-                    finished[bar] = run
-                    point = run.points[-1]
-                    before = bars.tasks[bar].completed
-                    bars.update(
-                        bar,
-                        completed=point.step,
-                        figures=f"{point.test_accuracy:5.1f} % right",
-                    )
-                    total.advance(whole, point.step - before)
-            runs.extend(finished[bar] for bar in sorted(finished))
-            if not console.is_terminal:  # a log shows no bars
-                for run in runs[-len(formulations) :]:
-                    console.print(
-                        f"seed {seed}  {TITLES[run.formulation]}: "
-                        f"{run.points[-1].test_accuracy:.1f} % right after "
-                        f"{run.points[-1].step} steps"
-                    )
-    summaries = summarize(runs, training.target)
-    page = report.write(
+) -> Session:
+    fabric = launch(training)
+    console.quiet = not fabric.is_global_zero
+    made = Session(
+        task(config, fabric.device),  # type: ignore[call-arg]
+        training,
+        formulations,
+        fabric,
         folder,
-        runs,
-        summaries,
-        title=title,
-        note=task.split.note,
-        target=training.target,
-        settings=_settings(task_config, training),
+        title,
         command=_command(),
+        console=console,
     )
-    console.print()
-    for made in report.table(summaries, training.target):
-        console.print(made)
-    sentence = report.conclusion(summaries, training.target)
-    if sentence:
-        console.print(sentence, markup=False, highlight=False)
-    for claim in claims(summaries):
-        word = "[green]holds[/]" if claim.holds else "[yellow]does not hold here[/]"
-        console.print(
-            f"Paper, {claim.source}: {claim.text}: {word} ({claim.measured})", highlight=False
-        )
-    _say(f"Report: {page}")
+    say(Text(title, style="bold"), console)
+    say(made.task.note, console)
+    return made
 
 
 @dataclass(frozen=True)
@@ -147,49 +67,174 @@ class Demo:
 
     task: tyro.conf.OmitArgPrefixes[Bayes] = field(default_factory=Bayes)
     training: tyro.conf.OmitArgPrefixes[Training] = field(
-        default_factory=lambda: Training(steps=400)
+        default_factory=lambda: Training(**bayes.TRAINING, steps=400)
     )
     out: Path = Path("runs/demo")
-    """Folder for the report; what an earlier demo left there is replaced."""
+    """Folder for the report; what an earlier demo left there is replaced, and one that was
+    interrupted goes on."""
 
     def run(self) -> None:
-        _run(
-            self.task,
-            self.training,
-            ["classical", "mip"],
-            self.out,
-            True,
-            f"Classical and MIP hypernetworks on {self.task.data}",
+        title = f"Classical and MIP hypernetworks on {self.task.data}"
+        session = _session(
+            BayesTask, self.task, self.training, ["classical", "mip"], self.out, title
         )
+        _train(session, restart=True)
 
 
 @dataclass(frozen=True)
-class TrainBayes:
-    """Train Bayesian hypernetworks that classify digits (paper, sections 5.1 and A.2)."""
+class _Train:
+    """What the commands that train have in common."""
 
-    task: tyro.conf.OmitArgPrefixes[Bayes] = field(default_factory=Bayes)
-    training: tyro.conf.OmitArgPrefixes[Training] = field(default_factory=Training)
     parametrization: Formulation = "mip"
-    """MIP, classical, or one of MIP's two parts alone: the input encoding, or the output encoding
-    (predictions are changes to learned weights)."""
+    """MIP, classical, one of MIP's two parts alone (the input encoding, or the output encoding:
+    predictions are changes to learned weights), or the plain network without a hypernetwork,
+    trained for the one gamma that is given with --gamma where the task has one."""
     out: Path | None = None
-    """Folder for the results; by default a new one in runs/, named after the settings."""
+    """Folder for the results; by default one in runs/, named after the settings, so that the same
+    command goes on where it was interrupted."""
     overwrite: bool = False
-    """Allow a folder that holds files already."""
+    """Replace what the folder holds."""
+    task: Any = None
+    training: Any = None
+    kind: ClassVar[str] = ""
 
     def run(self) -> None:
-        folder = self.out
-        if folder is None:
-            parts = ("bayes", self.task.data, self.parametrization, self.training.optimizer)
-            folder = Path("runs") / "-".join((*parts, time.strftime("%Y%m%d-%H%M%S")))
-        _run(
-            self.task,
-            self.training,
-            [self.parametrization],
-            folder,
-            self.overwrite,
-            f"Bayesian hypernetwork on {self.task.data}: {TITLES[self.parametrization]}",
-        )
+        kind, what = KINDS[self.kind], self.parametrization
+        about = identity(self.kind, self.task, self.training, what, 0)
+        parts = (self.kind, self.task.data, what, self.training.optimizer, digest(about, 8))
+        folder = Path("runs") / "-".join(parts) if self.out is None else self.out
+        title = f"{kind.title} on {self.task.data}: {TITLES[what]}"
+        session = _session(kind.task, self.task, self.training, [what], folder, title)
+        _train(session, overwrite=self.overwrite)
+
+
+def _train(session: Session, overwrite: bool = False, restart: bool = False) -> None:
+    try:
+        session.claim(overwrite, restart=restart)
+        if session.finished:
+            done = "These runs are finished; nothing is trained. --overwrite trains them again."
+            say(done, console)
+        runs = session.run()
+        if session.fabric.is_global_zero:
+            session.report(runs)
+    except OSError as error:
+        raise LabError(
+            f"A file in {session.folder} could not be read or written ({error}). Put that right, "
+            "or choose another --out; the same command goes on from what is kept there."
+        ) from error
+
+
+@dataclass(frozen=True)
+class TrainBayes(_Train):
+    """Train Bayesian hypernetworks that classify images (paper, sections 5.1 and A.2)."""
+
+    task: tyro.conf.OmitArgPrefixes[Bayes] = field(default_factory=Bayes)
+    training: tyro.conf.OmitArgPrefixes[Training] = field(
+        default_factory=lambda: Training(**bayes.TRAINING)
+    )
+    kind: ClassVar[str] = "bayes"
+
+
+@dataclass(frozen=True)
+class TrainHypermorph(_Train):
+    """Train hypernetworks that register images, for every weight of smoothness (section A.3)."""
+
+    task: tyro.conf.OmitArgPrefixes[Hypermorph] = field(default_factory=Hypermorph)
+    training: tyro.conf.OmitArgPrefixes[Training] = field(
+        default_factory=lambda: Training(**hypermorph.TRAINING, target=None)
+    )
+    kind: ClassVar[str] = "hypermorph"
+
+
+@dataclass(frozen=True)
+class TrainScaleSpace(_Train):
+    """Train hypernetworks for every rescaling factor of their primary (section A.4)."""
+
+    task: tyro.conf.OmitArgPrefixes[ScaleSpace] = field(default_factory=ScaleSpace)
+    training: tyro.conf.OmitArgPrefixes[Training] = field(
+        default_factory=lambda: Training(**scale_space.TRAINING, target=None)
+    )
+    kind: ClassVar[str] = "scale_space"
+
+
+@dataclass(frozen=True)
+class RunStudy:
+    """Repeat a figure or table of the paper: its runs, its figure, and its claims as checks."""
+
+    name: tyro.conf.Positional[str] = "all"
+    """Which one (see --list), or all of them."""
+    size: Size = "smoke"
+    """smoke: seconds each, on embedded data. cpu: what two cores do in hours. paper: the paper's
+    own settings, for a GPU."""
+    list: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Say what there is and how many runs each takes."""
+    data_dir: Path | None = None
+    """Folder with the data sets; by default where `hyperlight data` puts them."""
+    out: Path | None = None
+    """Folder for figures, numbers and claims; by default one in runs/studies, named after the
+    size."""
+    cache: Path = Path("runs/cache")
+    """Folder with a folder for every run, which is never done twice."""
+    seeds: int | None = None
+    """Number of replicas; by default that of the size."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where runs are trained."""
+    workers: int = 1
+    """Runs at a time, which share the cores of this machine."""
+    engine: str | None = None
+    """Address of a Dask scheduler (tcp://host:8786) that takes the runs, with as many machines as
+    it has workers."""
+
+    def run(self) -> None:
+        for option in ("workers", "seeds"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise LabError(f"--{option} was {value}; expected 1 or more.")
+        place = Place(self.size, self.data_dir, self.device, self.seeds)
+        if self.list:
+            table = Table(box=None)
+            for heading in ("name", "what", "source", f"runs at size {self.size}"):
+                table.add_column(heading)
+            for study in STUDIES.values():
+                runs = len({spec.key for spec in study.specs(place)})
+                table.add_row(study.name, study.title, study.source, str(runs))
+            console.print(table)
+            return
+        if self.name != "all" and self.name not in STUDIES:
+            raise LabError(
+                f"There is no study {self.name!r}; expected all, or one of {listed(STUDIES)}."
+                f"{did_you_mean(self.name, STUDIES)}"
+            )
+        out = Path("runs/studies") / self.size if self.out is None else self.out
+        for study in STUDIES.values() if self.name == "all" else [STUDIES[self.name]]:
+            say(Text(f"{study.name}: {study.title} ({study.source})", style="bold"), console)
+            found = run_study(
+                study,
+                place,
+                out,
+                self.cache,
+                workers=self.workers,
+                engine=self.engine,
+                command=f"hyperlight study {study.name} --size {self.size}",
+                console=console,
+            )
+            for claim in found:
+                say_claim(claim, console)
+            say(f"Figure: {out / study.name / 'figure.svg'}", console)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Build one page of all studies: every figure, what holds of the paper, and every command."""
+
+    results: Path = Path("runs/studies/smoke")
+    """Folder that `hyperlight study` wrote to."""
+    out: Path = Path("report.html")
+    """The page, which needs no other file."""
+
+    def run(self) -> None:
+        studies = page.read(self.results, list(STUDIES))
+        say(f"Report of {len(studies)} studies: {page.write(studies, self.out)}", console)
 
 
 @dataclass(frozen=True)
@@ -200,7 +245,7 @@ class DataMnist:
     """Folder for the IDX files, gzipped or not; by default the user's cache."""
 
     def run(self) -> None:
-        _say(fetch_mnist(self.data_dir))
+        say(fetch_mnist(self.data_dir), console)
 
 
 @dataclass(frozen=True)
@@ -212,7 +257,7 @@ class DataFlowers102:
     cache."""
 
     def run(self) -> None:
-        _say(fetch_flowers102(self.data_dir))
+        say(fetch_flowers102(self.data_dir), console)
 
 
 @dataclass(frozen=True)
@@ -226,16 +271,20 @@ class DataOasis:
     """Folder for the archive and what is in it; by default the user's cache."""
 
     def run(self) -> None:
-        _say(fetch_oasis(self.data_dir))
+        say(fetch_oasis(self.data_dir), console)
 
 
 app = SubcommandApp()
 train_app = SubcommandApp()
 data_app = SubcommandApp()
 app.command(name="demo")(Demo)
+app.command(name="study")(RunStudy)
+app.command(name="report")(Report)
 app.command(train_app, name="train", help="Train one of the paper's tasks.")
 app.command(data_app, name="data", help="Fetch or check a data set.")
 train_app.command(name="bayes")(TrainBayes)
+train_app.command(name="hypermorph")(TrainHypermorph)
+train_app.command(name="scale_space")(TrainScaleSpace)
 data_app.command(name="mnist")(DataMnist)
 data_app.command(name="flowers102")(DataFlowers102)
 data_app.command(name="oasis")(DataOasis)
@@ -251,6 +300,7 @@ def _command() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for what a person can put right)."""
     _ARGUMENTS[:] = sys.argv[1:] if arguments is None else list(arguments)
+    console.quiet = False
     try:
         chosen = app.cli(
             prog="hyperlight",
@@ -259,12 +309,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         chosen.run()
     except HyperLightError as error:
-        _say(Text.assemble(("error: ", "bold red"), str(error)), Console(stderr=True))
+        say(Text.assemble(("error: ", "bold red"), str(error)), _stderr())
         return 2
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
+        _stderr().print("interrupted; the same command goes on from here")
         return 130
     return 0
+
+
+def _stderr() -> Console:
+    """Where one of several processes says what ended all of them."""
+    return Console(stderr=True, quiet=console.quiet)
 
 
 def entry() -> None:

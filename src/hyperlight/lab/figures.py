@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from .summary import TITLES, Spread, Summary
 from .train import Run
 
-__all__ = ["convergence", "gradients", "scales", "svg"]
+__all__ = ["COLORS", "band", "convergence", "gradients", "panels", "scales", "svg"]
 
 # Distinguishable for colour-blind readers (Okabe and Ito).
 COLORS = {
@@ -21,45 +22,82 @@ COLORS = {
     "mip": "#0072b2",
     "encoding": "#009e73",
     "residual": "#cc79a7",
+    "plain": "#000000",
 }
 
 
-def _figure(columns: int, width: float = 9.0, height: float = 3.3) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+def panels(
+    columns: int, rows: int = 1, width: float = 9.0, height: float = 3.3
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels, row by row.
+
+    Args:
+        columns: panels in a row.
+        rows: of panels.
+        width: of the figure, in inches.
+        height: of a row, in inches.
+    """
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    axes = [ax for row in figure.subplots(rows, columns, squeeze=False) for ax in row]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25, linewidth=0.6)
-    return figure, list(axes)
+    return figure, axes
 
 
-def _band(
-    ax: Axes, x: Sequence[float], rows: Sequence[Spread], formulation: str, positive: bool = False
+def band(
+    ax: Axes,
+    x: Sequence[float],
+    rows: Sequence[Spread],
+    formulation: str,
+    *,
+    label: str | None = None,
+    **style: Any,
 ) -> None:
+    """Means as a line, with standard deviations as a band around it.
+
+    Args:
+        ax: where.
+        x: of the points.
+        rows: a spread for every point.
+        formulation: gives the colour, and the label where there is no other.
+        label: for the legend.
+        style: of the line.
+    """
     mean = np.array([row.mean for row in rows])
     std = np.array([0.0 if math.isnan(row.std) else row.std for row in rows])
-    low = np.maximum(mean - std, mean.min() * 0.2) if positive else mean - std
-    color = COLORS[formulation]
-    ax.plot(x, mean, color=color, label=TITLES[formulation], linewidth=1.8)
-    ax.fill_between(x, low, mean + std, color=color, alpha=0.2, linewidth=0)
+    style = {"color": COLORS[formulation], "linewidth": 1.8, **style}
+    ax.plot(x, mean, label=TITLES[formulation] if label is None else label, **style)
+    ax.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
 
 
-def convergence(summaries: Sequence[Summary], target: float) -> Figure:
-    """Test accuracy and training loss by step, mean and standard deviation (paper, figure 4a)."""
-    figure, (accuracy, loss) = _figure(2)
+def convergence(summaries: Sequence[Summary], target: float | None) -> Figure:
+    """The test metric and the training loss by step, mean and standard deviation (paper, figure
+    4).
+    """
+    metric = summaries[0].metric
+    figure, (test, loss) = panels(2)
     for summary in summaries:
-        _band(accuracy, summary.steps, summary.accuracy, summary.formulation)
-        _band(loss, summary.steps[1:], summary.train_loss[1:], summary.formulation)
-    accuracy.axhline(target, color="0.5", linewidth=0.8, linestyle="--")
-    accuracy.set(xlabel="step", ylabel="test accuracy (%)", ylim=(0, 102))
+        band(test, summary.steps, summary.measured, summary.formulation)
+        band(loss, summary.steps[1:], summary.train_loss[1:], summary.formulation)
+    if target is not None:
+        test.axhline(target, color="0.5", linewidth=0.8, linestyle="--")
+    test.set(xlabel="step", ylabel=f"test {metric.heading}")
+    if metric.unit == "%":
+        test.set_ylim(0, 102)
     loss.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    accuracy.legend(frameon=False, loc="center right")
+    test.legend(frameon=False)
     return figure
 
 
-def scales(runs: Sequence[Run]) -> Figure:
-    """Standard deviation of the predicted weights along gamma (paper, figure 1a)."""
-    figure, (initial, final) = _figure(2)
+def scales(runs: Sequence[Run], titles: Mapping[str, str] = TITLES) -> Figure:
+    """Standard deviation of the predicted weights along gamma (paper, figure 1a).
+
+    Args:
+        runs: of any formulations.
+        titles: the name of each formulation.
+    """
+    figure, (initial, final) = panels(2)
     for ax, when in ((initial, "initial"), (final, "final")):
         for formulation in dict.fromkeys(run.formulation for run in runs):
             group = [run for run in runs if run.formulation == formulation]
@@ -70,7 +108,8 @@ def scales(runs: Sequence[Run]) -> Figure:
             scalar = profile.gamma.ndim == 1
             x = profile.gamma if scalar else profile.magnitude
             columns = np.stack([p.std.numpy() for p in profiles], axis=1)
-            _band(ax, x.tolist(), [Spread.of(row) for row in columns.tolist()], formulation)
+            rows = [Spread.of(row) for row in columns.tolist()]
+            band(ax, x.tolist(), rows, formulation, label=titles[formulation])
             ax.set_xlabel("gamma" if scalar else "norm of gamma")
         ax.set_ylim(0, None)
     initial.set(title="at initialisation", ylabel="std of predicted weights")
@@ -81,7 +120,7 @@ def scales(runs: Sequence[Run]) -> Figure:
 
 def gradients(runs: Sequence[Run], steps: int = 100) -> Figure:
     """Norm of the gradient of the predicted weights in early training (paper, figure 3c)."""
-    figure, (ax,) = _figure(1, height=3.0)
+    figure, (ax,) = panels(1, height=3.0)
     for formulation in dict.fromkeys(run.formulation for run in runs):
         norms = np.array([r.gradient_norm[:steps] for r in runs if r.formulation == formulation])
         color, x = COLORS[formulation], np.arange(1, norms.shape[1] + 1)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import LabError
 
-__all__ = ["claim_folder", "write_bytes", "write_text"]
+__all__ = ["claim_folder", "csv_text", "replace_file", "write_bytes", "write_text"]
+
+
+def csv_text(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as csv; floats come back to the bit."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(heading)
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -18,10 +31,25 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all."""
+    replace_file(path, lambda part: part.write_bytes(content))
+
+
+def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
+    """Have ``write`` make a file beside ``path``, which takes its place once it is whole.
+
+    Args:
+        path: of the file.
+        write: called with the path of a file to fill.
+        durable: wait until it is on the disk, so that a machine that goes down leaves the old
+            file or the new one, too.
+    """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+        write(Path(name))
+        if durable:
+            with open(name, "rb+") as file:
+                os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

@@ -2,67 +2,59 @@
 
 from __future__ import annotations
 
-import csv
+import base64
 import dataclasses
-import io
-import json
-import os
-import platform
-from collections.abc import Iterable, Sequence
-from importlib import metadata
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import torch
 from rich.table import Table
-from safetensors.torch import save
 
 from . import figures
-from .files import write_bytes, write_text
-from .summary import Summary, claims, shown_steps
+from .files import csv_text, write_text
+from .provenance import provenance
+from .summary import TITLES, Spread, Summary, claims, shown_steps
 from .train import Run
 
-__all__ = ["conclusion", "provenance", "table", "write"]
+__all__ = ["PAGE", "clear", "conclusion", "table", "write"]
 
-
-def provenance(command: str) -> dict[str, str]:
-    """What produced the numbers: the command, the versions, the machine."""
-    packages = ("hyperlight", "torch", "lightning-fabric", "torchmetrics", "scikit-learn", "numpy")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "command": command,
-        **{name: metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "gpu": gpu,
-    }
+PAGE = "report.html"
 
 
 def _rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """Test figures by step: a heading, then a row per step."""
-    shown = shown_steps(summaries[0].steps)
+    metric = summaries[0].metric
     heading = [
         "step",
-        *(f"accuracy (%), {s.title}" for s in summaries),
+        *(f"{metric.heading}, {s.title}" for s in summaries),
         *(f"loss, {s.title}" for s in summaries),
     ]
     return heading, [
         [
             str(summaries[0].steps[i]),
-            *(s.accuracy[i].text(1) for s in summaries),
-            *(s.test_loss[i].text(2) for s in summaries),
+            *(s.measured[i].text(metric.digits) for s in summaries),
+            *(s.test["loss"][i].text(2) for s in summaries),
         ]
-        for i in shown
+        for i in shown_steps(summaries[0].steps)
     ]
 
 
-def _facts(summaries: Sequence[Summary], target: float) -> tuple[list[str], list[list[str]]]:
+def _goal(summary: Summary, target: float) -> str:
+    """``94 % accuracy``."""
+    unit = f" {summary.metric.unit}" if summary.metric.unit else ""
+    return f"{target:g}{unit} {summary.metric.name}"
+
+
+def _facts(summaries: Sequence[Summary], target: float | None) -> tuple[list[str], list[list[str]]]:
     heading = ["", *(summary.title for summary in summaries)]
+    reached = []
+    if target is not None:
+        goal = _goal(summaries[0], target)
+        reached = [[f"steps to {goal}", *(s.steps_to_target() for s in summaries)]]
     return heading, [
-        [f"steps to {target:g} % accuracy", *(s.steps_to_target() for s in summaries)],
+        *reached,
         [
             "milliseconds per step",
             *(
@@ -74,9 +66,15 @@ def _facts(summaries: Sequence[Summary], target: float) -> tuple[list[str], list
                 for s in summaries
             ),
         ],
+        ["of these waiting for data (%)", *(_percent(s.waiting) for s in summaries)],
         [
             "weights' scale varies along gamma: start, end",
-            *(f"{s.initial_variation:.1%}, {s.final_variation:.1%}" for s in summaries),
+            *(
+                "does not depend on gamma"
+                if s.formulation == "plain"
+                else f"{s.initial_variation:.1%}, {s.final_variation:.1%}"
+                for s in summaries
+            ),
         ],
         [
             "gradient norm, std / mean, first 100 steps",
@@ -85,15 +83,31 @@ def _facts(summaries: Sequence[Summary], target: float) -> tuple[list[str], list
     ]
 
 
-def table(summaries: Sequence[Summary], target: float) -> list[Table]:
+def _percent(share: Spread) -> str:
+    return dataclasses.replace(share, mean=100.0 * share.mean, std=100.0 * share.std).text(1)
+
+
+def _outcomes(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """What was found out in the end, a row for every figure."""
+    names = dict.fromkeys(name for summary in summaries for name in summary.outcome)
+    return ["", *(summary.title for summary in summaries)], [
+        [name, *(s.outcome[name].brief() if name in s.outcome else "" for s in summaries)]
+        for name in names
+    ]
+
+
+def table(summaries: Sequence[Summary], target: float | None) -> list[Table]:
     """The tables for a terminal."""
     seeds = summaries[0].seeds
     over = f"mean ± std over {seeds} seeds" if seeds > 1 else "one seed"
     tables = []
     for title, (heading, rows) in (
-        (f"On test images ({over})", _rows(summaries)),
+        (f"On test data ({over})", _rows(summaries)),
+        (f"In the end, on all test data ({over})", _outcomes(summaries)),
         (f"In short ({over})", _facts(summaries, target)),
     ):
+        if not rows:
+            continue
         made = Table(title=title, title_justify="left", title_style="bold")
         for column in heading:
             made.add_column(column, justify="right" if column else "left", overflow="fold")
@@ -103,28 +117,26 @@ def table(summaries: Sequence[Summary], target: float) -> list[Table]:
     return tables
 
 
-def conclusion(summaries: Sequence[Summary], target: float) -> str:
+def conclusion(summaries: Sequence[Summary], target: float | None) -> str:
     """The comparison of the two formulations in a sentence, or nothing without both."""
     by_name = {summary.formulation: summary for summary in summaries}
     if not {"mip", "classical"} <= set(by_name):
         return ""
     mip, classical = by_name["mip"], by_name["classical"]
-    at = f"{mip.accuracy[-1].mean:.1f} % against {classical.accuracy[-1].mean:.1f} %"
+    metric = mip.metric
+    ours, theirs = (metric.text(s.measured[-1].mean) for s in (mip, classical))
     pace = mip.seconds_per_step.mean / classical.seconds_per_step.mean
+    steps = ""
+    if target is not None:
+        steps = (
+            f" Steps to {(metric.unit and f'{target:g} {metric.unit}') or f'{target:g}'}: MIP "
+            f"{mip.steps_to_target()}, classical {classical.steps_to_target()}."
+        )
     return (
-        f"After {mip.steps[-1]} steps the MIP hypernetwork has {at} test accuracy for the "
-        f"classical one. Steps to {target:g} %: MIP {mip.steps_to_target()}, classical "
-        f"{classical.steps_to_target()}. A step of MIP takes {pace:.2f} "
-        "of the time of a classical one."
+        f"After {mip.steps[-1]} steps the MIP hypernetwork has {ours} against {theirs} test "
+        f"{metric.name} for the classical one.{steps} A step of MIP takes {pace:.2f} of the time "
+        "of a classical one."
     )
-
-
-def _csv(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(heading)
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def write(
@@ -134,22 +146,34 @@ def write(
     *,
     title: str,
     note: str,
-    target: float,
+    target: float | None,
     settings: dict[str, Any],
     command: str,
 ) -> Path:
-    """Write ``report.html``, the numbers as csv, the settings and the models; returns the page."""
+    """Write ``report.html`` and the numbers as csv; returns the page."""
     origin = provenance(command)
+    names = list(summaries[0].test)
     write_text(
         folder / "metrics.csv",
-        _csv(
-            ["formulation", "seed", "step", "train_loss", "test_loss", "test_accuracy"],
-            ([r.formulation, r.seed, *dataclasses.astuple(p)] for r in runs for p in r.points),
+        csv_text(
+            ["formulation", "seed", "step", "train_loss", *(f"test_{name}" for name in names)],
+            (
+                [r.formulation, r.seed, p.step, p.train_loss, *(p.figures[n] for n in names)]
+                for r in runs
+                for p in r.points
+            ),
+        ),
+    )
+    write_text(
+        folder / "times.csv",
+        csv_text(
+            ["formulation", "seed", "step", "seconds"],
+            ([r.formulation, r.seed, p.step, p.seconds] for r in runs for p in r.points),
         ),
     )
     write_text(
         folder / "steps.csv",
-        _csv(
+        csv_text(
             ["formulation", "seed", "step", "train_loss", "gradient_norm"],
             (
                 [run.formulation, run.seed, i + 1, loss, norm]
@@ -160,7 +184,7 @@ def write(
     )
     write_text(
         folder / "scales.csv",
-        _csv(
+        csv_text(
             ["formulation", "seed", "when", "gamma_norm", "std"],
             (
                 [run.formulation, run.seed, when, float(magnitude), float(std)]
@@ -171,21 +195,12 @@ def write(
             ),
         ),
     )
-    config = {"settings": settings, "provenance": origin}
-    write_text(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")
-    current = {f"model-{run.formulation}-seed{run.seed}.safetensors" for run in runs}
-    for old in folder.glob("model-*-seed*.safetensors"):
-        if old.name not in current:  # of an earlier run in this folder: not one of these
-            old.unlink()
-    for run in runs:
-        state = {k: v.detach().cpu().contiguous() for k, v in run.model.state_dict().items()}
-        write_bytes(folder / f"model-{run.formulation}-seed{run.seed}.safetensors", save(state))
+    _write_outcomes(folder, runs)
 
-    drawn = {
-        "convergence": figures.svg(figures.convergence(summaries, target)),
-        "scales": figures.svg(figures.scales(runs)),
-        "gradients": figures.svg(figures.gradients(runs)),
-    }
+    drawn = {"convergence": figures.svg(figures.convergence(summaries, target))}
+    if any(run.initial is not None for run in runs):
+        drawn["scales"] = figures.svg(figures.scales(runs))
+    drawn["gradients"] = figures.svg(figures.gradients(runs))
     for name, picture in drawn.items():
         write_text(folder / f"{name}.svg", picture)
     environment = jinja2.Environment(
@@ -193,33 +208,91 @@ def write(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
+    tables = [_facts(summaries, target), _outcomes(summaries), _rows(summaries)]
     page = environment.get_template("report.html").render(
         title=title,
         note=note,
         conclusion=conclusion(summaries, target),
         claims=claims(summaries),
         seeds=summaries[0].seeds,
-        tables=[_facts(summaries, target), _rows(summaries)],
-        figures=[
-            (
-                "Convergence",
-                "Mean and standard deviation over seeds; compare figure 4a of the paper.",
-                drawn["convergence"],
-            ),
-            (
-                "Does the scale of the predicted weights follow gamma?",
-                "Standard deviation of all predicted weights; compare figure 1a of the paper.",
-                drawn["scales"],
-            ),
-            (
-                "Gradient norm in early training",
-                "With respect to the predicted weights; thin lines are single seeds. Compare "
-                "figure 3c of the paper.",
-                drawn["gradients"],
-            ),
-        ],
+        tables=[(heading, rows) for heading, rows in tables if rows],
+        figures=[(*CAPTIONS[name], picture) for name, picture in drawn.items()],
+        outcomes=_shown_outcomes(runs),
         settings=settings,
         provenance=origin,
     )
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
+    write_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def clear(folder: Path) -> None:
+    """Remove the files that :func:`write` wrote."""
+    tables = ("metrics", "times", "steps", "scales", "outcome")
+    written = [PAGE, *(f"{name}.csv" for name in tables), *(f"{name}.svg" for name in CAPTIONS)]
+    for path in (*(folder / name for name in written), *folder.glob("outcome-*.csv")):
+        path.unlink(missing_ok=True)
+
+
+CAPTIONS = {
+    "convergence": (
+        "Convergence",
+        "Mean and standard deviation over seeds; compare figure 4 of the paper.",
+    ),
+    "scales": (
+        "Does the scale of the predicted weights follow gamma?",
+        "Standard deviation of all predicted weights; compare figure 1a of the paper.",
+    ),
+    "gradients": (
+        "Gradient norm in early training",
+        "With respect to the predicted weights; thin lines are single seeds. Compare figure 3c of "
+        "the paper.",
+    ),
+}
+
+
+def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
+    """What was found out in the end as csv: all figures, and every table of all runs."""
+    found = [(run, run.outcome) for run in runs if run.outcome is not None]
+    if not found:
+        return
+    write_text(
+        folder / "outcome.csv",
+        csv_text(
+            ["formulation", "seed", "figure", "value"],
+            (
+                [run.formulation, run.seed, name, value]
+                for run, outcome in found
+                for name, value in outcome.figures.items()
+            ),
+        ),
+    )
+    tables: dict[str, tuple[Sequence[str], list[list[Any]]]] = {}
+    for run, outcome in found:
+        for title, heading, rows in outcome.tables:
+            kept = tables.setdefault(title, (heading, []))[1]
+            kept += [[run.formulation, run.seed, *row] for row in rows]
+    for title, (heading, kept) in tables.items():
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        text = csv_text(["formulation", "seed", *heading], kept)
+        write_text(folder / f"outcome-{name}.csv", text)
+
+
+def _shown_outcomes(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Tables and pictures of the first seed of every formulation, for the page."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        if run.outcome is not None:
+            first.setdefault(run.formulation, run)
+    return [
+        {
+            "title": f"{TITLES[name][:1].upper()}{TITLES[name][1:]}, seed {run.seed}",
+            "tables": run.outcome.tables,
+            "pictures": [
+                (caption, base64.b64encode(path.read_bytes()).decode())
+                for caption, path in run.outcome.pictures
+                if path.is_file()
+            ],
+        }
+        for name, run in first.items()
+        if run.outcome is not None and (run.outcome.tables or run.outcome.pictures)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ... import HyperModel
+from ... import CosSin, HyperModel, Input, hypernetize
+from ...init import Relative
+from ...targets import Targets
+from ..errors import LabError
 
 __all__ = [
     "ALONE",
@@ -19,6 +23,7 @@ __all__ = [
     "Drawn",
     "Fixed",
     "Formulation",
+    "Hypernetwork",
     "Metric",
     "Model",
     "Outcome",
@@ -36,6 +41,48 @@ SWITCHES: dict[str, tuple[bool, bool]] = {
     "encoding": (True, False),
     "residual": (False, True),
 }
+
+
+@dataclass(frozen=True)
+class Hypernetwork:
+    """Settings of the hypernetwork, the same for every task (paper, section 5.2)."""
+
+    hidden: tuple[int, ...] = (16, 128)
+    """Widths of the hypernetwork's hidden layers."""
+    activation: Literal["leaky_relu", "relu", "tanh", "gelu", "silu"] = "leaky_relu"
+    """Between the hypernetwork's layers."""
+    encoding: Literal["unit-norm", "per-input"] = "unit-norm"
+    """Where inputs are encoded: norm 1 over all of gamma, or of each entry (the paper's)."""
+    init: Literal["fan_out", "relative", "hyperfan_in", "hyperfan_out", "zero"] = "fan_out"
+    """How the hypernetwork starts; fan_out is the paper's."""
+    fraction: float = 0.1
+    """With --init relative: the share of each tensor's own scale that it is changed by at first."""
+
+    def check(self) -> None:
+        """Refuse settings that cannot be trained with."""
+        if not 0.0 < self.fraction < math.inf:
+            raise LabError(f"--fraction was {self.fraction}; expected a number above zero.")
+
+    def build(
+        self,
+        primary: nn.Module,
+        inputs: dict[str, Input],
+        formulation: Formulation,
+        targets: Targets = None,
+    ) -> HyperModel:
+        """The primary with a hypernetwork that has these settings."""
+        encode, residual = SWITCHES[formulation]
+        return hypernetize(
+            primary,
+            inputs=inputs,
+            targets=targets,
+            hidden=self.hidden,
+            activation=self.activation,
+            encoding=CosSin(self.encoding == "per-input") if encode else None,
+            residual=residual,
+            init=Relative(self.fraction) if self.init == "relative" else self.init,
+        )
+
 
 Batch = Any
 """Whatever a task's batches hold; the loop hands it to ``Task.loss`` unseen."""
@@ -110,6 +157,11 @@ class Metric:
     unit: str = ""
     digits: int = 1
 
+    @property
+    def heading(self) -> str:
+        """``accuracy (%)``."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
     def text(self, value: float) -> str:
         """The value for a person: ``97.3 %``."""
         return f"{value:.{self.digits}f} {self.unit}".rstrip()
@@ -135,12 +187,14 @@ class Task(Protocol):
 
     Attributes:
         name: of the task: ``"bayes"``.
+        config: its settings, a frozen dataclass.
         note: what the data are and where they are from, for the reader of a result.
         metric: what it is judged by; higher is better.
         device: where its data are and its models go.
     """
 
     name: str
+    config: Any
     note: str
     metric: Metric
     device: torch.device
@@ -182,6 +236,6 @@ class Task(Protocol):
         """Figures on the whole test set at one gamma, those of :meth:`evaluate` and maybe more."""
         ...
 
-    def finish(self, model: Model, folder: Path) -> Outcome:
-        """What is looked at after training, with pictures written to ``folder``."""
+    def finish(self, model: Model, folder: Path | None) -> Outcome:
+        """What is looked at after training, with pictures written to ``folder`` if there is one."""
         ...

@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from ... import CosSin, Input, Normal, Uniform, hypernetize
+from ... import Input, Normal, Uniform
 from .. import uncertainty_figures as figures
 from ..data import Batches, Images, ImageSplit, digits, flowers102, image_folder, mnist
 from ..errors import LabError
 from ..primaries import LeNet, ResNetLike
 from ..uncertainty import Assessment, Predictive, assess, auroc
-from .base import ALONE, SWITCHES, Fixed, Formulation, Metric, Model, Outcome, Share
+from .base import ALONE, Fixed, Formulation, Hypernetwork, Metric, Model, Outcome, Share
 
 __all__ = ["TRAINING", "Bayes", "BayesTask"]
 
 # The paper's rate (A.2), the same for both optimizers. It names no batch size.
-TRAINING = {"optimizer": "adam", "lr": 3e-4, "batch_size": 128}
+TRAINING: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4, "batch_size": 128}
 
 # Shares of the test images that are rejected, in %.
 _REJECTED = (0, 5, 10, 20, 30, 50)
@@ -43,7 +43,7 @@ _PIXELS_ELSEWHERE = 2**24
 
 
 @dataclass(frozen=True)
-class Bayes:
+class Bayes(Hypernetwork):
     """A Bayesian hypernetwork that classifies images (paper, sections 5.1, A.1 and A.2)."""
 
     data: Literal["digits", "mnist", "flowers102", "folder"] = "digits"
@@ -64,10 +64,6 @@ class Bayes:
     """Distribution of gamma: U(0, 1) or N(0, 1)."""
     dimensions: int = 1
     """Number of entries of gamma."""
-    hidden: tuple[int, ...] = (16, 128)
-    """Widths of the hypernetwork's hidden layers."""
-    encoding: Literal["unit-norm", "per-input"] = "unit-norm"
-    """Where inputs are encoded: norm 1 over all of gamma, or of each entry (the paper's)."""
     evaluation_gammas: int = 5
     """Number of gammas, spread evenly over the prior, that a test figure is the mean of."""
     evaluation_images: int = 2000
@@ -77,6 +73,7 @@ class Bayes:
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
+        super().check()
         for option, least in (
             ("dimensions", 1),
             ("evaluation_gammas", 2),
@@ -165,14 +162,7 @@ class BayesTask:
                 primary = ResNetLike(self.channels, self.split.classes)
             if formulation == "plain":
                 return Fixed(primary, {}).to(self.device)
-            encode, residual = SWITCHES[formulation]
-            model = hypernetize(
-                primary,
-                inputs={"gamma": self.space},
-                hidden=self.config.hidden,
-                encoding=CosSin(self.config.encoding == "per-input") if encode else None,
-                residual=residual,
-            )
+            model = self.config.build(primary, {"gamma": self.space}, formulation)
         return model.to(self.device)
 
     def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> Batches[Images]:
@@ -243,7 +233,7 @@ class BayesTask:
         for gamma in gammas[:1] if isinstance(model, Fixed) else gammas:
             yield Predictive.of(self._logits(model.bind(gamma=gamma), data))
 
-    def finish(self, model: Model, folder: Path) -> Outcome:
+    def finish(self, model: Model, folder: Path | None) -> Outcome:
         """The model average on the whole test set: calibration, entropy, rejection; and pictures.
 
         Everything is set beside the mean over single gammas. A plain network is an average
@@ -269,7 +259,7 @@ class BayesTask:
         return Outcome(
             figures=self._figures(average, whole, each, other),
             tables=_tables(whole, each),
-            pictures=self._pictures(folder, average, whole, each, other),
+            pictures=[] if folder is None else self._pictures(folder, average, whole, each, other),
         )
 
     def _turned(self) -> Images | None:

@@ -9,31 +9,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import CosSin, HyperModel, Uniform, hypernetize, tune
+from ... import HyperModel, Uniform, tune
 from ..data import PairBatches, Scans, ScanSplit, digit_scans, oasis, pairs, ptbp, scan_folder
 from ..errors import LabError
 from ..primaries import UNet
 from ..registration import dice, folding, soft_dice, total_variation, warp, warp_labels
-from .base import ALONE, SWITCHES, Fixed, Formulation, Metric, Model, Outcome, Share
+from .base import ALONE, Fixed, Formulation, Hypernetwork, Metric, Model, Outcome, Share
 
 __all__ = ["TRAINING", "Hypermorph", "HypermorphTask"]
 
 # The paper's (A.3): Adam with decoupled decay at 1e-4. It names no decay (torch's default here)
 # and no batch size; its 3000 epochs are --steps.
-TRAINING = {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "batch_size": 4}
+TRAINING: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "batch_size": 4}
 
 Pairs = tuple[Scans, Scans]
 
 
 @dataclass(frozen=True)
-class Hypermorph:
+class Hypermorph(Hypernetwork):
     """A hypernetwork that registers images for every weight of smoothness (paper, section A.3)."""
 
     data: Literal["digits", "ptbp", "oasis", "folder"] = "digits"
@@ -46,10 +46,6 @@ class Hypermorph:
     """Stages of the U-Net's encoder (the paper's 5; fewer for small images)."""
     channels: int = 32
     """Feature channels of every stage."""
-    hidden: tuple[int, ...] = (16, 128)
-    """Widths of the hypernetwork's hidden layers."""
-    encoding: Literal["unit-norm", "per-input"] = "unit-norm"
-    """Where inputs are encoded: norm 1 over all of gamma, or of each entry (the paper's)."""
     image_sigma: float = 0.05
     """Assumed noise of the images: the mean squared error is divided by its square, as HyperMorph's
     is, or gamma would trade two terms of very different size. 1 leaves it as it is."""
@@ -61,19 +57,26 @@ class Hypermorph:
     """Number of gammas, spread evenly, that a test figure is the mean of."""
     evaluation_pairs: int = 64
     """Test pairs that are used during training; the last figure uses all."""
+    final_pairs: int | None = None
+    """Pairs that the figures in the end are of, at most; by default all."""
+    tune_steps: int = 20
+    """Steps of the descent on gamma in the end, from three starts."""
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
+        super().check()
         for option, least in (
             ("levels", 1),
             ("channels", 1),
             ("evaluation_gammas", 2),
             ("evaluation_pairs", 1),
+            ("final_pairs", 1),
+            ("tune_steps", 1),
         ):
-            if getattr(self, option) < least:
+            value = getattr(self, option)
+            if value is not None and value < least:
                 raise LabError(
-                    f"--{option.replace('_', '-')} was {getattr(self, option)}; expected {least} "
-                    "or more."
+                    f"--{option.replace('_', '-')} was {value}; expected {least} or more."
                 )
         if not 0.0 <= self.gamma <= 1.0:
             raise LabError(f"--gamma was {self.gamma}; expected a number from 0 to 1.")
@@ -129,14 +132,8 @@ class HypermorphTask:
             primary = UNet(2, 2, config.levels, config.channels)
             if formulation == "plain":
                 return Fixed(primary, {"gamma": torch.tensor(config.gamma)}).to(self.device)
-            encode, residual = SWITCHES[formulation]
-            model = hypernetize(
-                primary,
-                inputs={"gamma": Uniform(0.0, 1.0, endpoints=config.endpoints)},
-                hidden=config.hidden,
-                encoding=CosSin(config.encoding == "per-input") if encode else None,
-                residual=residual,
-            )
+            gamma = Uniform(0.0, 1.0, endpoints=config.endpoints)
+            model = config.build(primary, {"gamma": gamma}, formulation)
         return model.to(self.device)
 
     def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> PairBatches:
@@ -191,7 +188,8 @@ class HypermorphTask:
 
     def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
         """Loss, Dice, folding (the share of folded pixels) and squared error, means over gammas."""
-        chosen = self._pairs(self.test, None if whole else self.config.evaluation_pairs)
+        config = self.config
+        chosen = self._pairs(self.test, config.final_pairs if whole else config.evaluation_pairs)
         gammas = torch.linspace(0.0, 1.0, self.config.evaluation_gammas).tolist()
         if isinstance(model, Fixed):
             gammas = [self.config.gamma]
@@ -200,7 +198,7 @@ class HypermorphTask:
 
     def at(self, model: Model, gamma: float) -> dict[str, float]:
         """The figures of :meth:`evaluate` on all test pairs at one gamma."""
-        return self._rows(model, [gamma], self._pairs(self.test))[0]
+        return self._rows(model, [gamma], self._pairs(self.test, self.config.final_pairs))[0]
 
     @torch.no_grad()
     def _rows(self, model: Model, gammas: list[float], chosen: Pairs) -> list[dict[str, float]]:
@@ -212,10 +210,10 @@ class HypermorphTask:
 
     def before(self) -> float:
         """Dice of the test pairs as they are, without registration."""
-        moving, fixed = self._pairs(self.test)
+        moving, fixed = self._pairs(self.test, self.config.final_pairs)
         return float(dice(moving.labels, fixed.labels, self.labels).nanmean())
 
-    def best(self, model: HyperModel, steps: int = 20, restarts: int = 3) -> tuple[float, float]:
+    def best(self, model: HyperModel, restarts: int = 3) -> tuple[float, float]:
         """The gamma with the greatest overlap on validation pairs, by ``hl.tune``.
 
         What is descended is one minus the soft Dice of linearly warped label maps.
@@ -233,13 +231,13 @@ class HypermorphTask:
         def objective(net: nn.Module) -> Tensor:
             return 1.0 - soft_dice(warp(maps[0], net(joined)), maps[1]).mean()
 
-        tuned = tune(model, objective, steps=steps, restarts=restarts)
+        tuned = tune(model, objective, steps=self.config.tune_steps, restarts=restarts)
         gamma = float(tuned.inputs["gamma"])
         with torch.no_grad():
             found = self.measure(model.bind(gamma=gamma), moving, fixed, gamma)
         return gamma, found["dice"]
 
-    def finish(self, model: Model, folder: Path) -> Outcome:
+    def finish(self, model: Model, folder: Path | None) -> Outcome:
         """Figures against gamma on all test pairs, the best gamma, and pictures.
 
         A plain network has the figures of its one gamma alone.
@@ -251,17 +249,20 @@ class HypermorphTask:
         was_training = model.training
         model.eval()
         gammas = [i / 10 for i in range(11)]
-        rows = self._rows(model, gammas, self._pairs(self.test))
-        grid = [row["dice"] for row in self._rows(model, gammas, self._pairs(self.valid))]
+        most = self.config.final_pairs
+        rows = self._rows(model, gammas, self._pairs(self.test, most))
+        grid = [row["dice"] for row in self._rows(model, gammas, self._pairs(self.valid, most))]
         tuned, tuned_dice = self.best(model)
         by_grid = max(range(len(gammas)), key=lambda i: grid[i])
         there = self.at(model, tuned)
-        pictures = [
-            ("Dice and folding against gamma", folder / "dice.png"),
-            ("Moving, fixed, warped and the warped grid over gamma", folder / "warped.png"),
-        ]
-        _curves(gammas, rows, before, tuned).savefig(pictures[0][1], dpi=110)
-        self._gallery(model, [0.0, 0.25, 0.5, 0.75, 1.0]).savefig(pictures[1][1], dpi=110)
+        pictures: list[tuple[str, Path]] = []
+        if folder is not None:
+            pictures = [
+                ("Dice and folding against gamma", folder / "dice.png"),
+                ("Moving, fixed, warped and the warped grid over gamma", folder / "warped.png"),
+            ]
+            _curves(gammas, rows, before, tuned).savefig(pictures[0][1], dpi=110)
+            self._gallery(model, [0.0, 0.25, 0.5, 0.75, 1.0]).savefig(pictures[1][1], dpi=110)
         model.train(was_training)
         return Outcome(
             figures={

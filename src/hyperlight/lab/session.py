@@ -1,0 +1,332 @@
+"""Several runs in one folder: trained side by side, continued after an interruption, reported."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from . import report
+from .checkpoint import Identity, differences, identity
+from .errors import LabError
+from .files import claim_folder, write_text
+from .provenance import provenance
+from .summary import BEYOND, TITLES, Claim, claims, summarize
+from .tasks.base import Formulation, Task
+from .train import Run, Training, train
+
+__all__ = ["Session", "launch", "say", "say_claim"]
+
+
+def say(line: str | Text, to: Console) -> None:
+    """Print a line as it is: no markup, no wrapping, so that a path in it can be copied."""
+    to.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def say_claim(claim: Claim, to: Console) -> None:
+    """Print a claim and what was measured."""
+    word = "[green]holds[/]" if claim.holds else "[yellow]does not hold here[/]"
+    guess = f" A guess why: {claim.guess}." if claim.guess and not claim.holds else ""
+    who = "" if claim.source.startswith(BEYOND) else "Paper, "
+    source = f"{who}{claim.source}"
+    to.print(f"{source}: {claim.text}: {word} ({claim.measured}).{guess}", highlight=False)
+
+
+def launch(training: Training) -> Fabric:
+    """The devices to train on; further processes are started where there are several.
+
+    Raises:
+        LabError: this machine has no such devices.
+    """
+    training.check()
+    try:
+        fabric = Fabric(
+            accelerator=training.device,
+            devices=training.devices,
+            strategy="ddp" if training.devices > 1 else "auto",
+            precision=training.precision,
+        )
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
+        raise LabError(
+            f"--device was {training.device} and --devices {training.devices}; this machine or "
+            f"this PyTorch does not have that ({error}). Choose cpu or auto, or fewer."
+        ) from error
+    if training.devices > 1:
+        fabric.launch()
+    return fabric
+
+
+@dataclass
+class Session:
+    """Runs of one task in one folder, all formulations with all seeds.
+
+    Attributes:
+        task: what is trained.
+        training: how.
+        formulations: which are compared; they take turns within a seed.
+        fabric: where.
+        folder: for the results; a run has a folder of its own in it.
+        title: of the report.
+        command: what was called, for whoever wants to repeat it.
+        console: where progress is shown.
+    """
+
+    task: Task
+    training: Training
+    formulations: Sequence[Formulation]
+    fabric: Fabric
+    folder: Path
+    title: str
+    command: str
+    console: Console = field(default_factory=Console)
+
+    @property
+    def about(self) -> Identity:
+        """What all runs of the session have in common."""
+        about = identity(self.task.name, self.task.config, self.training, "mip", 0)
+        del about["formulation"], about["seed"]
+        return {**about, "formulations": list(self.formulations)}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by name, for the report."""
+        return {**dataclasses.asdict(self.task.config), **dataclasses.asdict(self.training)}
+
+    def run_folder(self, formulation: Formulation, seed: int) -> Path:
+        """Where a run is kept."""
+        return self.folder / f"{formulation}-seed{seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all runs are there already."""
+        return all(
+            (self.run_folder(name, seed) / "record.json").is_file()
+            for seed in range(self.training.seeds)
+            for name in self.formulations
+        )
+
+    def claim(self, overwrite: bool = False, *, restart: bool = False) -> None:
+        """Take the folder: go on with what an interrupted session of the same settings left.
+
+        Args:
+            overwrite: replace what is there, whatever it is.
+            restart: replace what is there unless it is this session and has no report yet.
+
+        Raises:
+            LabError: the settings cannot be trained with, and the folder is left as it is; the
+                folder cannot be made, or holds something else.
+        """
+        self._check()
+        refused = ""
+        if self.fabric.is_global_zero:
+            try:
+                self._claim(overwrite, restart)
+            except LabError as error:
+                refused = str(error)
+        refused = self.fabric.broadcast(refused)
+        if refused:  # in every process, so that none waits for the others
+            raise LabError(refused)
+
+    def _claim(self, overwrite: bool, restart: bool) -> None:
+        found = self._found()
+        same = found == self.about
+        if restart:
+            overwrite = not same or (self.finished and (self.folder / report.PAGE).is_file())
+        if overwrite or not same:
+            if not overwrite and found is not None:
+                lines = differences(found, self.about)
+                raise LabError(
+                    f"{self.folder} holds runs with other settings ({'; '.join(lines)}). "
+                    "Choose another --out, or pass --overwrite to replace them."
+                )
+            claim_folder(self.folder, overwrite)
+            self._clear()
+        config = {
+            "settings": self.settings,
+            "provenance": provenance(self.command),
+            "identity": self.about,
+        }
+        text = json.dumps(config, indent=2, default=str) + "\n"
+        write_text(self.folder / "config.json", text)
+
+    def _check(self) -> None:
+        """Refuse what models or batches of the task refuse."""
+        share = (self.fabric.global_rank, self.fabric.world_size)
+        self.task.batches(self.training.batch_size, 0, share)
+        for name in self.formulations:
+            self.task.model(name, 0)
+
+    def _clear(self) -> None:
+        """Remove what other runs left, which would pass for that of these; the rest stays."""
+        report.clear(self.folder)
+        for run in self.folder.glob("*-seed*"):
+            name, _, seed = run.name.rpartition("-seed")
+            if run.is_dir() and name in TITLES and seed.isdecimal():
+                shutil.rmtree(run)
+
+    def _found(self) -> Identity | None:
+        """The identity of the session that the folder holds, if it holds one."""
+        try:
+            config = json.loads((self.folder / "config.json").read_text("utf-8"))
+            found = config["identity"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def run(self) -> list[Run]:
+        """Train all that is not finished, and show how it goes.
+
+        Raises:
+            KeyboardInterrupt: it was asked to stop (Ctrl-C, SIGTERM), after the step at hand and
+                with checkpoints of all runs that had begun.
+        """
+        runs: list[Run] = []
+        board = _Board(self.console, self.task, self.training, self.formulations)
+        with _stop_on_request(self.console) as stop, board:
+            for seed in range(self.training.seeds):
+                turns = {
+                    name: train(
+                        *(self.task, name, seed, self.training, self.fabric),
+                        folder=self.run_folder(name, seed),
+                        stop=stop,
+                    )
+                    for name in self.formulations
+                }
+                done: dict[Formulation, Run] = {}
+                with contextlib.ExitStack() as interrupted:
+                    for turn in turns.values():
+                        interrupted.callback(turn.close)
+                    while turns:
+                        for name, turn in list(turns.items()):
+                            run = next(turn, None)
+                            if run is None:
+                                del turns[name]
+                            else:
+                                done[name] = run
+                                board.show(run)
+                runs += done.values()
+                board.end(list(done.values()))
+        return runs
+
+    def report(self, runs: Sequence[Run]) -> Path:
+        """Write the report and print what is in it; returns the page."""
+        target, metric = self.training.target, self.task.metric
+        summaries = summarize(runs, target, metric)
+        page = report.write(
+            self.folder,
+            runs,
+            summaries,
+            title=self.title,
+            note=self.task.note,
+            target=target,
+            settings=self.settings,
+            command=self.command,
+        )
+        self.console.print()
+        for made in report.table(summaries, target):
+            self.console.print(made)
+        sentence = report.conclusion(summaries, target)
+        if sentence:
+            self.console.print(sentence, markup=False, highlight=False)
+        for claim in claims(summaries):
+            say_claim(claim, self.console)
+        say(f"Report: {page}", self.console)
+        return page
+
+
+class _Board:
+    """Progress of the runs of a seed, and of all."""
+
+    def __init__(
+        self,
+        console: Console,
+        task: Task,
+        training: Training,
+        formulations: Sequence[Formulation],
+    ) -> None:
+        self.console, self.metric, self.training = console, task.metric, training
+        self.width = max(len(TITLES[name]) for name in formulations)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=14),
+            TextColumn("{task.completed:>5.0f}/{task.total:.0f} steps"),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+        )
+        self.bars = Progress(*columns, console=console)
+        self.total = Progress(*columns, console=console)
+        self.whole = self.total.add_task(
+            "all".ljust(self.width + 8),
+            total=training.steps * training.seeds * len(formulations),
+            figures="",
+        )
+        self.lines: dict[tuple[str, int], TaskID] = {}
+        self.live = Live(Group(self.bars, self.total), console=console, refresh_per_second=8)
+
+    def __enter__(self) -> None:
+        self.live.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def show(self, run: Run) -> None:
+        """Bring the bar of a run up to date."""
+        key = (run.formulation, run.seed)
+        if key not in self.lines:
+            name = f"seed {run.seed}  {TITLES[run.formulation]:<{self.width}}"
+            self.lines[key] = self.bars.add_task(name, total=self.training.steps, figures="")
+        line, point = self.lines[key], run.points[-1]
+        value = self.metric.text(point.figures[self.metric.name])
+        shown = f"{self.metric.name} {value}  loss {point.train_loss:.3g}"
+        if run.chunk_seconds:
+            shown += f"  {1.0 / max(run.chunk_seconds[-1], 1e-9):.3g} steps/s"
+        before = self.bars.tasks[line].completed
+        self.bars.update(line, completed=run.step, figures=shown)
+        self.total.advance(self.whole, run.step - before)
+
+    def end(self, runs: Sequence[Run]) -> None:
+        """Say what came out where bars are not shown, as in a log."""
+        if self.console.is_terminal:
+            return
+        for run in runs:
+            value = self.metric.text(run.points[-1].figures[self.metric.name])
+            self.console.print(
+                f"seed {run.seed}  {TITLES[run.formulation]}: {self.metric.name} {value} after "
+                f"{run.step} steps"
+            )
+
+
+@contextlib.contextmanager
+def _stop_on_request(console: Console) -> Iterator[Callable[[], bool]]:
+    """Within it, the first Ctrl-C or SIGTERM asks to stop, and the second stops at once."""
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        console.print("stopping after this step; once more stops at once")
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread may
+        before = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

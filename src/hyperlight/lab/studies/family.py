@@ -1,0 +1,181 @@
+"""Beyond the paper: one hypernetwork against plain networks that are trained one by one.
+
+The hypernetwork is trained for N steps. The K plain networks, each for one gamma, are trained for
+N / K steps each, so that all of them together cost what it costs, and for N steps each, K times as
+much. Both choose the better of the same learning rates at every gamma, with the same seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from .. import figures
+from ..engine import Spec
+from ..summary import BEYOND, Claim, Spread
+from . import drawing
+from .base import Group, Results, Table, grid
+
+__all__ = ["claims", "draw", "specs", "tables"]
+
+
+def specs(base: Spec, seeds: range, gammas: Sequence[float], rates: Sequence[float]) -> list[Spec]:
+    """The hypernetwork, and both sets of plain networks.
+
+    Args:
+        base: of the hypernetwork.
+        seeds: the replicas.
+        gammas: of the plain networks.
+        rates: learning rates that are tried.
+    """
+    steps = base.training.steps
+    found = grid(base, seeds=seeds, formulations=["mip"], training={"lr": rates})
+    for count in (steps // len(gammas), steps):
+        how = dataclasses.replace(base.training, steps=count, evaluate_every=count)
+        plain = dataclasses.replace(base, training=how)
+        found += grid(
+            plain,
+            seeds=seeds,
+            formulations=["plain"],
+            config={"gamma": gammas},
+            training={"lr": rates},
+        )
+    return found
+
+
+def _gammas(results: Results) -> list[float]:
+    found = {group.spec.config.gamma for group in results.where(formulation="plain")}
+    return sorted(found)
+
+
+def _budgets(results: Results) -> list[int]:
+    """Steps of each plain network, fewest first."""
+    found = {group.spec.training.steps for group in results.where(formulation="plain")}
+    return sorted(found)
+
+
+def _separate(results: Results, gamma: float, steps: int) -> Group:
+    groups = results.where(formulation="plain", gamma=gamma, steps=steps)
+    return max(groups, key=lambda group: drawing.worth(group.final))
+
+
+def _curves(results: Results, title: str, column: str) -> dict[float, list[tuple[float, Spread]]]:
+    """A column of the table that the hypernetwork made in the end, against gamma, by rate."""
+    found = {}
+    for group in results.where(formulation="mip"):
+        by_gamma: dict[float, list[float]] = {}
+        for run in group.runs:
+            heading, rows = Group(group.spec, [run]).table(title)
+            for row in rows:
+                by_gamma.setdefault(row[heading.index("gamma")], []).append(
+                    row[heading.index(column)]
+                )
+        rate = group.spec.training.lr
+        found[rate] = [(gamma, Spread.of(values)) for gamma, values in by_gamma.items()]
+    return found
+
+
+def _together(results: Results, title: str, column: str, gamma: float) -> Spread:
+    """The hypernetwork at a gamma, at the better of its rates."""
+    found = [
+        spread
+        for curve in _curves(results, title, column).values()
+        for at, spread in curve
+        if abs(at - gamma) < 1e-6
+    ]
+    return max(found, key=drawing.worth)
+
+
+def draw(results: Results, title: str, column: str, cost: str | None = None) -> Figure:
+    """The metric against gamma: a curve, and points.
+
+    Args:
+        results: of the runs.
+        title: of the table that the hypernetwork's curve is in.
+        column: of the metric there.
+        cost: another column, and figure of the plain networks, that is drawn beside it.
+    """
+    figure, axes = figures.panels(2 if cost else 1, width=9.0 if cost else 6.0, height=3.6)
+    gammas, budgets = _gammas(results), _budgets(results)
+    curves = _curves(results, title, column)
+    best = max(curves, key=lambda rate: sum(drawing.worth(s) for _, s in curves[rate]))
+    for rate, curve in curves.items():
+        chosen = rate == best
+        label = f"one hypernetwork, {_steps(results)} steps" if chosen else None
+        figures.band(
+            axes[0],
+            [gamma for gamma, _ in curve],
+            [spread for _, spread in curve],
+            "mip",
+            label=label or f"the same at rate {rate:g}",
+            **({} if chosen else {"linestyle": ":", "linewidth": 1.0}),
+        )
+    for steps, marker, fill in zip(budgets, ("o", "s"), ("black", "none"), strict=True):
+        finals = [_separate(results, gamma, steps).final for gamma in gammas]
+        axes[0].errorbar(
+            gammas,
+            [f.mean for f in finals],
+            [0.0 if f.std != f.std else f.std for f in finals],
+            fmt=marker,
+            color="black",
+            markerfacecolor=fill,
+            capsize=2,
+            label=f"plain networks, {steps} steps each",
+        )
+    metric = results.groups[0].metric
+    axes[0].set(xlabel="gamma", ylabel=f"test {metric.heading}")
+    axes[0].legend(frameon=False, fontsize="small")
+    if cost:
+        curve = _curves(results, title, cost)[best]
+        axes[1].plot([g for g, _ in curve], [s.mean for _, s in curve], color="#0072b2")
+        points = [_separate(results, gamma, budgets[-1]).outcome(cost).mean for gamma in gammas]
+        axes[1].plot(gammas, points, "ks", markerfacecolor="none")
+        axes[1].set(xlabel="gamma", ylabel=cost, ylim=(0, None))
+    return figure
+
+
+def _steps(results: Results) -> int:
+    return results.where(formulation="mip")[0].spec.training.steps
+
+
+def claims(results: Results, title: str, column: str) -> list[Claim]:
+    """Whether the hypernetwork is at least as good at every gamma, within the spread over seeds."""
+    gammas, budgets = _gammas(results), _budgets(results)
+    texts = (
+        f"at equal total compute ({_steps(results)} steps, {len(gammas)} plain networks of "
+        f"{budgets[0]} steps) the one hypernetwork is at least as good at every gamma",
+        f"the one hypernetwork is at least as good as plain networks that had {len(gammas)} times "
+        "the compute together, at every gamma",
+    )
+    guesses = (
+        "",
+        "each plain network is trained for its gamma as long as the hypernetwork for all",
+    )
+    metric = results.groups[0].metric
+    found = []
+    for steps, text, guess in zip(budgets, texts, guesses, strict=True):
+        parts, holds = [], []
+        for gamma in gammas:
+            ours = _together(results, title, column, gamma)
+            theirs = _separate(results, gamma, steps).final
+            room = max([s for s in (ours.std, theirs.std) if s == s], default=0.0)
+            holds.append(drawing.worth(ours) >= drawing.worth(theirs) - room)
+            parts.append(f"{gamma:g}: {ours.text(metric.digits)} and {theirs.text(metric.digits)}")
+        measured = f"test {metric.heading} by gamma, hypernetwork and plain: {'; '.join(parts)}"
+        found.append(Claim(BEYOND, text, measured, all(holds), guess))
+    return found
+
+
+def tables(results: Results, title: str, column: str) -> list[Table]:
+    """Both at every gamma of the plain networks."""
+    digits = results.groups[0].metric.digits
+    budgets = _budgets(results)
+    rows = [
+        [gamma, _together(results, title, column, gamma).text(digits)]
+        + [_separate(results, gamma, steps).final.text(digits) for steps in budgets]
+        for gamma in _gammas(results)
+    ]
+    heading = ["gamma", "one hypernetwork", *(f"plain, {steps} steps each" for steps in budgets)]
+    return [Table("One for all against one for each", heading, rows)]

@@ -1,0 +1,45 @@
+"""Figure 1b: convergence of Bayesian networks on MNIST with Adam, default against MIP."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from ..engine import Spec
+from ..figures import panels
+from ..summary import Claim
+from . import drawing, fig4a, settings
+from .base import Place, Results, Study, grid
+
+
+def specs(place: Place) -> list[Spec]:
+    base = settings.bayes(place)
+    return grid(base, seeds=settings.seeds(place), training={"optimizer": ["adam"]})
+
+
+def draw(results: Results) -> Figure:
+    figure, (ax,) = panels(1, width=5.0)
+    drawing.panel(ax, results.groups)
+    ax.legend(frameon=False)
+    return figure
+
+
+def claims(results: Results) -> list[Claim]:
+    mip, classical = results.pair()
+    return [
+        drawing.sooner("figure 1b", "using MIP leads to faster convergence", mip, classical),
+        *fig4a.variance("figure 1b", "and result in reduced variance", mip, classical),
+    ]
+
+
+STUDY = Study(
+    name="fig1b",
+    title="Convergence improvements",
+    source="section 1, figure 1b",
+    caption="Test accuracy over steps, Bayesian networks on MNIST with Adam (the paper does not "
+    "name the task of this figure; this one is the first of its section 6); mean and standard "
+    "deviation over seeds.",
+    specs=specs,
+    draw=draw,
+    claims=claims,
+    reduced=settings.reduced("bayes"),
+)

@@ -1,0 +1,91 @@
+"""Figure 7: the final Dice over the range of gamma by architecture; the runs are figure 6's."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from .. import figures
+from ..summary import Claim
+from . import drawing, fig6, settings
+from .base import Group, Results, Study, Table
+
+SOURCE = "B.1, figure 7"
+FORMULATIONS = ("classical", "mip")
+
+
+def _dice(group: Group) -> dict[float, float]:
+    """Test Dice at 11 values of gamma, means over the seeds."""
+    heading, rows = group.table("Test pairs against gamma")
+    gamma, dice = heading.index("gamma"), heading.index("dice")
+    return {row[gamma]: row[dice] for row in rows}
+
+
+def draw(results: Results) -> Figure:
+    architectures = results.values("hidden")
+    figure, (ax,) = figures.panels(1, height=3.8)
+    for offset, formulation in zip((-0.2, 0.2), FORMULATIONS, strict=True):
+        color = figures.COLORS[formulation]
+        ax.boxplot(
+            [
+                list(_dice(results.one(hidden=hidden, formulation=formulation)).values())
+                for hidden in architectures
+            ],
+            positions=[i + offset for i in range(len(architectures))],
+            widths=0.34,
+            patch_artist=True,
+            boxprops={"facecolor": color, "alpha": 0.4, "edgecolor": color},
+            medianprops={"color": color, "linewidth": 2},
+            whiskerprops={"color": color},
+            capprops={"color": color},
+            flierprops={"markersize": 3, "markeredgecolor": color},
+        )
+        ax.plot([], [], linewidth=8, alpha=0.4, **drawing.swatch(formulation))
+    names = [fig6.NAMES[hidden].replace(", ", "\n") for hidden in architectures]
+    ax.set_xticks(range(len(architectures)), names, fontsize="small")
+    ax.set(ylabel="test dice over gamma")
+    ax.legend(frameon=False)
+    return figure
+
+
+def claims(results: Results) -> list[Claim]:
+    found, holds = [], []
+    for hidden in results.values("hidden"):
+        ours, theirs = (
+            sum(dice.values()) / len(dice)
+            for dice in (_dice(group) for group in results.pair(hidden=hidden))
+        )
+        holds.append(ours > theirs)
+        found.append(f"{fig6.NAMES[hidden]}: {ours:.3f} and {theirs:.3f}")
+    return [
+        Claim(
+            SOURCE,
+            "for all hypernetwork architectures, MIP parametrizations consistently lead to more "
+            "accurate models",
+            f"in {sum(holds)} of {len(holds)}; mean test Dice over 11 gammas of MIP and default: "
+            + "; ".join(found),
+            all(holds),
+        )
+    ]
+
+
+def tables(results: Results) -> list[Table]:
+    rows = [
+        [fig6.NAMES[group.spec.config.hidden], drawing.name(group), gamma, f"{dice:.4f}"]
+        for group in results
+        for gamma, dice in _dice(group).items()
+    ]
+    return [Table("Dice along gamma", ["architecture", "", "gamma", "dice"], rows, shown=False)]
+
+
+STUDY = Study(
+    name="fig7",
+    title="Final accuracy by width and depth",
+    source=SOURCE,
+    caption="Test Dice in the end over 11 values of gamma from 0 to 1 (means over seeds), for the "
+    "hypernetworks of figure 6: median, quartiles, and range without outliers.",
+    specs=fig6.specs,
+    draw=draw,
+    claims=claims,
+    tables=tables,
+    reduced=settings.reduced("hypermorph_brief"),
+)

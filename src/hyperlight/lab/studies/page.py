@@ -1,0 +1,138 @@
+"""One self-contained page of all studies in a folder: figures, claims, tables, commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ..errors import LabError
+from ..files import write_text
+from ..summary import BEYOND, Claim
+
+__all__ = ["Found", "read", "write"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A study as its folder has it.
+
+    Attributes:
+        about: what ``study.json`` says.
+        claims: with what was measured.
+        figure: an ``<svg>`` element.
+        tables: those that are shown, each a title, a heading and rows.
+    """
+
+    about: dict[str, Any]
+    claims: list[Claim]
+    figure: str
+    tables: list[tuple[str, list[str], list[list[str]]]]
+
+
+def read(folder: Path, names: Sequence[str]) -> list[Found]:
+    """All studies in a folder, as :func:`~hyperlight.lab.studies.run.run_study` wrote them.
+
+    Args:
+        folder: with a folder for every study.
+        names: of studies, in the order that they are wanted in; others follow.
+
+    Raises:
+        LabError: there are none, or a file of theirs is missing or damaged.
+    """
+    there = sorted(path.parent for path in folder.glob("*/study.json"))
+    if not there:
+        raise LabError(
+            f"There are no studies in {folder}; expected a folder with study.json for each, as "
+            "`hyperlight study` writes them to runs/studies/SIZE. Run some first, or pass "
+            "another --results."
+        )
+    order = {name: i for i, name in enumerate(names)}
+    there.sort(key=lambda path: order.get(path.name, len(order)))
+    return [_read(path) for path in there]
+
+
+def _read(folder: Path) -> Found:
+    try:
+        about = json.loads((folder / "study.json").read_text("utf-8"))
+        found = json.loads((folder / "claims.json").read_text("utf-8"))
+        tables = []
+        for table in about["tables"]:
+            if table["shown"]:
+                with (folder / table["file"]).open(encoding="utf-8", newline="") as file:
+                    heading, *rows = csv.reader(file)
+                tables.append((table["title"], heading, rows))
+        return Found(
+            about,
+            [Claim(**claim) for claim in found],
+            (folder / "figure.svg").read_text("utf-8"),
+            tables,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        name = folder.name
+        raise LabError(
+            f"The study in {folder} cannot be read ({type(error).__name__}: {error}). Run "
+            f"`hyperlight study {name}` again; runs that are kept are not repeated."
+        ) from error
+
+
+def write(studies: Sequence[Found], out: Path) -> Path:
+    """Write the page; it needs no other file.
+
+    Raises:
+        LabError: it cannot be written.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hyperlight.lab"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    claims = [(study, claim) for study in studies for claim in study.claims]
+    paper = [(study, claim) for study, claim in claims if not claim.source.startswith(BEYOND)]
+    ours = [(study, claim) for study, claim in claims if claim.source.startswith(BEYOND)]
+    page = environment.get_template("studies.html").render(
+        sizes=sorted({study.about["size"] for study in studies}),
+        studies=studies,
+        groups=[
+            ("Paper against ours", "The paper says", paper),
+            ("Beyond the paper", "Expected", ours),
+        ],
+        kept=sum(claim.holds for _, claim in paper),
+        total=len(paper),
+        hours=_time(sum(study.about["training_seconds"] for study in studies)),
+        makers=_makers(studies),
+        time=_time,
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, page)
+    except OSError as error:
+        raise LabError(
+            f"The page {out} cannot be written ({error.strerror}). Choose another --out."
+        ) from error
+    return out
+
+
+def _time(seconds: float) -> str:
+    """A time for people: ``2.5 hours``."""
+    for unit, length in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
+def _makers(studies: Sequence[Found]) -> list[dict[str, Any]]:
+    """The versions and machines that all runs are from, each once."""
+    found: dict[str, None] = {}
+    for study in studies:
+        for maker in study.about["made_by"] or [study.about["provenance"]]:
+            about = {k: v for k, v in maker.items() if k not in ("runs", "command")}
+            found[json.dumps(about)] = None
+    return [json.loads(maker) for maker in found]

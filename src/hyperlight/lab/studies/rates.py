@@ -1,0 +1,259 @@
+"""Beyond the paper: does the learning rate of the plain network carry over?
+
+A step of the head moves a predicted weight many times as far as the rate says, the more so the
+wider the hypernetwork and the more inputs there are. Here the plain network stands beside the
+paper's MIP, the unit-norm encoding with relative initialisation, and the same with the head's rate
+divided so that one step moves what is predicted as far as it would move a plain weight
+(hl.parameter_groups).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .. import figures
+from ..engine import Spec
+from ..summary import BEYOND, Claim
+from . import drawing, settings
+from .base import Group, Place, Results, Study, Table, grid
+
+PLAIN = "plain network"
+PAPER = "paper's MIP"
+UNIT = "unit norm, relative 0.1"
+CARRIED = "the same, head's rate scaled"
+_OURS: dict[str, Any] = {"encoding": "unit-norm", "init": "relative", "fraction": 0.1}
+# Settings of the hypernetwork, the rule of rates, and the colour of the line, by name.
+METHODS: dict[str, tuple[dict[str, Any], str, str]] = {
+    PAPER: ({"encoding": "per-input", "init": "fan_out"}, "same", "#0072b2"),
+    UNIT: (_OURS, "same", "#009e73"),
+    CARRIED: (_OURS, "carried", "#cc79a7"),
+}
+TASKS = {"bayes": settings.bayes_short, "hypermorph": settings.hypermorph_short}
+RATES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+OPTIMIZERS = ("adam", "sgd")
+# A rate is good where the metric has this share of the most that is gained at any rate.
+GOOD = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A task and a size of the hypernetwork."""
+
+    task: str
+    inputs: int
+    width: int
+
+    @property
+    def title(self) -> str:
+        """``Bayesian networks, 32 inputs, width 128``."""
+        inputs = f"{self.inputs} input{'s'[: self.inputs > 1]}"
+        return f"{drawing.NAMES[self.task]}, {inputs}, width {self.width}"
+
+
+def cells(place: Place) -> list[Cell]:
+    """The sizes of the hypernetworks: the paper's, and others that differ in one respect."""
+    if place.size == "smoke":
+        return [Cell("bayes", 32, 8), Cell("hypermorph", 1, 8)]
+    sizes = [(1, 128), (32, 128), (1, 32), (1, 1024)]
+    widths = [128, 1024]
+    if place.size == "paper":
+        sizes += [(1, 512), (32, 32), (32, 1024)]
+        widths += [32, 512]
+    return [Cell("bayes", *size) for size in sizes] + [
+        Cell("hypermorph", 1, width) for width in widths
+    ]
+
+
+def _base(place: Place, task: str) -> Spec:
+    """The settings of a task that all runs have, tested at the start and the end alone."""
+    spec = TASKS[task](place)
+    how = dataclasses.replace(spec.training, evaluate_every=spec.training.steps)
+    return dataclasses.replace(spec, training=how)
+
+
+def specs(place: Place) -> list[Spec]:
+    seeds = settings.seeds(place)
+    how: dict[str, Any] = {"optimizer": OPTIMIZERS, "lr": RATES}
+    if place.size == "smoke":
+        how = {"optimizer": OPTIMIZERS[:1], "lr": (1e-3, 1e-1)}
+    found: list[Spec] = []
+    for task in TASKS:
+        found += grid(_base(place, task), seeds=seeds, formulations=["plain"], training=how)
+    for cell in cells(place):
+        base = _base(place, cell.task)
+        hidden = (*base.config.hidden[:-1], cell.width)
+        for changed, rule, _ in METHODS.values():
+            config = dataclasses.replace(base.config, **changed, hidden=hidden)
+            if cell.task == "bayes":
+                config = dataclasses.replace(config, dimensions=cell.inputs)
+            made = dataclasses.replace(base, config=config)
+            found += grid(
+                made, seeds=seeds, formulations=["mip"], training={**how, "rates": [rule]}
+            )
+    return found
+
+
+def _cells(results: Results) -> list[Cell]:
+    found = [
+        Cell(g.spec.task, getattr(g.spec.config, "dimensions", 1), g.spec.config.hidden[-1])
+        for g in results.where(formulation="mip")
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _line(results: Results, cell: Cell, optimizer: str, method: str) -> list[Group]:
+    """The groups of a line, by rate."""
+    if method == PLAIN:
+        found = results.where(task=cell.task, formulation="plain", optimizer=optimizer)
+    else:
+        changed, rule, _ = METHODS[method]
+        found = [
+            group
+            for group in results.where(
+                task=cell.task, formulation="mip", optimizer=optimizer, rates=rule, **changed
+            )
+            if group.spec.config.hidden[-1] == cell.width
+            and getattr(group.spec.config, "dimensions", 1) == cell.inputs
+        ]
+    return sorted(found, key=lambda group: group.spec.training.lr)
+
+
+def _good(group: Group, best: float) -> bool:
+    """Whether a rate is a good one, of the most that is reached at any."""
+    floor = _floor(group)
+    return drawing.worth(group.final) >= floor + GOOD * (best - floor)
+
+
+def _floor(group: Group) -> float:
+    """The metric of a model that has learned nothing."""
+    if group.spec.task == "hypermorph":
+        return group.outcome("dice before registration").mean
+    return 10.0  # classes of digits, in percent
+
+
+def draw(results: Results) -> Figure:
+    rows, optimizers = _cells(results), results.values("optimizer")
+    figure, axes = figures.panels(len(optimizers), len(rows), height=2.6)
+    for i, cell in enumerate(rows):
+        for j, optimizer in enumerate(optimizers):
+            ax = axes[i * len(optimizers) + j]
+            for method in (PLAIN, *METHODS):
+                _draw_line(ax, results, cell, optimizer, method)
+            ax.set_xscale("log")
+            ax.set_title(f"{cell.title}, {drawing.NAMES[optimizer]}", fontsize="small")
+            metric = results.where(task=cell.task)[0].metric
+            ax.set(ylabel=f"test {metric.heading}")
+    for ax in axes[-len(optimizers) :]:
+        ax.set_xlabel("learning rate")
+    axes[0].legend(frameon=False, fontsize="x-small")
+    return figure
+
+
+def _draw_line(ax: Axes, results: Results, cell: Cell, optimizer: str, method: str) -> None:
+    groups = _line(results, cell, optimizer, method)
+    plain = method == PLAIN
+    style: dict[str, Any] = {"color": "black" if plain else METHODS[method][2], "marker": "."}
+    if plain:
+        style["linestyle"] = "--"
+    figures.band(
+        ax,
+        [group.spec.training.lr for group in groups],
+        [group.final for group in groups],
+        groups[0].spec.formulation,
+        label=method,
+        **style,
+    )
+
+
+def _counts(results: Results, optimizer: str, method: str) -> tuple[int, int, list[str]]:
+    """Of the rates that are good for the plain network, how many are for the method too.
+
+    What is gained at most is that of any of the hypernetworks of the same size.
+
+    Returns:
+        How many are, of how many, and those that are not.
+    """
+    kept, total, lost = 0, 0, []
+    for cell in _cells(results):
+        plain = _line(results, cell, optimizer, PLAIN)
+        plain_best = max(drawing.worth(group.final) for group in plain)
+        best = max(
+            drawing.worth(group.final)
+            for other in METHODS
+            for group in _line(results, cell, optimizer, other)
+        )
+        for reference, group in zip(plain, _line(results, cell, optimizer, method), strict=True):
+            if not _good(reference, plain_best):
+                continue
+            total += 1
+            if _good(group, best):
+                kept += 1
+            else:
+                value = group.metric.text(group.final.mean)
+                lost.append(f"{cell.title} at {group.spec.training.lr:g} ({value})")
+    return kept, total, lost
+
+
+def claims(results: Results) -> list[Claim]:
+    found = []
+    for optimizer in results.values("optimizer"):
+        counts = {method: _counts(results, optimizer, method) for method in METHODS}
+        where = drawing.NAMES[optimizer]
+        kept, total, lost = counts[CARRIED]
+        found.append(
+            Claim(
+                BEYOND,
+                "with the unit-norm encoding, relative initialisation and the head's rate scaled, "
+                "rates that are good for the plain network are good for its hypernetwork "
+                f"({where})",
+                f"{kept} of {total} are, over all tasks and sizes"
+                + (f"; not {'; '.join(lost)}" if lost else ""),
+                bool(total) and kept == total,
+                "in few steps the weights that depend on gamma, which now move as slowly as those "
+                "of the plain network, have not come as far",
+            )
+        )
+        others = {method: counts[method][0] for method in (PAPER, UNIT)}
+        found.append(
+            Claim(
+                BEYOND,
+                f"without the scaled rate fewer of them are ({where})",
+                f"of {total}: "
+                + ", ".join(f"{count} ({method})" for method, count in others.items()),
+                all(count < kept for count in others.values()),
+            )
+        )
+    return found
+
+
+def tables(results: Results) -> list[Table]:
+    rows = []
+    for cell in _cells(results):
+        for optimizer in results.values("optimizer"):
+            for method in (PLAIN, *METHODS):
+                finals = [
+                    group.final.text(group.metric.digits)
+                    for group in _line(results, cell, optimizer, method)
+                ]
+                rows.append([cell.title, drawing.NAMES[optimizer], method, *finals])
+    rates = [f"{rate:g}" for rate in sorted(results.values("lr"))]
+    return [Table("Metric in the end by rate", ["", "optimizer", "", *rates], rows)]
+
+
+STUDY = Study(
+    name="rates",
+    title="Does the plain network's learning rate carry over?",
+    source=f"{BEYOND} (design D5b)",
+    caption="Test metric in the end over the learning rate: the plain network (for registration "
+    "at gamma 0.5 alone), the paper's MIP, the unit-norm encoding with relative initialisation, "
+    "and the same with the head's rate scaled. Mean and standard deviation over seeds.",
+    specs=specs,
+    draw=draw,
+    claims=claims,
+    tables=tables,
+    reduced=settings.reduced("bayes_short", "hypermorph_short"),
+)

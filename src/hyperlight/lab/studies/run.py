@@ -1,0 +1,183 @@
+"""Running a study and keeping what it found: numbers, figure, claims, provenance."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .. import figures
+from ..engine import Spec, run_grid
+from ..files import csv_text, write_text
+from ..provenance import provenance
+from ..summary import TITLES, Claim
+from ..train import Run
+from .base import Group, Place, Results, Study, Table
+
+__all__ = ["run_study"]
+
+
+def run_study(
+    study: Study,
+    place: Place,
+    out: Path,
+    cache: Path,
+    *,
+    workers: int,
+    engine: str | None,
+    command: str,
+    console: Console,
+) -> list[Claim]:
+    """Do the runs that are not there yet, and write what the study found to ``out / name``.
+
+    Written are ``figure.svg``, ``claims.json``, ``study.json`` (what was run, where, how long it
+    took), ``curves.csv`` (test figures by step, every seed) where something was trained, and a csv
+    for every table of the study.
+
+    Returns:
+        The claims.
+    """
+    specs = study.specs(place)
+    started = time.perf_counter()
+    runs, fresh = _run(study.name, specs, cache, workers, engine, console)
+    measured = None if study.measure is None else study.measure(place)
+    results = Results(specs, runs, measured)
+    found = study.claims(results)
+    folder = out / study.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "figure.svg", figures.svg(study.draw(results)))
+    if specs:
+        write_text(folder / "curves.csv", _curves(results))
+    tables = study.tables(results)
+    for table in tables:
+        write_text(folder / _file(table), csv_text(table.heading, table.rows))
+    _write_json(folder / "claims.json", [vars(claim) for claim in found])
+    about = {
+        "name": study.name,
+        "title": study.title,
+        "source": study.source,
+        "caption": study.caption,
+        "size": place.size,
+        "reduced": study.reduced.get(place.size, ""),
+        "tables": [
+            {"title": table.title, "file": _file(table), "shown": table.shown} for table in tables
+        ],
+        "runs": len(runs),
+        "seeds": results.seeds,
+        "training_seconds": round(sum(run.seconds for run in runs.values()), 1),
+        # Of no meaning where some of the runs were there before.
+        "wall_seconds": round(time.perf_counter() - started, 1) if fresh == len(runs) else None,
+        "provenance": provenance(command),
+        "made_by": _makers(runs.values()),
+    }
+    _write_json(folder / "study.json", about)
+    return found
+
+
+def _run(
+    name: str,
+    specs: Sequence[Spec],
+    cache: Path,
+    workers: int,
+    engine: str | None,
+    console: Console,
+) -> tuple[dict[str, Run], int]:
+    """The runs, and how many of them were done just now, with a bar that shows how it goes."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    fresh = 0
+    if not specs:
+        return {}, 0
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(name, total=len({spec.key for spec in specs}))
+
+        def seen(spec: Spec, run: Run, new: bool) -> None:
+            nonlocal fresh
+            progress.advance(bar)
+            if new:
+                fresh += 1
+                progress.console.print(_line(spec, run), highlight=False)
+
+        runs = run_grid(specs, cache, workers=workers, engine=engine, seen=seen)
+    return runs, fresh
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _makers(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """The versions and machines that the runs are from, with the number of runs of each.
+
+    A run may be older than the figure that it is in.
+    """
+    found: dict[str, int] = {}
+    for run in runs:
+        assert run.folder is not None
+        record = json.loads((run.folder / "record.json").read_text("utf-8"))
+        origin = json.dumps(record.get("provenance", {}))
+        found[origin] = found.get(origin, 0) + 1
+    return [{**json.loads(origin), "runs": count} for origin, count in found.items()]
+
+
+def _line(spec: Spec, run: Run) -> str:
+    point = run.points[-1]
+    value = f"{point.figures[run.metric.name]:.4g}"
+    return (
+        f"{spec.key}  {spec.task}, {TITLES[spec.formulation]}, {spec.training.optimizer}, seed "
+        f"{spec.seed}: {run.metric.name} {value} after {run.step} steps, {run.seconds:.0f} s"
+    )
+
+
+def _file(table: Table) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-") + ".csv"
+
+
+def _varied(groups: Sequence[Group]) -> list[str]:
+    """The settings in which the groups differ, by name."""
+    flat = [_flat(group.spec.about) for group in groups]
+    names = dict.fromkeys(name for about in flat for name in about)
+    return [
+        name
+        for name in names
+        if name not in ("seed", "formulation")
+        and len({json.dumps(about.get(name)) for about in flat}) > 1
+    ]
+
+
+def _flat(about: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in about.items():
+        found.update(_flat(value) if isinstance(value, dict) else {name: value})
+    return found
+
+
+def _curves(results: Results) -> str:
+    varied = _varied(results.groups)
+    names = list(dict.fromkeys(n for g in results for n in g.runs[0].points[0].figures))
+    heading = ["formulation", *varied, "seed", "step", "seconds", "train_loss", *names]
+    rows = []
+    for group in results:
+        about = _flat(group.spec.about)
+        settings = [_cell(about.get(name, "")) for name in varied]
+        for run in group.runs:
+            for p in run.points:
+                figures = [f"{p.figures[n]:.6g}" if n in p.figures else "" for n in names]
+                where = [run.formulation, *settings, run.seed, p.step]
+                rows.append([*where, f"{p.seconds:.2f}", f"{p.train_loss:.6g}", *figures])
+    return csv_text(heading, rows)
+
+
+def _cell(value: Any) -> Any:
+    """A value for one cell of a csv: ``16 128`` for the widths of layers."""
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
