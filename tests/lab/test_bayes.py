@@ -214,6 +214,7 @@ def test_a_plain_network_is_an_average_of_one(
         assert all(len(row) == len(heading) for row in rows)
     assert [row[0] for row in outcome.tables[0][2]] == ["the network"]
     assert list(outcome.tables[1][1]) == ["rejected (%)", "the network: accuracy (%)"]
+    assert list(task.finish(model, None).pictures) == []
     assert {path.name for path in tmp_path.iterdir()} == {
         *("calibration.png", "rejection.png", "entropy.png", "images.png")
     }
