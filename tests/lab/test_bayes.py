@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -157,6 +158,8 @@ def test_the_average_is_that_of_the_posterior(finished: tuple[BayesTask, Model, 
         ("disagreement of two gammas (%)", 100.0 * torch.stack(pairs).double().mean()),
         ("entropy, right answers", entropy[right].mean()),
         ("mutual information, wrong answers", (entropy - inner)[~right].mean()),
+        ("wrong answers by entropy, AUROC", roc_auc_score(~right, entropy)),
+        ("wrong answers by mutual information, AUROC", roc_auc_score(~right, entropy - inner)),
     ):
         assert figures[name] == pytest.approx(float(expected), rel=2e-3), name
     assert figures["log-loss of the average"] <= figures["log-loss of one gamma"]  # Jensen
@@ -211,6 +214,7 @@ def test_a_plain_network_is_an_average_of_one(
         assert all(len(row) == len(heading) for row in rows)
     assert [row[0] for row in outcome.tables[0][2]] == ["the network"]
     assert list(outcome.tables[1][1]) == ["rejected (%)", "the network: accuracy (%)"]
+    assert list(task.finish(model, None).pictures) == []
     assert {path.name for path in tmp_path.iterdir()} == {
         *("calibration.png", "rejection.png", "entropy.png", "images.png")
     }

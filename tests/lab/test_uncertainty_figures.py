@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,8 @@ def test_curves_of_rejection() -> None:
     shown = own[1][own[0] <= 50.0]
     assert low < float(shown.min())
     assert high > float(shown.max())
+    wrong = replace(average, right=~average.right, rejection=average.rejection / 20)
+    assert figures.rejections(wrong, [wrong]).axes[0].get_ylim()[1] < 60.0  # not up to 100 %
 
 
 def test_histograms_hold_all_of_a_kind() -> None:

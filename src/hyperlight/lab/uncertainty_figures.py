@@ -102,11 +102,11 @@ def rejections(average: Assessment, members: Sequence[Assessment]) -> Figure:
         shown += [each.mean(dim=0)]
         ax.plot(x, 100.0 * shown[1], color=ONE, linestyle="--", label=f"{one}, by its entropy")
     ax.axhline(100.0 * average.accuracy, color="0.5", linewidth=0.9, linestyle="--", label="chance")
-    half = slice(0, max(1, count // 2))
-    lowest = min(float(curve[half].nan_to_num(0.0).amin()) for curve in shown)
-    room = 0.05 * (1.0 - lowest) + 1e-4
+    visible = torch.stack([oracle, *(100.0 * curve for curve in shown)])[:, : count // 2 + 1]
+    low, high = float(visible.nan_to_num(0.0).amin()), float(visible.nan_to_num(0.0).amax())
+    room = 0.05 * (high - low) + 0.01
     ax.set(xlabel="rejected (%)", ylabel="accuracy of the others (%)", xlim=(0, 50))
-    ax.set_ylim(100.0 * (lowest - room), 100.0 * (1.0 + room))
+    ax.set_ylim(low - room, high + room)
     ax.legend(frameon=False, loc="center right")
     return figure
 
