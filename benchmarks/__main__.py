@@ -26,6 +26,18 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
+def _recorded(words: Sequence[str]) -> str:
+    """The command without ``--out``: a folder of one machine says nothing on another."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--out":
+            next(rest, None)
+        elif not word.startswith("--out="):
+            kept.append(word)
+    return shlex.join(["python", "-m", "benchmarks", *kept])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -61,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns 1 if a subject failed that was not skipped on purpose."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    command = shlex.join(["python", "-m", "benchmarks", *words])
     if words[:1] == ["moments"]:
         from .moments import main as run_moments
 
@@ -99,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         against = report.peer_table(f"{name} against the peers", found)
         if against is not None:
             console.print(against)
-        report.write(given.out, rows, command)
+        report.write(given.out, rows, _recorded(words))
     print(f"written to {given.out}: timings.csv, provenance.json, ratios.svg")
     return int(any(r.error and not r.error.startswith("skipped") for r in rows))
 

@@ -147,7 +147,7 @@ def provenance(command: str) -> dict[str, str]:
         "command": command,
         "hyperlight": metadata.version("hyperlight"),
         **{name: metadata.version(name) for name in names},
-        **{r.split("==")[0]: r.split("==")[1] for r in PEERS.values()},
+        **{f"{name} (peer)": at for name, at in (r.split("==") for r in PEERS.values())},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": model,

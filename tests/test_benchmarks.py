@@ -319,11 +319,18 @@ def test_what_is_written(tmp_path: Path) -> None:
     origin = json.loads((tmp_path / "provenance.json").read_text())
     assert origin["command"] == "python -m benchmarks --workload W1"
     assert origin["torch"] == str(torch.__version__)
-    assert origin["hypnettorch"] == "0.0.4"
+    assert origin["hypnettorch (peer)"] == "0.0.4"
+    assert origin["hyperlight (peer)"] == "0.0.5" != origin["hyperlight"]
     text = (tmp_path / "ratios.svg").read_text()
     assert text.startswith("<svg")
     assert "release" in text or "<use" in text  # labels may be drawn as shapes
     assert str(Path.home()) not in json.dumps(origin)
+
+
+@pytest.mark.parametrize("out", [["--out", "/a b"], ["--out=/a b"]])
+def test_the_folder_is_not_part_of_the_recorded_command(out: list[str]) -> None:
+    words = ["--workload", "W1", *out, "--rounds", "2"]
+    assert cli._recorded(words) == "python -m benchmarks --workload W1 --rounds 2"
 
 
 def test_wrong_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
