@@ -26,10 +26,11 @@ from .session import Session, launch, say, say_claim
 from .studies import STUDIES, Place, Size, page
 from .studies.run import run_study
 from .summary import TITLES
-from .tasks import bayes, hypermorph
+from .tasks import KINDS, bayes, hypermorph, scale_space
 from .tasks.base import Formulation, Task
 from .tasks.bayes import Bayes, BayesTask
-from .tasks.hypermorph import Hypermorph, HypermorphTask
+from .tasks.hypermorph import Hypermorph
+from .tasks.scale_space import ScaleSpace
 from .train import Training
 
 console = Console()
@@ -80,26 +81,30 @@ class Demo:
         _train(session, restart=True)
 
 
+@dataclass(frozen=True)
 class _Train:
     """What the commands that train have in common."""
 
-    task: Any
-    training: Any
-    parametrization: Formulation
-    out: Path | None
-    overwrite: bool
-    kind: ClassVar[type[Task]]
-    title: ClassVar[str]
+    parametrization: Formulation = "mip"
+    """MIP, classical, one of MIP's two parts alone (the input encoding, or the output encoding:
+    predictions are changes to learned weights), or the plain network without a hypernetwork,
+    trained for the one gamma that is given with --gamma where the task has one."""
+    out: Path | None = None
+    """Folder for the results; by default one in runs/, named after the settings, so that the same
+    command goes on where it was interrupted."""
+    overwrite: bool = False
+    """Replace what the folder holds."""
+    task: Any = None
+    training: Any = None
+    kind: ClassVar[str] = ""
 
     def run(self) -> None:
-        parts = (self.kind.name, self.task.data, self.parametrization, self.training.optimizer)
-        about = identity(self.kind.name, self.task, self.training, self.parametrization, 0)
-        default = Path("runs") / "-".join((*parts, digest(about, 8)))
-        folder = default if self.out is None else self.out
-        title = f"{self.title} on {self.task.data}: {TITLES[self.parametrization]}"
-        session = _session(
-            self.kind, self.task, self.training, [self.parametrization], folder, title
-        )
+        kind, what = KINDS[self.kind], self.parametrization
+        about = identity(self.kind, self.task, self.training, what, 0)
+        parts = (self.kind, self.task.data, what, self.training.optimizer, digest(about, 8))
+        folder = Path("runs") / "-".join(parts) if self.out is None else self.out
+        title = f"{kind.title} on {self.task.data}: {TITLES[what]}"
+        session = _session(kind.task, self.task, self.training, [what], folder, title)
         _train(session, overwrite=self.overwrite)
 
 
@@ -127,16 +132,7 @@ class TrainBayes(_Train):
     training: tyro.conf.OmitArgPrefixes[Training] = field(
         default_factory=lambda: Training(**bayes.TRAINING)
     )
-    parametrization: Formulation = "mip"
-    """MIP, classical, one of MIP's two parts alone (the input encoding, or the output encoding:
-    predictions are changes to learned weights), or the plain network without a hypernetwork."""
-    out: Path | None = None
-    """Folder for the results; by default one in runs/, named after the settings, so that the same
-    command goes on where it was interrupted."""
-    overwrite: bool = False
-    """Replace what the folder holds."""
-    kind: ClassVar[type[Task]] = BayesTask
-    title: ClassVar[str] = "Bayesian hypernetwork"
+    kind: ClassVar[str] = "bayes"
 
 
 @dataclass(frozen=True)
@@ -147,16 +143,18 @@ class TrainHypermorph(_Train):
     training: tyro.conf.OmitArgPrefixes[Training] = field(
         default_factory=lambda: Training(**hypermorph.TRAINING, target=None)
     )
-    parametrization: Formulation = "mip"
-    """MIP, classical, one of MIP's two parts alone (the input encoding, or the output encoding:
-    predictions are changes to learned weights), or the plain network, trained for --gamma alone."""
-    out: Path | None = None
-    """Folder for the results; by default one in runs/, named after the settings, so that the same
-    command goes on where it was interrupted."""
-    overwrite: bool = False
-    """Replace what the folder holds."""
-    kind: ClassVar[type[Task]] = HypermorphTask
-    title: ClassVar[str] = "Registration"
+    kind: ClassVar[str] = "hypermorph"
+
+
+@dataclass(frozen=True)
+class TrainScaleSpace(_Train):
+    """Train hypernetworks for every rescaling factor of their primary (section A.4)."""
+
+    task: tyro.conf.OmitArgPrefixes[ScaleSpace] = field(default_factory=ScaleSpace)
+    training: tyro.conf.OmitArgPrefixes[Training] = field(
+        default_factory=lambda: Training(**scale_space.TRAINING, target=None)
+    )
+    kind: ClassVar[str] = "scale_space"
 
 
 @dataclass(frozen=True)
@@ -286,6 +284,7 @@ app.command(train_app, name="train", help="Train one of the paper's tasks.")
 app.command(data_app, name="data", help="Fetch or check a data set.")
 train_app.command(name="bayes")(TrainBayes)
 train_app.command(name="hypermorph")(TrainHypermorph)
+train_app.command(name="scale_space")(TrainScaleSpace)
 data_app.command(name="mnist")(DataMnist)
 data_app.command(name="flowers102")(DataFlowers102)
 data_app.command(name="oasis")(DataOasis)

@@ -9,6 +9,8 @@ interrupted, and is never done twice.
 from __future__ import annotations
 
 import functools
+import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,12 @@ from .tasks.base import Formulation, Metric, Task
 from .train import Run, Training, train
 
 __all__ = ["Spec", "run_grid"]
+
+# Seconds that a scheduler is waited for.
+_PATIENCE = 20.0
+
+# Runs draw from PyTorch's own generator: a worker with several threads takes one at a time.
+_ALONE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ def run_grid(
     failed: dict[str, BaseException] = {}
     with _client(Client, workers, engine) as client:
         futures = {
-            client.submit(_compute, spec, str(cache.resolve()), threads, key=key, retries=0): spec
+            client.submit(_compute, spec, _where(cache), threads, key=key, retries=0): spec
             for key, spec in missing.items()
         }
         for future in as_completed(list(futures)):  # type: ignore[no-untyped-call]
@@ -140,7 +148,7 @@ def _client(make: Any, workers: int, engine: str | None) -> Any:
             silence_logs="ERROR",
         )
     try:
-        return make(engine, timeout=20)
+        return make(engine, timeout=_PATIENCE)
     except (OSError, ValueError) as error:
         raise LabError(
             f"There is no engine at {engine} ({error}). Expected the address of a Dask scheduler, "
@@ -148,18 +156,26 @@ def _client(make: Any, workers: int, engine: str | None) -> Any:
         ) from error
 
 
+def _where(cache: Path) -> str:
+    """The cache as a worker finds it."""
+    return str(cache.resolve())
+
+
 def _compute(spec: Spec, cache: str, threads: int) -> dict[str, Any]:
-    """A run in a worker; what it gives is its record."""
-    torch.set_num_threads(threads)
-    fabric = Fabric(accelerator=spec.training.device, devices=1, precision=spec.training.precision)
-    task = _task(spec.task, spec.config, fabric.device)
-    steps = train(
-        *(task, spec.formulation, spec.seed, spec.training, fabric),
-        folder=Path(cache) / spec.key,
-        pictures=False,
-    )
-    *_, run = steps
-    return {"provenance": provenance(), **run.record()}
+    """A run in a worker; what it gives is its record, as JSON has it."""
+    with _ALONE:
+        torch.set_num_threads(threads)
+        training = spec.training
+        fabric = Fabric(accelerator=training.device, devices=1, precision=training.precision)
+        task = _task(spec.task, spec.config, fabric.device)
+        steps = train(
+            *(task, spec.formulation, spec.seed, training, fabric),
+            folder=Path(cache) / spec.key,
+            pictures=False,
+        )
+        *_, run = steps
+        found: dict[str, Any] = json.loads(json.dumps({"provenance": provenance(), **run.record()}))
+        return found
 
 
 @functools.lru_cache(maxsize=4)

@@ -43,7 +43,8 @@ def rescale(maps: Tensor, factor: float, antialias: bool = False) -> Tensor:
     """
     if not 0.0 <= factor <= 1.0:
         raise ValueError(f"rescale: factor was {factor}; expected a number from 0 to 1.")
-    size = [max(1, math.ceil(n * factor - 0.5)) for n in maps.shape[-2:]]
+    # A little less than half, so that a factor in single precision gives the same sizes.
+    size = [max(1, math.ceil(n * (factor - 1e-6) - 0.5)) for n in maps.shape[-2:]]
     if antialias and size[1] == 1:  # torch 2.13 repeats the first row where one column is left
         return F.interpolate(maps.mT, size[::-1], mode="bilinear", antialias=True).mT
     return F.interpolate(maps, size, mode="bilinear", antialias=antialias)

@@ -35,7 +35,7 @@ def architectures(place: Place) -> dict[tuple[int, ...], str]:
     return {
         layers(width, depth): f"depth {depth}, width {width}"
         for depth in depths(place)
-        for width in WIDTHS
+        for width in (WIDTHS[::2] if place.size == "smoke" else WIDTHS)
     }
 
 
@@ -49,7 +49,7 @@ def specs(place: Place) -> list[Spec]:
 
 def draw(results: Results) -> Figure:
     blocks = [(NAMES[hidden], results.where(hidden=hidden)) for hidden in results.values("hidden")]
-    return drawing.matrix(blocks, len(WIDTHS))
+    return drawing.matrix(blocks, min(len(blocks), len(WIDTHS)))
 
 
 def _pairs(results: Results) -> Iterable[tuple[str, tuple[Group, Group]]]:

@@ -17,6 +17,7 @@ __all__ = [
     "bayes",
     "bayes_brief",
     "bayes_short",
+    "flowers",
     "hypermorph",
     "hypermorph_brief",
     "hypermorph_family",
@@ -77,50 +78,61 @@ def seeds(place: Place) -> range:
 
 def bayes(place: Place, **config: Any) -> Spec:
     """Bayesian networks on MNIST (sections 5.1, A.2)."""
-    common = {"encoding": "per-input", "data_dir": place.data_dir}
     if place.size == "smoke":
-        return _digits(place, {**common, **config})
+        return _digits(place, config)
     if place.size == "cpu":
-        few = {"data": "mnist", "evaluation_images": 500}
-        how = {"steps": 1200, "evaluate_every": 50}
-        return base("bayes", {**common, **few, **config}, {**how, "device": place.device})
-    how = {"steps": 7500, "evaluate_every": 94}  # 20 epochs, every quarter of one
-    return base("bayes", {**common, "data": "mnist", **config}, {**how, "device": place.device})
+        return _mnist(place, config, steps=1200)
+    # 20 epochs, tested every quarter of one.
+    how = {"steps": 7500, "evaluate_every": 94, "device": place.device}
+    return base("bayes", {**_common(place), "data": "mnist", **config}, how)
 
 
 def bayes_brief(place: Place, **config: Any) -> Spec:
-    """Bayesian networks on Flowers-102, which the paper compares many settings on (B.2, B.3).
+    """Bayesian networks on Flowers-102 where the paper compares many settings (B.2, B.3).
 
     On two cores MNIST is in its place.
     """
-    common = {"encoding": "per-input", "data_dir": place.data_dir}
-    if place.size == "smoke":
-        return _digits(place, {**common, **config})
     if place.size == "cpu":
-        few = {"data": "mnist", "evaluation_images": 500}
-        how = {"steps": 600, "evaluate_every": 50}
-        return base("bayes", {**common, **few, **config}, {**how, "device": place.device})
+        return _mnist(place, config, steps=600)
+    return flowers(place, **config)
+
+
+def flowers(place: Place, **config: Any) -> Spec:
+    """Bayesian networks on Flowers-102 (sections 5.1, A.2)."""
+    if place.size == "smoke":
+        return _digits(place, config)
+    if place.size == "cpu":
+        small = {"data": "flowers102", "size": 64, "evaluation_images": 250, "posterior_samples": 2}
+        how = {"steps": 1000, "evaluate_every": 100, "batch_size": 32, "device": place.device}
+        return base("bayes", {**_common(place), **small, **config}, how)
     # 500 epochs of 1,020 images in batches of 32; the paper gives neither number.
-    how = {"steps": 16_000, "evaluate_every": 160, "batch_size": 32}
-    return base(
-        "bayes", {**common, "data": "flowers102", **config}, {**how, "device": place.device}
-    )
+    how = {"steps": 16_000, "evaluate_every": 160, "batch_size": 32, "device": place.device}
+    return base("bayes", {**_common(place), "data": "flowers102", **config}, how)
 
 
 def bayes_short(place: Place, **config: Any) -> Spec:
     """Bayesian networks on MNIST, for grids of hundreds of runs."""
-    common = {"encoding": "per-input", "data_dir": place.data_dir}
     if place.size == "smoke":
-        return _digits(place, {**common, **config})
-    few = {"data": "mnist", "evaluation_images": 500, "evaluation_gammas": 3}
-    how = {"steps": 300, "evaluate_every": 25, "batch_size": 64, "device": place.device}
-    return base("bayes", {**common, **few, **config}, how)
+        return _digits(place, config)
+    few = {"evaluation_gammas": 3, **config}
+    return _mnist(place, few, steps=300, evaluate_every=25, batch_size=64)
+
+
+def _common(place: Place) -> dict[str, Any]:
+    return {"encoding": "per-input", "data_dir": place.data_dir}
+
+
+def _mnist(place: Place, config: Mapping[str, Any], **how: Any) -> Spec:
+    few = {"data": "mnist", "evaluation_images": 500, "posterior_samples": 2}
+    how = {"evaluate_every": 50, "device": place.device, **how}
+    return base("bayes", {**_common(place), **few, **config}, how)
 
 
 def _digits(place: Place, config: Mapping[str, Any]) -> Spec:
-    small = {"data": "digits", "hidden": (4, 8), "evaluation_images": 64, "evaluation_gammas": 2}
+    small = {"data": "digits", "hidden": (4, 8)}
+    few = {"evaluation_images": 64, "evaluation_gammas": 2, "posterior_samples": 2}
     how = {"steps": 20, "evaluate_every": 10, "batch_size": 32, "device": place.device}
-    return base("bayes", {**small, **config}, how)
+    return base("bayes", {**_common(place), **small, **few, **config}, how)
 
 
 def hypermorph(place: Place, **config: Any) -> Spec:
@@ -152,20 +164,18 @@ def hypermorph_family(place: Place, **config: Any) -> Spec:
 
 
 def _hypermorph(place: Place, config: Mapping[str, Any]) -> Spec:
-    common = {"encoding": "per-input", "data_dir": place.data_dir}
     if place.size == "smoke":
         small = {"data": "digits", "size": (16, 16), "levels": 2, "channels": 4, "hidden": (4, 8)}
         few = {"evaluation_pairs": 4, "evaluation_gammas": 2, "final_pairs": 4, "tune_steps": 1}
         how = {"steps": 10, "evaluate_every": 5, "device": place.device}
-        return base("hypermorph", {**common, **small, **few, **config}, how)
+        return base("hypermorph", {**_common(place), **small, **few, **config}, how)
     # 3000 epochs of 265 scans in batches of 4.
     how = {"steps": 198_750, "evaluate_every": 6_625, "device": place.device}
-    return base("hypermorph", {**common, "data": "oasis", **config}, how)
+    return base("hypermorph", {**_common(place), "data": "oasis", **config}, how)
 
 
 def _ptbp(place: Place, config: Mapping[str, Any], steps: int = 600) -> Spec:
-    common = {"encoding": "per-input", "data_dir": place.data_dir}
     small = {"data": "ptbp", "levels": 4, "channels": 16}
     few = {"evaluation_pairs": 16, "final_pairs": 32, "tune_steps": 5}
     how = {"steps": steps, "evaluate_every": 50, "lr": 3e-4, "device": place.device}
-    return base("hypermorph", {**common, **small, **few, **config}, how)
+    return base("hypermorph", {**_common(place), **small, **few, **config}, how)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import bayes, hypermorph
+from . import bayes, hypermorph, scale_space
 
 __all__ = ["KINDS", "Kind"]
 
@@ -31,5 +31,11 @@ KINDS = {
     "bayes": Kind("Bayesian hypernetwork", bayes.Bayes, bayes.BayesTask, bayes.TRAINING),
     "hypermorph": Kind(
         "Registration", hypermorph.Hypermorph, hypermorph.HypermorphTask, hypermorph.TRAINING
+    ),
+    "scale_space": Kind(
+        "Scale-space hypernetwork",
+        scale_space.ScaleSpace,
+        scale_space.ScaleSpaceTask,
+        scale_space.TRAINING,
     ),
 }

@@ -1,0 +1,471 @@
+"""Scale-space hypernetworks (paper, sections 5.1 and A.4; Gonzalez Ortiz et al. 2023).
+
+The input ``gamma`` is the factor by which the primary rescales its maps where others pool: at
+0.5 a stage halves them, towards 0 they have one pixel and cost next to nothing. One model is
+trained for all factors, to classify images or to segment scans, and which accuracy is worth
+which time is chosen afterwards.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from ... import Uniform
+from ..data import (
+    Batches,
+    Images,
+    ImageSplit,
+    Scans,
+    ScanSplit,
+    digit_scans,
+    digits,
+    flowers102,
+    image_folder,
+    oasis,
+    ptbp,
+    scan_folder,
+)
+from ..errors import LabError
+from ..normalization import (
+    IN_PRIMARY,
+    Normalization,
+    is_no_gain,
+    normalize_features,
+    normalize_weights,
+)
+from ..primaries import ResNetLike, UNet
+from ..registration import dice, soft_dice
+from .base import ALONE, Fixed, Formulation, Hypernetwork, Metric, Model, Outcome, Share
+
+__all__ = ["TRAINING", "ScaleSpace", "ScaleSpaceTask"]
+
+Problem = Literal["classification", "segmentation"]
+
+# The paper's rate and decay, for both optimizers (A.4). It names no batch size, and decoupled
+# decay for HyperMorph alone (A.3).
+TRAINING: dict[str, Any] = {
+    "optimizer": "adamw",
+    "lr": 1e-4,
+    "weight_decay": 1e-3,
+    "batch_size": 32,
+}
+
+_PROBLEMS: dict[str, tuple[Problem, ...]] = {
+    "digits": ("classification", "segmentation"),
+    "flowers102": ("classification",),
+    "ptbp": ("segmentation",),
+    "oasis": ("segmentation",),
+    "folder": ("classification", "segmentation"),
+}
+_LARGEST = 0.5  # the greatest gamma, which halves
+_PIXELS = 2**21  # of the images that are tested at once
+
+
+@dataclass(frozen=True)
+class ScaleSpace(Hypernetwork):
+    """A hypernetwork for every rescaling factor of its primary (paper, sections 5.1 and A.4)."""
+
+    data: Literal["digits", "flowers102", "ptbp", "oasis", "folder"] = "digits"
+    """scikit-learn's digits, which need no download; Flowers-102; PTBP (with the skull, whose
+    removal would show where the labels end); OASIS; or images or scans of your own."""
+    problem: Problem | None = None
+    """What to train for; by default what the data are for, and to classify digits. A folder of
+    your own needs it."""
+    data_dir: Path | None = None
+    """Folder with the data; by default where `hyperlight data` puts them."""
+    size: tuple[int, int] | None = None
+    """Height and width that images are resized to; by default 32 for digits, 256 for Flowers-102
+    (the paper's), 64 for images of your own, and for scans that of the data."""
+    stages: tuple[int, ...] = (16, 32, 64, 128, 128)
+    """Feature channels of the stages of the network that classifies."""
+    levels: int = 5
+    """Stages of the encoder of the U-Net that segments."""
+    channels: int = 32
+    """Feature channels of every stage of the U-Net."""
+    antialias: bool = False
+    """Let every pixel of a map count where it shrinks, not only the four that are nearest to each
+    new one (the paper has bilinear sampling and names no more)."""
+    normalization: Normalization = "none"
+    """What the paper compares with: batch or layer normalisation in the primary, layer
+    normalisation in the hypernetwork, or weight normalisation of what it predicts."""
+    label_smoothing: float = 0.1
+    """Share of every label that is spread evenly over all classes in training to classify."""
+    dice_from: int = 1000
+    """Step from which a soft-Dice term is added to the cross-entropy in training to segment."""
+    gamma: float = 0.5
+    """The one gamma of a plain network (--parametrization plain)."""
+    evaluation_gammas: int = 5
+    """Number of gammas, spread evenly from above 0 to 0.5, that a test figure is the mean of."""
+    evaluation_images: int = 500
+    """Test images that are used during training (drawn once)."""
+    final_images: int | None = None
+    """Test images that the figures in the end are of, at most (drawn once); by default all."""
+
+    def check(self) -> None:
+        """Refuse settings that cannot be trained with."""
+        super().check()
+        for option, least in (
+            ("levels", 1),
+            ("channels", 1),
+            ("dice_from", 0),
+            ("evaluation_gammas", 2),
+            ("evaluation_images", 1),
+            ("final_images", 1),
+        ):
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise LabError(
+                    f"--{option.replace('_', '-')} was {value}; expected {least} or more."
+                )
+        if not self.stages or min(self.stages) < 1:
+            raise LabError(
+                f"--stages was {self.stages}; expected feature channels, as in 16 32 64 128 128."
+            )
+        if self.size is not None and min(self.size) < 1:
+            raise LabError(f"--size was {self.size}; expected a height and width of 1 or more.")
+        if not 0.0 <= self.gamma <= _LARGEST:
+            raise LabError(f"--gamma was {self.gamma}; expected a number from 0 to 0.5.")
+        if self.normalization == "layernorm-h" and self.init not in ("fan_out", "zero"):
+            raise LabError(
+                f"--init was {self.init}, which is measured without the layers of --normalization "
+                "layernorm-h; expected fan_out or zero."
+            )
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise LabError(
+                f"--label-smoothing was {self.label_smoothing}; expected a share, from 0 to less "
+                "than 1."
+            )
+
+    def chosen_problem(self) -> Problem:
+        """The problem that was asked for, or the one that the data are for."""
+        possible = _PROBLEMS[self.data]
+        if self.problem is None and self.data == "folder":
+            raise LabError(
+                "--data folder needs --problem: classification (a folder of images for every "
+                "class) or segmentation (scans with label maps)."
+            )
+        if self.problem is None:
+            return possible[0]
+        if self.problem not in possible:
+            raise LabError(
+                f"--problem was {self.problem}; {self.data} is for {possible[0]}. Leave it out, or "
+                "choose other --data."
+            )
+        return self.problem
+
+
+def _split(config: ScaleSpace, problem: Problem) -> ImageSplit | ScanSplit:
+    if config.data == "ptbp":
+        return ptbp(config.data_dir, config.size)
+    if config.data == "oasis":
+        return oasis(config.data_dir, config.size)
+    if config.data == "folder" and config.data_dir is None:
+        raise LabError("--data folder needs --data-dir, the folder with your images or scans.")
+    if config.data == "folder" and problem == "segmentation":
+        assert config.data_dir is not None
+        return scan_folder(config.data_dir, config.size)
+    if config.size is not None and config.size[0] != config.size[1]:
+        raise LabError(f"--size was {config.size}; the images of {config.data} are square.")
+    size = None if config.size is None else config.size[0]
+    if config.data == "digits":
+        return (digits if problem == "classification" else digit_scans)(size or 32)
+    if config.data == "flowers102":
+        return flowers102(config.data_dir, size or 256)
+    assert config.data_dir is not None
+    return image_folder(config.data_dir, size or 64)
+
+
+class ScaleSpaceTask:
+    """The task on a device: builds models, draws batches, gives losses and test figures."""
+
+    name = "scale_space"
+
+    def __init__(self, config: ScaleSpace, device: torch.device) -> None:
+        config.check()
+        self.config = config
+        self.device = device
+        self.problem = config.chosen_problem()
+        self.split = _split(config, self.problem)
+        self.note = self.split.note
+        self.train: Images | Scans = self.split.train.to(device)
+        self.test: Images | Scans = self.split.test.to(device)
+        order = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
+        self.few = self.test[order[: config.evaluation_images].to(device)]
+        if config.final_images is not None:
+            self.test = self.test[order[: config.final_images].sort().values.to(device)]
+        if isinstance(self.split, ImageSplit):
+            self.metric = Metric("accuracy", "%")
+            self.labels = self.split.classes
+        else:
+            self.metric = Metric("dice", digits=3)
+            self.labels = len(self.split.label_names)
+        self.space = Uniform(0.0, _LARGEST)
+
+    def model(self, formulation: Formulation, seed: int) -> Model:
+        """A new model. The seed sets the primary and the hypernetwork, the same ones for every
+        formulation.
+        """
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            primary = self._primary()
+            if config.normalization == "weightnorm":
+                normalize_weights(primary)
+            if formulation == "plain":
+                if config.normalization == "layernorm-h":
+                    raise LabError(
+                        "--normalization was layernorm-h, which normalises the hypernetwork; a "
+                        "plain network has none. Leave it out."
+                    )
+                return Fixed(primary, {"gamma": torch.tensor(config.gamma)}).to(self.device)
+            targets = is_no_gain if config.normalization == "weightnorm" else None
+            model = config.build(primary, {"gamma": self.space}, formulation, targets)
+            if config.normalization == "layernorm-h":
+                normalize_features(model.hypernet)
+        return model.to(self.device)
+
+    def _primary(self) -> nn.Module:
+        config, inputs = self.config, self.train.images.shape[1]
+        layers = IN_PRIMARY.get(config.normalization, "none")
+        if self.problem == "classification":
+            return ResNetLike(inputs, self.labels, config.stages, layers, config.antialias)
+        return UNet(inputs, self.labels, config.levels, config.channels, layers, config.antialias)
+
+    def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> Batches[Any]:
+        """Images or scans, without end; images are augmented where the data ask for it."""
+        augment = self.split.augment if isinstance(self.split, ImageSplit) else None
+        return Batches(self.train, batch_size, seed, augment, share)
+
+    def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
+        """One gamma for the batch; on the CPU, where reading it makes nothing wait."""
+        if isinstance(model, Fixed):
+            return {"gamma": torch.tensor(self.config.gamma)}
+        return {"gamma": self.space.sample((), generator=generator)}
+
+    def loss(
+        self, model: nn.Module, batch: Images | Scans, gamma: dict[str, Tensor], step: int
+    ) -> Tensor:
+        """Cross-entropy: of smoothed labels for images; for scans of every pixel, and from a step
+        on with one minus soft Dice beside it (section A.4).
+        """
+        factor = float(gamma["gamma"])
+        logits = model(batch.images, factor, gamma=factor)
+        if self.problem == "classification":
+            return F.cross_entropy(
+                logits, batch.labels, label_smoothing=self.config.label_smoothing
+            )
+        loss = F.cross_entropy(logits, batch.labels)
+        if step < self.config.dice_from:
+            return loss
+        truth = F.one_hot(batch.labels, self.labels).movedim(-1, 1).to(logits)
+        return loss + 1.0 - soft_dice(logits.softmax(dim=1), truth).mean()
+
+    @torch.no_grad()
+    def measure(self, net: nn.Module, data: Images | Scans, gamma: float) -> dict[str, float]:
+        """Figures of one network on images or scans, means over them.
+
+        Args:
+            net: for ``gamma``: from ``model.bind(gamma=gamma)``, or trained alone.
+            data: what is tested.
+            gamma: the factor that it rescales by.
+
+        Returns:
+            ``loss``, the cross-entropy of the labels as they are, whatever the step; and
+            ``accuracy`` in %, or ``dice``.
+        """
+        height, width = data.images.shape[-2:]
+        losses, scores = [], []
+        rows = torch.arange(len(data), device=self.device)
+        for part in torch.split(rows, max(1, _PIXELS // (height * width))):
+            chunk = data[part].unit()
+            logits = net(chunk.images, gamma)
+            loss = F.cross_entropy(logits, chunk.labels, reduction="none")
+            losses.append(loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss)
+            if self.problem == "classification":
+                right = multiclass_accuracy(
+                    logits.unsqueeze(-1),
+                    chunk.labels.unsqueeze(-1),
+                    num_classes=self.labels,
+                    average="micro",
+                    multidim_average="samplewise",
+                )
+                scores.append(100.0 * right)
+            else:
+                scores.append(dice(logits.argmax(dim=1), chunk.labels, self.labels))
+        return {
+            "loss": float(torch.cat(losses).double().mean()),
+            self.metric.name: float(torch.cat(scores).double().nanmean()),
+        }
+
+    def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
+        """Loss and accuracy (in %) or Dice, means over gammas."""
+        count = self.config.evaluation_gammas
+        gammas = [_LARGEST * (i + 1) / count for i in range(count)]
+        if isinstance(model, Fixed):
+            gammas = [self.config.gamma]
+        rows = self._rows(model, gammas, self.test if whole else self.few)
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+    def at(self, model: Model, gamma: float) -> dict[str, float]:
+        """The figures of :meth:`evaluate` on the whole test set at one gamma."""
+        return self._rows(model, [gamma], self.test)[0]
+
+    @torch.no_grad()
+    def _rows(
+        self, model: Model, gammas: list[float], data: Images | Scans
+    ) -> list[dict[str, float]]:
+        was_training = model.training
+        model.eval()
+        rows = [self.measure(model.bind(gamma=g), data, g) for g in gammas]
+        model.train(was_training)
+        return rows
+
+    @torch.no_grad()
+    def costs(
+        self, model: Model, gammas: list[float], images: int = 16, rounds: int = 7
+    ) -> list[dict[str, float]]:
+        """What an image costs at each gamma, once its weights are predicted.
+
+        Args:
+            model: in either mode, which is kept.
+            gammas: the factors.
+            images: in the batch that is timed, the first of the test set.
+            rounds: in each of which every gamma is timed once, in turn, after one that is not.
+
+        Returns:
+            ``ms per image``, the median over rounds, and ``MFLOP per image``, of convolutions
+            and linear layers, for each gamma.
+        """
+        was_training = model.training
+        model.eval()
+        batch = self.test[torch.arange(min(images, len(self.test)), device=self.device)].unit()
+        nets = [model.bind(gamma=g) for g in gammas]
+        seconds: list[list[float]] = [[] for _ in gammas]
+        operations = []
+        for net, gamma in zip(nets, gammas, strict=True):
+            with FlopCounterMode(display=False) as counter:
+                net(batch.images, gamma)
+            operations.append(counter.get_total_flops())
+        for _ in range(rounds):
+            for net, gamma, taken in zip(nets, gammas, seconds, strict=True):
+                self._wait()
+                started = time.perf_counter()
+                net(batch.images, gamma)
+                self._wait()
+                taken.append(time.perf_counter() - started)
+        model.train(was_training)
+        return [
+            {
+                "ms per image": 1e3 * statistics.median(taken) / len(batch),
+                "MFLOP per image": 1e-6 * flop / len(batch),
+            }
+            for taken, flop in zip(seconds, operations, strict=True)
+        ]
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def finish(self, model: Model, folder: Path | None) -> Outcome:
+        """Figures and costs against gamma on the whole test set, and pictures.
+
+        A plain network has the figures of its one gamma alone.
+        """
+        single, config = isinstance(model, Fixed), self.config
+        pictures: list[tuple[str, Path]] = []
+        if folder is not None and isinstance(self.test, Scans):
+            caption = "Scans, their labels, and what is found over gamma"
+            pictures.append((caption, folder / "segmented.png"))
+            shown = [config.gamma] if single else [i / 10 for i in range(6)]
+            self._gallery(model, self.test, shown).savefig(pictures[0][1], dpi=110)
+        if single:
+            found = {**self.at(model, config.gamma), **self.costs(model, [config.gamma])[0]}
+            return Outcome(figures=found, pictures=pictures)
+        gammas = [_LARGEST * i / 10 for i in range(11)]
+        rows = [
+            {**figures, **cost}
+            for figures, cost in zip(
+                self._rows(model, gammas, self.test), self.costs(model, gammas), strict=True
+            )
+        ]
+        title = self.metric.heading
+        if folder is not None:
+            caption = f"{title} and time per image against gamma"
+            pictures.insert(0, (caption, folder / "family.png"))
+            _curves(gammas, rows, self.metric.name, title).savefig(pictures[0][1], dpi=110)
+        figures = {
+            f"{name} at gamma {gammas[i]:g}": rows[i][name]
+            for i in (10, 5)
+            for name in (self.metric.name, "ms per image")
+        }
+        heading = (self.metric.name, "loss", "ms per image", "MFLOP per image")
+        return Outcome(
+            figures=figures,
+            tables=[
+                (
+                    "Test set against gamma",
+                    ("gamma", title, *heading[1:]),
+                    [
+                        (round(g, 3), *(round(row[name], 4) for name in heading))
+                        for g, row in zip(gammas, rows, strict=True)
+                    ],
+                )
+            ],
+            pictures=pictures,
+        )
+
+    @torch.no_grad()
+    def _gallery(self, model: Model, data: Scans, gammas: list[float], scans: int = 3) -> Figure:
+        """Scans spread over the test set, a row each."""
+        was_training = model.training
+        model.eval()
+        rows = torch.linspace(0, len(data) - 1, min(scans, len(data))).round().long()
+        few = data[rows.to(self.device)].unit()
+        maps = [("truth", few.labels)]
+        for gamma in gammas:
+            logits = model.bind(gamma=gamma)(few.images, gamma)
+            maps.append((f"gamma {gamma:g}", logits.argmax(dim=1)))
+        model.train(was_training)
+        height, width = few.images.shape[-2:]
+        figure = Figure(
+            figsize=(1.6 * (1 + len(maps)), 1.6 * len(rows) * height / width + 0.4),
+            layout="constrained",
+        )
+        axes = figure.subplots(len(rows), 1 + len(maps), squeeze=False)
+        for row in range(len(rows)):
+            axes[row, 0].imshow(few.images[row, 0].cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+            for column, (_, labels) in enumerate(maps, start=1):
+                axes[row, column].imshow(
+                    labels[row].cpu().numpy(),
+                    cmap="nipy_spectral",
+                    vmin=0,
+                    vmax=self.labels - 1,
+                    interpolation="nearest",
+                )
+        for axis, title in zip(axes[0], ("scan", *(title for title, _ in maps)), strict=True):
+            axis.set_title(title)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        return figure
+
+
+def _curves(gammas: list[float], rows: list[dict[str, float]], metric: str, title: str) -> Figure:
+    figure = Figure(figsize=(7.0, 3.0), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis, name, label in ((left, metric, title), (right, "ms per image", "ms per image")):
+        axis.plot(gammas, [row[name] for row in rows], marker=".")
+        axis.set(xlabel="gamma", ylabel=label, ylim=(0, None))
+    return figure

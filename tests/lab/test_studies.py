@@ -1,0 +1,457 @@
+"""Studies: their grids at every size, and all of them run at size smoke, once for all tests."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import get_args
+from xml.etree import ElementTree
+
+import pytest
+
+from hyperlight.lab.cli import main
+from hyperlight.lab.studies import STUDIES, Place, Results, Size, Study, drawing, fig4a, fig6, page
+from hyperlight.lab.studies.base import Group, base, grid, value
+from hyperlight.lab.summary import BEYOND, Claim
+from hyperlight.lab.train import Run
+from tests.lab.making import FLAT, diverged, make_run
+
+SIZES: tuple[Size, ...] = get_args(Size)
+
+
+# --- grids --------------------------------------------------------------------
+
+
+@pytest.fixture(params=list(STUDIES))
+def study(request: pytest.FixtureRequest) -> Study:
+    return STUDIES[request.param]
+
+
+def test_studies_are_called_by_their_names() -> None:
+    assert all(name == study.name for name, study in STUDIES.items())
+    paper = {"fig1a", "fig1b", "fig3a", "fig3b", "fig3c", "fig4a", "fig4b", "fig5b", "fig5c"}
+    paper |= {"fig6", "fig7", "fig8", "fig9", "table2", "lr", "runtime"}
+    beyond = {"dimension", "rates", "family-hypermorph"}
+    assert paper | beyond <= set(STUDIES)
+    assert {name for name, s in STUDIES.items() if s.source.startswith(BEYOND)} >= beyond
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_run_of_a_study_can_be_trained(study: Study, size: Size, tmp_path: Path) -> None:
+    specs = study.specs(Place(size, data_dir=tmp_path))
+    assert specs or study.measure is not None
+    for spec in specs:
+        spec.config.check()
+        spec.training.check()
+        assert json.loads(json.dumps(spec.about)) == spec.about
+        assert spec.training.steps % spec.training.evaluate_every == 0 or size == "paper"
+        # On two cores and in tests nothing is needed that has to be asked for.
+        assert size == "paper" or spec.config.data != "oasis"
+        assert size != "smoke" or spec.config.data == "digits"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_seeds(study: Study, size: Size) -> None:
+    specs = study.specs(Place(size))
+    if not specs:
+        pytest.skip("models that are not trained")
+    seeds = {spec.seed for spec in specs}
+    assert seeds == set(range(len(seeds)))
+    assert len(seeds) >= {"smoke": 1, "cpu": 3, "paper": 3}[size]
+    fewer = study.specs(Place(size, seeds=2))
+    assert {spec.seed for spec in fewer} == {0, 1}
+    # Every combination has every seed.
+    combinations = {spec.key for spec in specs if spec.seed == 0}
+    assert len({spec.key for spec in specs}) == len(combinations) * len(seeds)
+
+
+def test_what_is_reduced_is_said(study: Study) -> None:
+    assert study.reduced["smoke"]
+    assert study.measure is not None or study.reduced["cpu"]
+    assert "paper" not in study.reduced
+
+
+def _keys(*names: str, size: Size = "cpu") -> list[set[str]]:
+    return [{spec.key for spec in STUDIES[name].specs(Place(size))} for name in names]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_figures_that_share_settings_share_runs(size: Size) -> None:
+    figure4a, first, gradients, table, time, rates = _keys(
+        "fig4a", "fig1a", "fig3c", "table2", "runtime", "lr", size=size
+    )
+    assert first < figure4a
+    assert gradients == figure4a
+    assert figure4a < table
+    assert figure4a < time
+    assert figure4a <= rates
+    figure5c, figure9, figure6, figure7 = _keys("fig5c", "fig9", "fig6", "fig7", size=size)
+    assert figure5c < figure9
+    assert figure6 == figure7
+
+
+def test_a_grid_is_all_combinations() -> None:
+    start = base("bayes", {}, {"steps": 5})
+    specs = grid(start, seeds=range(2), config={"dimensions": [1, 2]}, training={"lr": [1e-3, 1]})
+    found = {(s.config.dimensions, s.training.lr, s.formulation, s.seed) for s in specs}
+    assert len(specs) == len(found) == 16
+    assert (2, 1.0, "classical", 1) in found
+    assert all(spec.training.steps == 5 and spec.training.target is None for spec in specs)
+
+
+def test_architectures_of_the_paper() -> None:
+    assert fig6.layers("16", 3) == (16, 16, 16)
+    assert fig6.layers("128", 5) == (128,) * 5
+    assert fig6.layers("exp", 4) == (32, 64, 128, 256)
+    assert len(fig6.architectures(Place("paper"))) == 9
+
+
+# --- claims -------------------------------------------------------------------
+
+
+def group(formulation: str, *curves: tuple[float, ...]) -> Group:
+    """Seeds with these accuracies at steps 0, 5, 10, ..."""
+    spec = grid(base("bayes", {}, {}), seeds=range(1), formulations=[formulation])[0]  # type: ignore[list-item]
+    runs = [make_run(formulation, seed, accuracy=curve) for seed, curve in enumerate(curves)]
+    return Group(spec, runs)
+
+
+def test_a_race_is_to_most_of_what_the_other_gains() -> None:
+    mip = group("mip", (10.0, 70.0, 96.0, 97.0))
+    other = group("classical", (10.0, 10.0, 50.0, 90.0))
+    race = drawing.Race.of(mip, other)
+    assert race.target == pytest.approx(86.0)
+    assert (race.ours, race.theirs) == (10.0, 15.0)
+    assert race.won
+    assert race.ratio == pytest.approx(1.5)
+    assert drawing.Race.of(other, mip).ratio_text() == "not within 15 steps by MIP"
+    assert not drawing.Race.of(other, mip).won
+
+
+def test_the_mean_over_seeds_has_to_get_there() -> None:
+    mip = group("mip", (10.0, 90.0, 90.0), (10.0, 30.0, 90.0))
+    assert drawing.first(mip, 60.0) == 5.0
+    assert drawing.first(mip, 61.0) == 10.0
+    assert drawing.first(mip, 91.0) == math.inf
+
+
+def test_a_race_against_what_does_not_learn_is_won_by_learning() -> None:
+    stuck = group("classical", (10.0, 10.0, 10.0))
+    won, lost = (drawing.Race.of(group("mip", c), stuck) for c in ((8.0, 9.0, 11.0), (10.0,) * 3))
+    assert won.won
+    assert won.ratio_text() == "the default gains nothing"
+    assert not lost.won
+    assert lost.ratio_text() == "the default gains nothing, nor does MIP"
+    assert "gains nothing over its start" in won.text()
+
+
+@pytest.mark.parametrize("bad", [math.nan])
+def test_what_diverged_is_worse_than_all_else(bad: float) -> None:
+    mip = group("mip", (10.0, 50.0, 60.0))
+    broken = Group(mip.spec, [diverged("classical", bad=bad)])
+    assert drawing.worth(broken.final) == -math.inf
+    assert drawing.sooner("s", "t", mip, broken).holds
+    assert drawing.no_worse("s", "t", mip, broken).holds
+    assert not drawing.sooner("s", "t", broken, mip).holds
+    assert not drawing.no_worse("s", "t", broken, mip).holds
+
+
+def test_a_model_may_be_worse_by_the_spread_over_seeds() -> None:
+    other = group("classical", (10.0, 90.0), (10.0, 94.0))  # 92 with a deviation of 2.8
+    assert drawing.no_worse("s", "t", group("mip", (10.0, 89.5)), other).holds
+    assert not drawing.no_worse("s", "t", group("mip", (10.0, 89.0)), other).holds
+
+
+def test_variance_is_nothing_to_speak_of_with_one_seed() -> None:
+    one, two = group("mip", (10.0, 50.0)), group("mip", (10.0, 50.0), (10.0, 50.0))
+    wide = group("classical", (10.0, 50.0), (10.0, 90.0))
+    assert fig4a.variance("s", "t", one, wide) == []
+    assert fig4a.variance("s", "t", two, wide)[0].holds
+    assert not fig4a.variance("s", "t", wide, two)[0].holds
+
+
+def test_spikes_are_counted() -> None:
+    calm = [1.0] * 100
+    assert fig4a.spikes(make_run("mip", losses=calm)) == 0
+    spiky = [*calm[:60], 3.5, *calm[:20], 2.5, 4.0]
+    assert fig4a.spikes(make_run("mip", losses=spiky)) == 2
+    assert fig4a.spikes(make_run("mip", losses=[1.0] * 50)) == 0
+
+
+def test_results_find_groups_by_any_setting() -> None:
+    start = base("bayes", {}, {})
+    specs = grid(start, seeds=range(2), training={"optimizer": ["adam", "sgd"]})
+    runs = {spec.key: make_run(spec.formulation, spec.seed) for spec in specs}
+    results = Results(specs, runs)
+    assert [len(g.runs) for g in results] == [2, 2, 2, 2]
+    assert results.seeds == 2
+    assert results.values("optimizer") == ["adam", "sgd"]
+    mip, classical = results.pair(optimizer="sgd")
+    assert value(mip.spec, "optimizer") == "sgd"
+    assert (mip.spec.formulation, classical.spec.formulation) == ("mip", "classical")
+    assert results.where(no_such_setting=1) == []
+
+
+# --- all of them, once ----------------------------------------------------------
+
+
+@dataclass
+class Smoke:
+    """What `hyperlight study` left behind and printed."""
+
+    out: Path
+    cache: Path
+    printed: str
+
+
+def _study(*arguments: str, out: Path, cache: Path) -> list[str]:
+    places = ["--out", str(out), "--cache", str(cache), "--device", "cpu"]
+    return ["study", *arguments, "--size", "smoke", *places]
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
+    """All studies at size smoke."""
+    folder = tmp_path_factory.mktemp("smoke")
+    out, cache = folder / "out", folder / "cache"
+    capture = pytest.MonkeyPatch()
+    lines: list[str] = []
+    with capture.context() as patch:
+        from hyperlight.lab import cli
+
+        def keep(line: object, to: object) -> None:
+            lines.append(str(line))
+
+        def keep_claim(claim: Claim, to: object) -> None:
+            lines.append(claim.text)
+
+        patch.setattr(cli, "say", keep)
+        patch.setattr(cli, "say_claim", keep_claim)
+        assert main(_study(out=out, cache=cache)) == 0
+    return Smoke(out, cache, "\n".join(lines))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _json(path: Path) -> object:
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_every_study_leaves_its_files(smoke: Smoke, study: Study) -> None:
+    folder = smoke.out / study.name
+    about = _json(folder / "study.json")
+    assert isinstance(about, dict)
+    specs = study.specs(Place("smoke"))
+    assert about["runs"] == len({spec.key for spec in specs})
+    assert about["size"] == "smoke"
+    assert about["provenance"]["command"] == f"hyperlight study {study.name} --size smoke"
+    assert about["reduced"] == study.reduced["smoke"]
+    assert sum(maker["runs"] for maker in about["made_by"]) == about["runs"]
+    svg = ElementTree.fromstring((folder / "figure.svg").read_text("utf-8"))
+    assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len([e for e in svg.iter() if e.tag.endswith("}path")]) > 10
+    expected = {"study.json", "claims.json", "figure.svg"}
+    if specs:
+        expected.add("curves.csv")
+        rows = _rows(folder / "curves.csv")
+        points = sum(1 + -(-s.training.steps // s.training.evaluate_every) for s in specs)
+        assert len(rows) == points
+        assert {row["formulation"] for row in rows} == {spec.formulation for spec in specs}
+    for table in about["tables"]:
+        expected.add(table["file"])
+        assert _rows(folder / table["file"])
+    assert {path.name for path in folder.iterdir()} == expected
+
+
+def test_every_claim_says_what_was_measured(smoke: Smoke, study: Study) -> None:
+    found = _json(smoke.out / study.name / "claims.json")
+    assert isinstance(found, list)
+    assert found
+    for row in found:
+        claim = Claim(**row)
+        assert re.search(r"\d", claim.measured)
+        assert "nan" not in claim.measured
+        assert isinstance(claim.holds, bool)
+        assert len(claim.text) > 20
+        assert claim.text in smoke.printed
+        if study.source.startswith(BEYOND):
+            assert claim.source == BEYOND
+        else:
+            assert re.search(r"section|figure|table", claim.source)
+
+
+def test_a_second_time_nothing_is_trained(
+    smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperlight.lab.engine._compute", None)
+    before = {path: path.stat().st_mtime_ns for path in smoke.cache.glob("*/record.json")}
+    assert main(_study("fig4a", out=tmp_path, cache=smoke.cache)) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in smoke.cache.glob("*/record.json")}
+    for name in ("curves.csv", "claims.json", "figure.svg"):
+        assert (tmp_path / "fig4a" / name).read_text() == (smoke.out / "fig4a" / name).read_text()
+    about = _json(tmp_path / "fig4a" / "study.json")
+    assert isinstance(about, dict)
+    assert about["wall_seconds"] is None
+
+
+def test_a_run_of_two_studies_is_done_once(smoke: Smoke) -> None:
+    keys = {spec.key for s in STUDIES.values() for spec in s.specs(Place("smoke"))}
+    total = sum(len(s.specs(Place("smoke"))) for s in STUDIES.values())
+    assert {path.name for path in smoke.cache.iterdir()} == keys
+    assert len(keys) < total
+
+
+def test_the_list_names_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "--list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in STUDIES)
+
+
+def test_a_study_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "fig4"]) == 2
+    err = capsys.readouterr().err
+    assert "There is no study 'fig4'; expected all, or one of 'fig1a'" in err
+    assert "Did you mean" in err
+
+
+# --- the page -------------------------------------------------------------------
+
+
+class _Page(HTMLParser):
+    """The cells of all tables, row by row, and all text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="session")
+def report(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> _Page:
+    out = tmp_path_factory.mktemp("report") / "sub" / "report.html"
+    assert main(["report", "--results", str(smoke.out), "--out", str(out)]) == 0
+    return _Page(out.read_text("utf-8"))
+
+
+def test_the_page_needs_nothing_else(report: _Page) -> None:
+    tags = {tag for tag, _ in report.tags}
+    assert not tags & {"script", "link", "img", "iframe", "object"}
+    for _, attributes in report.tags:
+        for name, content in attributes.items():
+            if name in ("href", "src", "xlink:href"):
+                assert content is not None
+                assert content.startswith("#")
+
+
+def test_the_page_has_every_study(report: _Page, study: Study) -> None:
+    assert f"hyperlight study {study.name} --size smoke" in report.text
+    assert study.caption in report.text
+    assert study.reduced["smoke"] in report.text
+    assert sum(tag == "svg" for tag, _ in report.tags) == len(STUDIES)
+
+
+def test_the_page_has_every_claim_beside_what_was_measured(report: _Page, smoke: Smoke) -> None:
+    rows = {(row[0], " ".join(row[2].split())): row for row in report.rows if len(row) == 4}
+    kept = 0
+    for name in STUDIES:
+        found = _json(smoke.out / name / "claims.json")
+        assert isinstance(found, list)
+        for claim in (Claim(**each) for each in found):
+            row = rows[name, " ".join(claim.measured.split())]
+            assert claim.text in row[1]
+            assert ("does not hold here" in row[3]) != claim.holds
+            assert (claim.guess in row[3]) == (not claim.holds) or not claim.guess
+            kept += claim.holds and claim.source != BEYOND
+    assert f"{kept} of " in report.text
+    assert "nothing is learned in so few steps" in report.text
+
+
+def test_the_page_has_the_paper_s_numbers_beside_ours(report: _Page, smoke: Smoke) -> None:
+    ours = _rows(smoke.out / "table2" / "table-2-paper-against-ours.csv")
+    assert ours[0]["default, paper"] == "98.1 (1.1)"
+    for row in ours:
+        assert list(row.values()) in report.rows
+
+
+def test_the_page_says_where_the_runs_were_made(report: _Page) -> None:
+    names = {row[0] for row in report.rows if len(row) == 2}
+    assert {"torch", "commit", "cores", "python"} <= names
+
+
+def test_studies_come_in_the_order_of_the_paper(smoke: Smoke) -> None:
+    found = page.read(smoke.out, list(STUDIES))
+    assert [each.about["name"] for each in found] == list(STUDIES)
+
+
+def _break_json(folder: Path) -> None:
+    (folder / "claims.json").write_text("{")
+
+
+def _remove_figure(folder: Path) -> None:
+    (folder / "figure.svg").unlink()
+
+
+def _old_format(folder: Path) -> None:
+    (folder / "study.json").write_text("{}")
+
+
+@pytest.mark.parametrize("damage", [_break_json, _remove_figure, _old_format])
+def test_a_damaged_study_is_named(
+    smoke: Smoke,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "fig1b"
+    folder.mkdir()
+    for path in (smoke.out / "fig1b").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    damage(folder)
+    assert main(["report", "--results", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 2
+    err = capsys.readouterr().err
+    assert f"The study in {folder} cannot be read (" in err
+    assert "Run `hyperlight study fig1b` again; runs that are kept are not repeated." in err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_folder_without_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--results", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert f"There are no studies in {tmp_path}; expected a folder with study.json for each" in err
+
+
+def test_a_page_that_cannot_be_written(
+    smoke: Smoke, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "--results", str(smoke.out), "--out", str(tmp_path)]) == 2
+    assert f"The page {tmp_path} cannot be written (" in capsys.readouterr().err
+
+
+def test_fixed_profiles_are_steady(run: Run | None = None) -> None:
+    # What fig1a reads of a run.
+    made = make_run("mip", initial=FLAT)
+    assert made.initial is not None
+    assert made.initial.variation == 0.0
