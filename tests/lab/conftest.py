@@ -8,8 +8,8 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from hyperlight.lab import figures
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
+from tests.lab.making import leave_out_figures
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,10 +29,10 @@ def fabric() -> Fabric:
 @pytest.fixture
 def task(fabric: Fabric) -> BayesTask:
     """The task on the digits, with a small hypernetwork and few figures to measure."""
-    return BayesTask(Bayes(hidden=(4, 8), evaluation_gammas=2, evaluation_images=40), fabric.device)
+    small = {"evaluation_gammas": 2, "evaluation_images": 40, "posterior_samples": 2}
+    return BayesTask(Bayes(hidden=(4, 8), **small), fabric.device)
 
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the drawing, which takes most of the time of a small report."""
-    monkeypatch.setattr(figures, "svg", lambda figure: "<svg></svg>")
+    leave_out_figures(monkeypatch.setattr)

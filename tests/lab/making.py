@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import hyperlight as hl
 from hyperlight import HyperModel, ScaleProfile
+from hyperlight.lab import figures
 from hyperlight.lab.tasks.base import Fixed, Metric, Outcome
 from hyperlight.lab.train import Point, Run
 
@@ -208,6 +210,16 @@ def equal_runs(a: Run, b: Run) -> bool:
         and b.model is not None
         and equal_tensors(a.model.state_dict(), b.model.state_dict())
     )
+
+
+def leave_out_figures(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Leave out the drawing, which takes most of the time of a small report."""
+
+    def saved(figure: Figure, path: Path, **_: Any) -> None:
+        Path(path).write_bytes(b"a picture")
+
+    put(figures, "svg", lambda figure: "<svg></svg>")
+    put(Figure, "savefig", saved)
 
 
 REAL_DATA = Path(os.environ.get("HYPERLIGHT_DATA", "no-such-folder"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from hyperlight.lab.data import (
     split_names,
 )
 from hyperlight.lab.errors import DataError
+from tests.lab.making import equal_tensors
 from tests.reference.augment import augment
 
 
@@ -115,6 +117,57 @@ def test_a_state_of_other_data_is_refused() -> None:
         Batches(_images(10), 2, seed=0).load_state_dict(batches.state_dict())
 
 
+shares = st.integers(1, 4)
+
+
+@settings(max_examples=30)
+@given(shares, st.integers(1, 3), st.integers(0, 3), st.booleans(), st.integers(0, 3))
+def test_the_shares_of_all_processes_are_the_batch_of_one(
+    processes: int, each: int, seed: int, augmented: bool, drawn_before: int
+) -> None:
+    """Entry by entry, also where an epoch ends and after a state was taken over."""
+    data, size = _images(14), processes * each
+    augment = Augmentation(6) if augmented else None
+    whole = Batches(data, size, seed, augment)
+    parts = [Batches(data, size, seed, augment, (i, processes)) for i in range(processes)]
+    for _ in range(drawn_before):
+        next(whole)
+        for part in parts:
+            next(part)
+    states = [part.state_dict() for part in (whole, *parts)]
+    assert all(equal_tensors(state, states[0]) for state in states)
+    resumed = Batches(data, size, seed + 1, augment, (processes - 1, processes))
+    resumed.load_state_dict(states[0])
+    for _ in range(5):
+        batch = next(whole)
+        for i, part in enumerate(parts):
+            share = next(part)
+            assert len(share) == each
+            assert torch.equal(share.labels, batch.labels[i::processes])
+            assert torch.equal(share.images, batch.images[i::processes])
+        assert torch.equal(next(resumed).images, batch.images[processes - 1 :: processes])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda size, share: Batches(_images(4), size, 0, None, share),
+        lambda size, share: PairBatches(_scans([0] * 4), size, 0, share),
+    ],
+    ids=["batches", "pairs"],
+)
+@pytest.mark.parametrize(("size", "processes"), [(3, 2), (1, 2), (4, 3)])
+def test_a_batch_that_processes_cannot_share_is_refused(
+    make: Callable[[int, tuple[int, int]], object], size: int, processes: int
+) -> None:
+    with pytest.raises(DataError) as raised:
+        make(size, (0, processes))
+    assert str(raised.value) == (
+        f"The batch size was {size}, with {processes} processes; expected a multiple of that, so "
+        "that each has as much of a batch."
+    )
+
+
 # --- pairs --------------------------------------------------------------------------
 
 
@@ -143,6 +196,28 @@ def test_pairs_resume() -> None:
         again = next(resumed)
         assert torch.equal(again[0].labels, moving.labels)
         assert torch.equal(again[1].labels, fixed.labels)
+
+
+@settings(max_examples=30)
+@given(shares, st.integers(1, 3), st.integers(0, 3), st.integers(0, 3))
+def test_the_shares_of_pairs_are_the_pairs_of_one_process(
+    processes: int, each: int, seed: int, drawn_before: int
+) -> None:
+    data, size = _scans([0, 1, 0, 1, 1, 2, 2, 2, 2, 0, 0, 1]), processes * each
+    whole = PairBatches(data, size, seed)
+    parts = [PairBatches(data, size, seed, (i, processes)) for i in range(processes)]
+    for batches in (whole, *parts):
+        for _ in range(drawn_before):
+            next(batches)
+    assert all(equal_tensors(part.state_dict(), whole.state_dict()) for part in parts)
+    for _ in range(4):
+        pair = next(whole)
+        for i, part in enumerate(parts):
+            for found, expected in zip(next(part), pair, strict=True):
+                assert len(found) == each
+                assert torch.equal(found.labels, expected.labels[i::processes])
+                assert torch.equal(found.images, expected.images[i::processes])
+                assert torch.equal(found.groups, expected.groups[i::processes])
 
 
 def test_a_scan_alone_in_its_group_is_refused() -> None:

@@ -31,8 +31,8 @@ CPU = torch.device("cpu")
 
 
 def _bayes(**changes: Any) -> BayesTask:
-    small = {"hidden": (4, 8), "evaluation_gammas": 2, "evaluation_images": 20, **changes}
-    task = BayesTask(Bayes(**small), CPU)
+    small = {"hidden": (4, 8), "evaluation_gammas": 2, "evaluation_images": 20}
+    task = BayesTask(Bayes(**{**small, "posterior_samples": 2, **changes}), CPU)
     task.train = task.train[torch.arange(40)]  # so that an epoch ends within a run
     task.test = task.test[torch.arange(40)]
     return task
