@@ -334,6 +334,12 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
             Bayes(use_valid=True),
             "--use-valid was given with --data digits; it is for --data flowers102 alone.",
         ),
+        (
+            Bayes(size=15, stages=(4, 4, 4, 4)),
+            "--size was 15, of grey images; expected 16 or more, for the ResNet-like",
+        ),
+        (Bayes(stages=(4, 0)), "--stages was (4, 0); expected feature channels, as in 16 32 64"),
+        (Bayes(stages=()), "--stages was (); expected feature channels, as in 16 32 64 128 128."),
         (Bayes(data="folder"), "--data folder needs --data-dir, the folder with your images."),
         (
             Bayes(data="folder", data_dir=write_digits(tmp_path, 28, "L"), size=28),
@@ -346,8 +352,27 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         assert str(raised.value).startswith(words)
 
 
+def test_stages_and_a_cap_on_the_last_test() -> None:
+    config = replace(SMALL, size=16, stages=(4, 4, 8, 8), final_images=30)
+    task = BayesTask(config, CPU)
+    primary = task.model("plain", 0).primary
+    assert isinstance(primary, ResNetLike)
+    assert [stage.conv1.out_channels for stage in primary.stages] == [4, 4, 8, 8]
+    assert len(task.test) == 30
+    whole = BayesTask(replace(config, final_images=None), CPU).test
+    assert len(whole) == 360
+    # Drawn once, in the order of the whole, with images of every class.
+    rows = [
+        int((whole.images == image).flatten(1).all(dim=1).nonzero()) for image in task.test.images
+    ]
+    assert rows == sorted(set(rows))
+    assert len(task.test.labels.unique()) == 10
+    assert torch.equal(task.test.images, BayesTask(config, CPU).test.images)
+
+
 @pytest.mark.parametrize(
-    "option", ["dimensions", "evaluation_gammas", "evaluation_images", "posterior_samples"]
+    "option",
+    ["dimensions", "evaluation_gammas", "evaluation_images", "final_images", "posterior_samples"],
 )
 def test_counts_that_are_too_small_are_refused(option: str) -> None:
     least = 2 if option in ("evaluation_gammas", "posterior_samples") else 1

@@ -3,6 +3,7 @@
 from . import (
     dimension,
     family_hypermorph,
+    family_scale_space,
     fig1a,
     fig1b,
     fig3a,
@@ -10,6 +11,8 @@ from . import (
     fig3c,
     fig4a,
     fig4b,
+    fig4c,
+    fig5a,
     fig5b,
     fig5c,
     fig6,
@@ -28,8 +31,8 @@ __all__ = ["STUDIES", "Place", "Results", "Size", "Study"]
 STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
-        *(fig1a, fig1b, fig3a, fig3b, fig3c, fig4a, fig4b, fig5b, fig5c),
+        *(fig1a, fig1b, fig3a, fig3b, fig3c, fig4a, fig4b, fig4c, fig5a, fig5b, fig5c),
         *(fig6, fig7, fig8, fig9, table2, lr, runtime),
-        *(dimension, rates, family_hypermorph),
+        *(dimension, rates, family_hypermorph, family_scale_space),
     )
 }

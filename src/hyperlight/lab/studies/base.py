@@ -133,21 +133,20 @@ class Group:
         """Seconds per step over the seeds, of each the median over its stretches of training."""
         return Spread.of([float(np.median(run.chunk_seconds)) for run in self.runs])
 
-    def table(self, title: str) -> tuple[list[str], list[list[Any]]]:
-        """A table that the task made in the end: heading and rows, means over the seeds."""
-        found = [
-            (heading, rows)
-            for run in self.runs
-            if run.outcome is not None
-            for name, heading, rows in run.outcome.tables
-            if name == title
-        ]
-        heading = list(found[0][0])
-        columns = zip(*(rows for _, rows in found), strict=True)
-        return heading, [
-            [sum(float(v) for v in cell) / len(cell) for cell in zip(*rows, strict=True)]
-            for rows in columns
-        ]
+    def along_gamma(self, column: str | None = None) -> list[tuple[float, Spread]]:
+        """What the task found in the end for values of gamma, over the seeds.
+
+        Args:
+            column: of the task's table; by default the metric.
+        """
+        name = self.metric.heading if column is None else column
+        found: dict[float, list[float]] = {}
+        for run in self.runs:
+            for _, heading, rows in run.outcome.tables if run.outcome is not None else ():
+                if heading[0] == "gamma":
+                    for row in rows:
+                        found.setdefault(row[0], []).append(row[list(heading).index(name)])
+        return [(gamma, Spread.of(values)) for gamma, values in found.items()]
 
 
 class Results:

@@ -8,6 +8,7 @@ much. Both choose the better of the same learning rates at every gamma, with the
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -61,74 +62,57 @@ def _separate(results: Results, gamma: float, steps: int) -> Group:
     return max(groups, key=lambda group: drawing.worth(group.final))
 
 
-def _curves(results: Results, title: str, column: str) -> dict[float, list[tuple[float, Spread]]]:
-    """A column of the table that the hypernetwork made in the end, against gamma, by rate."""
-    found = {}
-    for group in results.where(formulation="mip"):
-        by_gamma: dict[float, list[float]] = {}
-        for run in group.runs:
-            heading, rows = Group(group.spec, [run]).table(title)
-            for row in rows:
-                by_gamma.setdefault(row[heading.index("gamma")], []).append(
-                    row[heading.index(column)]
-                )
-        rate = group.spec.training.lr
-        found[rate] = [(gamma, Spread.of(values)) for gamma, values in by_gamma.items()]
-    return found
-
-
-def _together(results: Results, title: str, column: str, gamma: float) -> Spread:
+def _together(results: Results, gamma: float) -> Spread:
     """The hypernetwork at a gamma, at the better of its rates."""
     found = [
         spread
-        for curve in _curves(results, title, column).values()
-        for at, spread in curve
+        for group in results.where(formulation="mip")
+        for at, spread in group.along_gamma()
         if abs(at - gamma) < 1e-6
     ]
     return max(found, key=drawing.worth)
 
 
-def draw(results: Results, title: str, column: str, cost: str | None = None) -> Figure:
+def _best(results: Results) -> Group:
+    """The hypernetwork at the rate that is better over all gammas."""
+    return max(results.where(formulation="mip"), key=lambda group: drawing.worth(group.final))
+
+
+def draw(results: Results, cost: str | None = None) -> Figure:
     """The metric against gamma: a curve, and points.
 
     Args:
         results: of the runs.
-        title: of the table that the hypernetwork's curve is in.
-        column: of the metric there.
-        cost: another column, and figure of the plain networks, that is drawn beside it.
+        cost: a column of the hypernetwork's table, and a figure of the plain networks, that is
+            drawn beside it.
     """
     figure, axes = figures.panels(2 if cost else 1, width=9.0 if cost else 6.0, height=3.6)
-    gammas, budgets = _gammas(results), _budgets(results)
-    curves = _curves(results, title, column)
-    best = max(curves, key=lambda rate: sum(drawing.worth(s) for _, s in curves[rate]))
-    for rate, curve in curves.items():
-        chosen = rate == best
-        label = f"one hypernetwork, {_steps(results)} steps" if chosen else None
+    gammas, budgets, best = _gammas(results), _budgets(results), _best(results)
+    for group in results.where(formulation="mip"):
+        curve = group.along_gamma()
+        label, style = f"one hypernetwork, {_steps(results)} steps", {}
+        if group is not best:
+            label = f"the same at rate {group.spec.training.lr:g}"
+            style = {"linestyle": ":", "linewidth": 1.0}
         figures.band(
-            axes[0],
-            [gamma for gamma, _ in curve],
-            [spread for _, spread in curve],
-            "mip",
-            label=label or f"the same at rate {rate:g}",
-            **({} if chosen else {"linestyle": ":", "linewidth": 1.0}),
+            axes[0], [g for g, _ in curve], [s for _, s in curve], "mip", label=label, **style
         )
     for steps, marker, fill in zip(budgets, ("o", "s"), ("black", "none"), strict=True):
         finals = [_separate(results, gamma, steps).final for gamma in gammas]
         axes[0].errorbar(
             gammas,
             [f.mean for f in finals],
-            [0.0 if f.std != f.std else f.std for f in finals],
+            [0.0 if math.isnan(f.std) else f.std for f in finals],
             fmt=marker,
             color="black",
             markerfacecolor=fill,
             capsize=2,
             label=f"plain networks, {steps} steps each",
         )
-    metric = results.groups[0].metric
-    axes[0].set(xlabel="gamma", ylabel=f"test {metric.heading}")
+    axes[0].set(xlabel="gamma", ylabel=f"test {best.metric.heading}")
     axes[0].legend(frameon=False, fontsize="small")
     if cost:
-        curve = _curves(results, title, cost)[best]
+        curve = best.along_gamma(cost)
         axes[1].plot([g for g, _ in curve], [s.mean for _, s in curve], color="#0072b2")
         points = [_separate(results, gamma, budgets[-1]).outcome(cost).mean for gamma in gammas]
         axes[1].plot(gammas, points, "ks", markerfacecolor="none")
@@ -140,7 +124,7 @@ def _steps(results: Results) -> int:
     return results.where(formulation="mip")[0].spec.training.steps
 
 
-def claims(results: Results, title: str, column: str) -> list[Claim]:
+def claims(results: Results) -> list[Claim]:
     """Whether the hypernetwork is at least as good at every gamma, within the spread over seeds."""
     gammas, budgets = _gammas(results), _budgets(results)
     texts = (
@@ -158,9 +142,9 @@ def claims(results: Results, title: str, column: str) -> list[Claim]:
     for steps, text, guess in zip(budgets, texts, guesses, strict=True):
         parts, holds = [], []
         for gamma in gammas:
-            ours = _together(results, title, column, gamma)
+            ours = _together(results, gamma)
             theirs = _separate(results, gamma, steps).final
-            room = max([s for s in (ours.std, theirs.std) if s == s], default=0.0)
+            room = max([s for s in (ours.std, theirs.std) if not math.isnan(s)], default=0.0)
             holds.append(drawing.worth(ours) >= drawing.worth(theirs) - room)
             parts.append(f"{gamma:g}: {ours.text(metric.digits)} and {theirs.text(metric.digits)}")
         measured = f"test {metric.heading} by gamma, hypernetwork and plain: {'; '.join(parts)}"
@@ -168,12 +152,12 @@ def claims(results: Results, title: str, column: str) -> list[Claim]:
     return found
 
 
-def tables(results: Results, title: str, column: str) -> list[Table]:
+def tables(results: Results) -> list[Table]:
     """Both at every gamma of the plain networks."""
     digits = results.groups[0].metric.digits
     budgets = _budgets(results)
     rows = [
-        [gamma, _together(results, title, column, gamma).text(digits)]
+        [gamma, _together(results, gamma).text(digits)]
         + [_separate(results, gamma, steps).final.text(digits) for steps in budgets]
         for gamma in _gammas(results)
     ]

@@ -15,9 +15,12 @@ SOURCE = "section 6.2, figure 5b"
 
 
 def specs(place: Place) -> list[Spec]:
-    bayes, seeds = settings.bayes(place), settings.seeds(place)
-    how = {"optimizer": ["sgd"]}
-    return grid(bayes, seeds=seeds, formulations=FORMULATIONS, training=how)
+    scale, bayes = settings.scale_segmentation(place), settings.bayes(place)
+    seeds = settings.seeds(place)
+    return [
+        *grid(scale, seeds=seeds, formulations=FORMULATIONS),
+        *grid(bayes, seeds=seeds, formulations=FORMULATIONS, training={"optimizer": ["sgd"]}),
+    ]
 
 
 def draw(results: Results) -> Figure:
@@ -79,5 +82,5 @@ STUDY = Study(
     specs=specs,
     draw=draw,
     claims=claims,
-    reduced=settings.reduced("bayes"),
+    reduced=settings.reduced("scale_segmentation", "bayes"),
 )

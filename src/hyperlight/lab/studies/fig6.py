@@ -1,4 +1,4 @@
-"""Figure 6: width and depth of the hypernetwork, default against MIP, HyperMorph."""
+"""Figure 6: width and depth of the hypernetwork, default against MIP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES = architectures(Place("paper"))
 
 def specs(place: Place) -> list[Spec]:
     axes = {"hidden": list(architectures(place))}
-    return grid(settings.hypermorph_brief(place), seeds=settings.seeds(place), config=axes)
+    return grid(settings.architectures(place), seeds=settings.seeds(place), config=axes)
 
 
 def draw(results: Results) -> Figure:
@@ -77,11 +77,11 @@ STUDY = Study(
     title="Width and depth of the hypernetwork",
     source=SOURCE,
     caption="Mean test Dice over five gammas, over steps, for hypernetworks with 3, 4 and 5 hidden "
-    "layers of 16, 128 or 32, 64, 128, ... neurons (exp); HyperMorph with Adam. Mean and standard "
+    "layers of 16, 128 or 32, 64, 128, ... neurons (exp), with Adam. Mean and standard "
     "deviation over seeds.",
     specs=specs,
     draw=draw,
     claims=claims,
     tables=tables,
-    reduced=settings.reduced("hypermorph_brief"),
+    reduced=settings.reduced("architectures"),
 )

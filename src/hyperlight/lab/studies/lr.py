@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from .. import figures
 from ..engine import Spec
 from ..summary import Claim
-from . import drawing, settings
+from . import drawing, fig4b, settings
 from .base import Group, Place, Results, Study, Table, grid
 
 ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # the range of A.2 to A.4
@@ -17,20 +17,26 @@ ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # the range of A.2 to A.4
 SGD_RATES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 
 
-def _some(place: Place, rates: Sequence[float], step: int = 1) -> list[float]:
-    if place.size == "smoke":
-        return [rates[0], rates[-1]]
-    return list(rates[::step] if place.size == "cpu" else rates)
-
-
 def specs(place: Place) -> list[Spec]:
-    seeds, adam = settings.seeds(place), _some(place, ADAM_RATES)
-    bayes, registration = settings.bayes(place), settings.hypermorph(place)
-    sgd = _some(place, SGD_RATES, step=2)
+    seeds = settings.seeds(place)
+
+    def search(base: Spec, optimizer: str, rates: Sequence[float]) -> list[Spec]:
+        if place.size == "smoke":
+            rates = (rates[-1],)
+        if not set(rates) & {base.training.lr, fig4b.SGD_RATE}:  # that of figure 4
+            rates = (base.training.lr, *rates)
+        return grid(base, seeds=seeds, training={"optimizer": [optimizer], "lr": rates})
+
+    bayes, scale = settings.bayes(place), settings.scale_segmentation(place)
+    registration = settings.hypermorph(place)
+    sgd = SGD_RATES[:: 2 if place.size == "cpu" else 1]
     return [
-        *grid(bayes, seeds=seeds, training={"optimizer": ["adam", "sgd"], "lr": adam}),
-        *grid(registration, seeds=seeds, training={"optimizer": ["adamw"], "lr": adam}),
-        *grid(registration, seeds=seeds, training={"optimizer": ["sgd"], "lr": sgd}),
+        *search(bayes, "adam", ADAM_RATES),
+        *search(bayes, "sgd", ADAM_RATES),
+        *search(registration, "adamw", ADAM_RATES),
+        *search(registration, "sgd", sgd),
+        *search(scale, "adamw", ADAM_RATES),
+        *search(scale, "sgd", ADAM_RATES),
     ]
 
 
@@ -165,5 +171,5 @@ STUDY = Study(
     draw=draw,
     claims=claims,
     tables=tables,
-    reduced=settings.reduced("bayes", "hypermorph"),
+    reduced=settings.reduced("bayes", "hypermorph", "scale_segmentation"),
 )

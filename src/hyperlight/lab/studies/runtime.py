@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from .. import figures
 from ..engine import Spec
 from ..summary import Claim, Spread
-from . import drawing, fig4a, fig4b, settings
+from . import drawing, fig4a, fig4b, fig4c, settings
 from .base import Place, Results, Study, Table
 
 SOURCE = "section 6.2"
@@ -17,7 +17,7 @@ FORMULATIONS = ("classical", "mip")
 
 
 def specs(place: Place) -> list[Spec]:
-    return [*fig4a.specs(place), *fig4b.specs(place)]
+    return [*fig4a.specs(place), *fig4b.specs(place), *fig4c.specs(place)]
 
 
 def _rows(results: Results) -> list[tuple[str, Spread, Spread]]:
@@ -94,5 +94,5 @@ STUDY = Study(
     draw=draw,
     claims=claims,
     tables=tables,
-    reduced=settings.reduced("bayes", "hypermorph"),
+    reduced=settings.reduced("bayes", "hypermorph", "scale_segmentation"),
 )

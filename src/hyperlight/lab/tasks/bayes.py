@@ -60,6 +60,9 @@ class Bayes(Hypernetwork):
     """Train on random crops, flips and colours of flowers102 or a folder (the paper's)."""
     use_valid: bool = False
     """Train on the official validation part of flowers102 as well."""
+    stages: tuple[int, ...] = (16, 32, 64, 128, 128)
+    """Feature channels of the stages of the ResNet-like network, which all have but grey images of
+    28 or 8 pixels."""
     prior: Literal["uniform", "normal"] = "uniform"
     """Distribution of gamma: U(0, 1) or N(0, 1)."""
     dimensions: int = 1
@@ -67,7 +70,9 @@ class Bayes(Hypernetwork):
     evaluation_gammas: int = 5
     """Number of gammas, spread evenly over the prior, that a test figure is the mean of."""
     evaluation_images: int = 2000
-    """Test images that are used during training (drawn once); the last figure uses all."""
+    """Test images that are used during training (drawn once)."""
+    final_images: int | None = None
+    """Test images that the figures in the end are of, at most (drawn once); by default all."""
     posterior_samples: int = 16
     """Number of gammas, drawn from the prior, whose predictions are averaged in the end."""
 
@@ -78,13 +83,18 @@ class Bayes(Hypernetwork):
             ("dimensions", 1),
             ("evaluation_gammas", 2),
             ("evaluation_images", 1),
+            ("final_images", 1),
             ("posterior_samples", 2),
         ):
-            if getattr(self, option) < least:
+            value = getattr(self, option)
+            if value is not None and value < least:
                 raise LabError(
-                    f"--{option.replace('_', '-')} was {getattr(self, option)}; expected {least} "
-                    "or more."
+                    f"--{option.replace('_', '-')} was {value}; expected {least} or more."
                 )
+        if not self.stages or min(self.stages) < 1:
+            raise LabError(
+                f"--stages was {self.stages}; expected feature channels, as in 16 32 64 128 128."
+            )
         for option, data in (("grey", "folder"), ("use_valid", "flowers102")):
             if getattr(self, option) and self.data != data:
                 raise LabError(
@@ -138,14 +148,17 @@ class BayesTask:
         self.test = self.split.test.to(device)
         # Of the test images: those to train may be larger, to be cropped.
         self.channels, _, self.size = self.test.images.shape[1:]
-        if self.size < 32 and not _for_lenet(self.channels, self.size):
+        least = 2 ** len(config.stages)
+        if self.size < least and not _for_lenet(self.channels, self.size):
             kind = "grey" if self.channels == 1 else "colour"
             raise LabError(
-                f"--size was {self.size}, of {kind} images; expected 32 or more, for the "
+                f"--size was {self.size}, of {kind} images; expected {least} or more, for the "
                 "ResNet-like network, or grey images of 8 or 28 pixels, for LeNet."
             )
-        few = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
-        self.few = self.test[few[: config.evaluation_images].to(device)]
+        order = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
+        self.few = self.test[order[: config.evaluation_images].to(device)]
+        if config.final_images is not None:
+            self.test = self.test[order[: config.final_images].sort().values.to(device)]
         shape = () if config.dimensions == 1 else (config.dimensions,)
         self.space: Input = Uniform(0.0, 1.0, shape) if config.prior == "uniform" else Normal(shape)
 
@@ -159,7 +172,7 @@ class BayesTask:
             if _for_lenet(self.channels, self.size):
                 primary = LeNet(self.size, self.channels, self.split.classes)
             else:
-                primary = ResNetLike(self.channels, self.split.classes)
+                primary = ResNetLike(self.channels, self.split.classes, self.config.stages)
             if formulation == "plain":
                 return Fixed(primary, {}).to(self.device)
             model = self.config.build(primary, {"gamma": self.space}, formulation)
