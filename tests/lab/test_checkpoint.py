@@ -71,7 +71,9 @@ def test_every_setting_of_a_task_counts_but_where_its_data_lie(kind: type[Any]) 
 
 
 def test_of_training_that_counts_which_the_numbers_depend_on() -> None:
-    assert ABOUT["training"] == Training().decisive()
+    assert ABOUT["training"] == ABOUT["config"] == {}  # the defaults
+    about = identity("bayes", Bayes(), Training(steps=5, seeds=9, lr=0.1), "mip", 0)
+    assert about["training"] == {"lr": 0.1, "steps": 5}
     assert _digest(training=Training(seeds=9, target=None, device="cpu", devices=2)) == (
         _digest(training=Training(checkpoint_seconds=0.0))
     )
@@ -140,12 +142,16 @@ def test_the_digest_does_not_depend_on_the_order(about: dict[str, Any], random: 
 def test_differences_name_settings_and_both_values() -> None:
     now = identity("bayes", Bayes(hidden=(4,)), Training(lr=1e-3, steps=7), "mip", 1)
     assert differences(ABOUT, now) == [
-        "hidden: [16, 128], now [4]",
-        "lr: 0.0003, now 0.001",
-        "steps: 600, now 7",
+        "hidden: the default, now [4]",
+        "lr: the default, now 0.001",
+        "steps: the default, now 7",
         "seed: 0, now 1",
     ]
-    assert differences({"a": 1}, {"b": None, "c": 2}) == ["a: 1, now None", "c: None, now 2"]
+    assert differences({"a": 1}, {"b": None, "c": 2}) == [
+        "a: 1, now the default",
+        "b: the default, now None",
+        "c: the default, now 2",
+    ]
     assert differences({"a": {"b": 1}}, {"a": 2}) == ["a: {'b': 1}, now 2"]
 
 
@@ -154,14 +160,7 @@ def test_there_are_none_where_both_are_the_same(a: dict[str, Any], b: dict[str, 
     assert differences(a, copy.deepcopy(a)) == []
     lines = differences(a, b)
     assert len(lines) == len(differences(b, a))
-    if not lines:
-        assert _without_none(a) == _without_none(b)
-
-
-def _without_none(about: dict[str, Any]) -> dict[str, Any]:
-    """An absent setting is one that is None, and an empty group of settings."""
-    kept = {k: _without_none(v) if isinstance(v, dict) else v for k, v in about.items()}
-    return {k: v for k, v in kept.items() if v is not None}
+    assert (not lines) == (a == b)
 
 
 # --- checkpoints ----------------------------------------------------------------
