@@ -531,9 +531,9 @@ def test_a_run_of_other_settings_is_refused_with_what_differs(tmp_path: Path, na
     with pytest.raises(LabError) as raised:
         getattr(RunFolder(tmp_path, other), "load" if name == "checkpoint" else "finished")()
     assert str(raised.value) == (
-        f"{path} is of a run with other settings (prior: uniform, now normal; lr: 0.0003, now "
-        "0.001; formulation: mip, now classical). Choose another --out, or pass --overwrite to "
-        "replace it."
+        f"{path} is of a run with other settings (prior: the default, now normal; lr: the "
+        "default, now 0.001; formulation: mip, now classical). Choose another --out, or pass "
+        "--overwrite to replace it."
     )
     assert path.read_bytes() == kept
 

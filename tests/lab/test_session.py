@@ -307,7 +307,7 @@ def test_what_one_process_refuses_both_refuse_and_one_says(tmp_path: Path, one: 
         process.join(300)
         assert process.exitcode == 2
     logs = [log.with_name(f"log{rank}").read_text("utf-8") for rank in range(2)]
-    assert "holds runs with other settings (lr: 0.0003, now 0.5)" in logs[0]
+    assert "holds runs with other settings (lr: the default, now 0.5)" in logs[0]
     assert "error" not in logs[1]
     assert not any("Traceback" in text for text in logs)
 
@@ -423,7 +423,7 @@ def test_other_settings_are_refused_and_nothing_is_touched(task: BayesTask, tmp_
     with pytest.raises(LabError) as raised:
         _session(task, tmp_path, training=other, formulations=["plain"]).claim()
     assert str(raised.value) == (
-        f"{tmp_path} holds runs with other settings (lr: 0.0003, now 0.001; steps: 2, now 7; "
+        f"{tmp_path} holds runs with other settings (lr: the default, now 0.001; steps: 2, now 7; "
         "formulations: ['mip'], now ['plain']). Choose another --out, or pass --overwrite to "
         "replace them."
     )
