@@ -33,5 +33,5 @@ STUDY = Study(
     draw=draw,
     claims=family.claims,
     tables=family.tables,
-    reduced=settings.reduced("scale_segmentation"),
+    reduced=settings.reduced("scale_family"),
 )

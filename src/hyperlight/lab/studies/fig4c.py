@@ -14,8 +14,12 @@ SOURCE = "section 6.2, figure 4c"
 
 
 def specs(place: Place) -> list[Spec]:
-    base = settings.scale_segmentation(place)
-    return grid(base, seeds=settings.seeds(place), training={"optimizer": OPTIMIZERS})
+    base, seeds = settings.scale_segmentation(place), settings.seeds(place)
+    return [
+        spec
+        for how in settings.optimizers(place, base)
+        for spec in grid(base, seeds=seeds, training=how)
+    ]
 
 
 def draw(results: Results) -> Figure:

@@ -30,18 +30,15 @@ STRATEGIES = [name for name in METHODS if name not in (DEFAULT, MIP)]
 
 def specs(place: Place) -> list[Spec]:
     base, seeds = settings.scale_classification(place), settings.seeds(place)
-    how = {"optimizer": OPTIMIZERS}
     kinds = [kind for _, kind, _ in METHODS.values()][:-1]
-    return [
-        *grid(
-            base,
-            seeds=seeds,
-            formulations=["classical"],
-            config={"normalization": kinds},
-            training=how,
-        ),
-        *grid(base, seeds=seeds, formulations=["mip"], training=how),
-    ]
+    found: list[Spec] = []
+    for how in settings.optimizers(place, base):
+        strategies = {"normalization": kinds}
+        found += grid(
+            base, seeds=seeds, formulations=["classical"], config=strategies, training=how
+        )
+        found += grid(base, seeds=seeds, formulations=["mip"], training=how)
+    return found
 
 
 def _group(results: Results, method: str, optimizer: str) -> Group:
@@ -125,7 +122,11 @@ def _of_strategies(results: Results) -> list[Claim]:
     )
 
     def gains(groups: dict[str, Group]) -> str:
-        return ", ".join(f"{_gain(groups[m]):+.1f} ({m})" for m in [DEFAULT, *STRATEGIES])
+        found = {method: _gain(groups[method]) for method in [DEFAULT, *STRATEGIES]}
+        return ", ".join(
+            f"{gain:+.1f} ({method})" if math.isfinite(gain) else f"diverged ({method})"
+            for method, gain in found.items()
+        )
 
     others = [method for method in STRATEGIES if method != "LayerNorm-H"]
     base = adam[DEFAULT].step_seconds.mean

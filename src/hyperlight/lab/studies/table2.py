@@ -95,8 +95,12 @@ class Cell:
 
 
 def specs(place: Place) -> list[Spec]:
-    how = {"optimizer": ["adam", "sgd"]}
-    flowers = grid(settings.flowers(place), seeds=settings.seeds(place), training=how)
+    base, seeds = settings.flowers(place), settings.seeds(place)
+    flowers = [
+        spec
+        for how in settings.optimizers(place, base)
+        for spec in grid(base, seeds=seeds, training=how)
+    ]
     return [*fig4a.specs(place), *flowers, *fig4b.specs(place), *fig4c.specs(place)]
 
 
