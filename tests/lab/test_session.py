@@ -423,7 +423,7 @@ def test_other_settings_are_refused_and_nothing_is_touched(task: BayesTask, tmp_
     with pytest.raises(LabError) as raised:
         _session(task, tmp_path, training=other, formulations=["plain"]).claim()
     assert str(raised.value) == (
-        f"{tmp_path} holds runs with other settings (lr: the default, now 0.001; steps: 2, now 7; "
+        f"{tmp_path} holds runs with other settings (steps: 2, now 7; lr: the default, now 0.001; "
         "formulations: ['mip'], now ['plain']). Choose another --out, or pass --overwrite to "
         "replace them."
     )
