@@ -26,8 +26,9 @@ def specs(place: Place) -> list[Spec]:
         return grid(base, seeds=seeds, training={"optimizer": [optimizer], "lr": rates})
 
     bayes, scale = settings.bayes(place), settings.scale_segmentation(place)
-    registration, sgd = settings.hypermorph(place), SGD_RATES
+    registration = settings.hypermorph(place)
     some: Sequence[float] = ADAM_RATES
+    sgd: Sequence[float] = SGD_RATES
     if place.size == "smoke":
         sgd = (SGD_RATES[0],)
     elif place.size == "cpu":
