@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -151,10 +153,16 @@ def test_a_race_against_what_does_not_learn_is_won_by_learning() -> None:
     stuck = group("classical", (10.0, 10.0, 10.0))
     won, lost = (drawing.Race.of(group("mip", c), stuck) for c in ((8.0, 9.0, 11.0), (10.0,) * 3))
     assert won.won
-    assert won.ratio_text() == "the default gains nothing"
+    assert won.ratio_text() == "the default gains next to nothing"
     assert not lost.won
-    assert lost.ratio_text() == "the default gains nothing, nor does MIP"
-    assert "gains nothing over its start" in won.text()
+    assert lost.ratio_text() == "the default gains next to nothing, nor does MIP"
+    assert "gains next to nothing over its start" in won.text()
+
+
+def test_who_gains_a_twentieth_of_what_the_other_does_has_not_learned() -> None:
+    mip = group("mip", (10.0, 50.0, 90.0))  # gains 80
+    assert math.isnan(drawing.Race.of(mip, group("classical", (10.0, 11.0, 13.9))).target)
+    assert drawing.Race.of(mip, group("classical", (10.0, 11.0, 14.1))).target > 13.0
 
 
 @pytest.mark.parametrize("bad", [math.nan])
@@ -407,6 +415,37 @@ def test_the_page_has_the_paper_s_numbers_beside_ours(report: _Page, smoke: Smok
     assert ours[0]["default, paper"] == "98.1 (1.1)"
     for row in ours:
         assert list(row.values()) in report.rows
+
+
+def test_the_page_in_markdown_has_the_same_beside_the_figures(smoke: Smoke, tmp_path: Path) -> None:
+    out = tmp_path / "sub" / "README.md"
+    arguments = ["report", "--results", str(smoke.out), "--out", str(out)]
+    assert main(arguments) == 0
+    text = out.read_text("utf-8")
+    assert f"`{shlex.join(['hyperlight', *arguments])}`" in text
+    assert "\n\n\n" not in text
+    links = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
+    assert [(out.parent / link).resolve() for link in links] == [
+        (smoke.out / name / "figure.svg").resolve() for name in STUDIES
+    ]
+    for study in page.read(smoke.out, list(STUDIES)):
+        assert study.about["provenance"]["command"] in text
+        assert study.about["caption"] in text
+        for claim in study.claims:
+            verdict = "holds" if claim.holds else "**does not hold here**"
+            row = f"| {claim.text} ({claim.source}) | {claim.measured} | {verdict}"
+            assert row in text
+        for _, heading, rows in study.tables:
+            for cells in (heading, *rows):
+                assert "".join(f"| {cell} " for cell in cells) + "|\n" in text
+
+
+def test_a_bar_in_a_cell_does_not_end_it(smoke: Smoke, tmp_path: Path) -> None:
+    study = page.read(smoke.out, list(STUDIES))[0]
+    claim = dataclasses.replace(study.claims[0], text="|a| < 1")
+    out = tmp_path / "README.md"
+    page.write([dataclasses.replace(study, claims=[claim])], out, "hyperlight report")
+    assert f"| \\|a\\| < 1 ({claim.source}) |" in out.read_text("utf-8")
 
 
 def test_the_page_says_where_the_runs_were_made(report: _Page) -> None:

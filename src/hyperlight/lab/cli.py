@@ -206,6 +206,7 @@ class RunStudy:
                 f"{did_you_mean(self.name, STUDIES)}"
             )
         out = Path("runs/studies") / self.size if self.out is None else self.out
+        seeds = "" if self.seeds is None else f" --seeds {self.seeds}"
         for study in STUDIES.values() if self.name == "all" else [STUDIES[self.name]]:
             say(Text(f"{study.name}: {study.title} ({study.source})", style="bold"), console)
             found = run_study(
@@ -215,7 +216,7 @@ class RunStudy:
                 self.cache,
                 workers=self.workers,
                 engine=self.engine,
-                command=f"hyperlight study {study.name} --size {self.size}",
+                command=f"hyperlight study {study.name} --size {self.size}{seeds}",
                 console=console,
             )
             for claim in found:
@@ -230,11 +231,12 @@ class Report:
     results: Path = Path("runs/studies/smoke")
     """Folder that `hyperlight study` wrote to."""
     out: Path = Path("report.html")
-    """The page, which needs no other file."""
+    """The page, which needs no other file; or, named with .md, Markdown beside the figures."""
 
     def run(self) -> None:
         studies = page.read(self.results, list(STUDIES))
-        say(f"Report of {len(studies)} studies: {page.write(studies, self.out)}", console)
+        written = page.write(studies, self.out, _command())
+        say(f"Report of {len(studies)} studies: {written}", console)
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class Race:
         mip: the one.
         other: the default, or what else it is compared with.
         target: the value of the metric: ``share`` of the way from the first to the last value of
-            ``other``. NaN where that gains nothing at all.
+            ``other``. NaN where that gains next to nothing: less than a twentieth of what MIP does.
         ours: the first evaluated step at which MIP's mean over seeds has the target.
         theirs: that of the other.
     """
@@ -157,21 +157,23 @@ class Race:
 
     @classmethod
     def of(cls, mip: Group, other: Group, share: float = 0.95) -> Race:
-        curve = other.figure()
-        start, end = curve[0].mean, curve[-1].mean
-        target = start + share * (end - start) if end > start else math.nan
+        gains = [group.figure()[-1].mean - group.figure()[0].mean for group in (mip, other)]
+        learned = gains[1] > 0.0 and not gains[1] < 0.05 * gains[0]
+        target = other.figure()[0].mean + share * gains[1] if learned else math.nan
         return cls(mip, other, target, first(mip, target), first(other, target))
 
     @property
     def won(self) -> bool:
-        """Whether MIP is sooner; where the other gains nothing, whether MIP does."""
+        """Whether MIP is sooner; where the other gains next to nothing, whether it ends better."""
         if math.isnan(self.target):
             return worth(self.mip.final) > worth(self.other.final)
         return self.ours < self.theirs
 
     @property
     def ratio(self) -> float:
-        """How many times as many steps the other takes; infinite where it gains nothing."""
+        """How many times as many steps the other takes; infinite where it gains next to
+        nothing.
+        """
         if math.isnan(self.target):
             return math.inf if self.won else math.nan
         if math.isinf(self.ours):
@@ -181,7 +183,7 @@ class Race:
     def ratio_text(self) -> str:
         """``2.5 times``."""
         if math.isnan(self.target):
-            return "the default gains nothing" + ("" if self.won else ", nor does MIP")
+            return "the default gains next to nothing" + ("" if self.won else ", nor does MIP")
         if math.isinf(self.ours):
             return f"not within {self.mip.steps[-1]} steps by MIP"
         return f"{self.ratio:.1f} times"
@@ -194,7 +196,7 @@ class Race:
             f"{shown(self.other.final, metric)} ({name(self.other)})"
         )
         if math.isnan(self.target):
-            return f"{name(self.other)} gains nothing over its start; {ends}"
+            return f"{name(self.other)} gains next to nothing over its start; {ends}"
         return (
             f"{metric.text(self.target)} {metric.name} at step {_step(self.ours, self.mip)} "
             f"({name(self.mip)}) and {_step(self.theirs, self.other)} ({name(self.other)}); {ends}"

@@ -1,9 +1,11 @@
-"""One self-contained page of all studies in a folder: figures, claims, tables, commands."""
+"""One page of all studies in a folder: figures, claims, tables, commands."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +25,14 @@ class Found:
     """A study as its folder has it.
 
     Attributes:
+        folder: where it lies.
         about: what ``study.json`` says.
         claims: with what was measured.
         figure: an ``<svg>`` element.
         tables: those that are shown, each a title, a heading and rows.
     """
 
+    folder: Path
     about: dict[str, Any]
     claims: list[Claim]
     figure: str
@@ -68,6 +72,7 @@ def _read(folder: Path) -> Found:
                     heading, *rows = csv.reader(file)
                 tables.append((table["title"], heading, rows))
         return Found(
+            folder,
             about,
             [Claim(**claim) for claim in found],
             (folder / "figure.svg").read_text("utf-8"),
@@ -81,23 +86,33 @@ def _read(folder: Path) -> Found:
         ) from error
 
 
-def write(studies: Sequence[Found], out: Path) -> Path:
-    """Write the page; it needs no other file.
+def write(studies: Sequence[Found], out: Path, command: str) -> Path:
+    """Write the page: Markdown beside the figures where the name ends in ``.md``, else HTML that
+    needs no other file.
+
+    Args:
+        studies: what is shown.
+        out: the page.
+        command: that writes it.
 
     Raises:
         LabError: it cannot be written.
     """
+    markdown = out.suffix == ".md"
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hyperlight.lab"),
-        autoescape=True,
+        autoescape=not markdown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     claims = [(study, claim) for study in studies for claim in study.claims]
     paper = [(study, claim) for study, claim in claims if not claim.source.startswith(BEYOND)]
     ours = [(study, claim) for study, claim in claims if claim.source.startswith(BEYOND)]
-    page = environment.get_template("studies.html").render(
+    page = environment.get_template("studies.md" if markdown else "studies.html").render(
+        command=command,
+        link=lambda study: _relative(study.folder / "figure.svg", out.parent),
         sizes=sorted({study.about["size"] for study in studies}),
         studies=studies,
         groups=[
@@ -110,6 +125,8 @@ def write(studies: Sequence[Found], out: Path) -> Path:
         makers=_makers(studies),
         time=_time,
     )
+    if markdown:
+        page = re.sub(r"\n{3,}", "\n\n", page)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, page)
@@ -118,6 +135,11 @@ def write(studies: Sequence[Found], out: Path) -> Path:
             f"The page {out} cannot be written ({error.strerror}). Choose another --out."
         ) from error
     return out
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """A link from a page in that folder."""
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def _time(seconds: float) -> str:
