@@ -82,14 +82,17 @@ def panel(
 
 def _loss(ax: Axes, groups: Sequence[Group], *, test: bool, title: str = "") -> None:
     """The loss over steps: of the test set, or of training."""
+    drawn = [math.nan]
     for group in groups:
         steps = group.steps if test else group.steps[1:]
         rows = group.figure("loss") if test else group.train_loss[1:]
         band(ax, steps, rows, group.spec.formulation)
+        drawn += [row.mean + (0.0 if math.isnan(row.std) else row.std) for row in rows]
     ax.set(xlabel="step", ylabel="test loss" if test else "training loss", title=title)
     top = max((row.mean for g in groups for row in g.figure("loss")[:1]), default=math.nan)
-    if math.isfinite(top):
-        ax.set_ylim(0, 1.5 * top)  # what diverges leaves the panel
+    highest = max((value for value in drawn if math.isfinite(value)), default=math.nan)
+    if math.isfinite(top) and highest > 0.0:
+        ax.set_ylim(0, min(1.05 * highest, 1.5 * top))  # what diverges leaves the panel
 
 
 def convergence(rows: Panels) -> Figure:
