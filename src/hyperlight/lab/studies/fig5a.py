@@ -29,7 +29,7 @@ STRATEGIES = [name for name in METHODS if name not in (DEFAULT, MIP)]
 
 
 def specs(place: Place) -> list[Spec]:
-    base, seeds = settings.scale_classification(place), settings.seeds(place)
+    base, seeds = settings.strategies(place), settings.seeds(place)
     kinds = [kind for _, kind, _ in METHODS.values()][:-1]
     found: list[Spec] = []
     for how in settings.optimizers(place, base):
@@ -66,8 +66,9 @@ def draw(results: Results) -> Figure:
 
 
 def _gain(group: Group) -> float:
-    """Of the metric from the start to the end."""
-    return drawing.worth(group.final) - group.figure()[0].mean
+    """Of the metric from the start to the end, in hundredths of all that there is to gain."""
+    points = 1.0 if group.metric.unit == "%" else 100.0  # accuracy in %, or Dice
+    return points * (drawing.worth(group.final) - group.figure()[0].mean)
 
 
 def claims(results: Results) -> list[Claim]:
@@ -135,13 +136,13 @@ def _of_strategies(results: Results) -> list[Claim]:
         Claim(
             SOURCE,
             "for networks trained with SGD, normalization strategies enable training",
-            f"what is gained in percentage points: {gains(sgd)}",
+            f"what is gained, of 100 points: {gains(sgd)}",
             _gain(sgd[DEFAULT]) < 1.0 and all(_gain(sgd[method]) > 1.0 for method in others),
         ),
         Claim(
             SOURCE,
             "but do not significantly improve on default hypernetworks when trained with Adam",
-            f"what is gained in percentage points: {gains(adam)}",
+            f"what is gained, of 100 points: {gains(adam)}",
             all(_gain(adam[m]) < 1.2 * max(_gain(adam[DEFAULT]), 1.0) for m in STRATEGIES),
             "in so few steps the default has hardly begun to learn, and what normalises the maps "
             "of the primary lets it begin sooner",
@@ -168,13 +169,14 @@ def tables(results: Results) -> list[Table]:
     rows = [
         [
             *(method, drawing.NAMES[optimizer]),
-            (group := _group(results, method, optimizer)).final.text(1),
+            (group := _group(results, method, optimizer)).final.text(group.metric.digits),
             f"{1e3 * group.step_seconds.mean:.1f}",
         ]
         for optimizer in OPTIMIZERS
         for method in METHODS
     ]
-    heading = ["", "optimizer", "accuracy in the end (%)", "milliseconds per step"]
+    metric = results.groups[0].metric.heading
+    heading = ["", "optimizer", f"{metric} in the end", "milliseconds per step"]
     return [Table("Normalization strategies", heading, rows)]
 
 
@@ -182,12 +184,12 @@ STUDY = Study(
     name="fig5a",
     title="Normalization strategies",
     source=SOURCE,
-    caption="Test accuracy over seconds of training, Scale-Space hypernetworks on Flowers-102: "
-    "default, default with a normalization strategy, and MIP; mean and standard deviation over "
-    "seeds. Several runs share the machine.",
+    caption="Test metric over seconds of training, Scale-Space hypernetworks: default, default "
+    "with a normalization strategy, and MIP; mean and standard deviation over seeds. Several runs "
+    "share the machine.",
     specs=specs,
     draw=draw,
     claims=claims,
     tables=tables,
-    reduced=settings.reduced("scale_classification"),
+    reduced=settings.reduced("strategies"),
 )
