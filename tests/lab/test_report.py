@@ -156,6 +156,7 @@ def test_all_files_are_there_and_no_others(folder: Path) -> None:
         "gradients.svg",
         "metrics.csv",
         "report.html",
+        "report.md",
         "scales.csv",
         "scales.svg",
         "steps.csv",
@@ -361,6 +362,45 @@ def test_the_page_says_what_was_found(folder: Path, runs: list[Run]) -> None:
         assert claim.measured in text
     assert text.count("does not hold here") == 1  # the gradient swings alike in these runs
     assert "Mean ± standard deviation over 2 seeds." in text
+
+
+def test_the_page_in_markdown_says_the_same(folder: Path, runs: list[Run]) -> None:
+    text = (folder / "report.md").read_text("utf-8")
+    assert text.startswith("# A title\n\nA note. Mean ± standard deviation over 2 seeds.")
+    assert f"`{COMMAND}`" in text
+    assert "\n\n\n" not in text
+    assert report.conclusion(_summaries(runs), 90.0) in text
+    for claim in claims(_summaries(runs)):
+        assert f"{claim.text} ({claim.source}). Measured: {claim.measured}." in text
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    page = _Page((folder / "report.html").read_text("utf-8"))
+    for row in page.rows:
+        assert row in rows or len(row) == 2  # settings and versions are no table here
+    links = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
+    assert links == ["convergence.svg", "scales.svg", "gradients.svg"]
+    for name, value in {
+        "hidden": "(16, 128)",
+        "torch": report.provenance(COMMAND)["torch"],
+    }.items():
+        assert f"{name} {value}" in text
+
+
+def test_pictures_are_linked_in_markdown(tmp_path: Path) -> None:
+    run = make_run("mip")
+    drawn = tmp_path / "mip-seed0" / "dice.png"
+    drawn.parent.mkdir()
+    drawn.write_bytes(b"a picture")
+    pictures = [("Dice | gamma", drawn), ("Lost", drawn.with_name("lost.png"))]
+    run.outcome = Outcome({"dice": 0.7}, [("All", ("a|b",), [(1,)])], pictures)
+    _write(tmp_path, [run])
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert "![Dice | gamma](mip-seed0/dice.png)" in text
+    assert "lost.png" not in text
+    assert "| a\\|b |\n|---|\n| 1 |\n" in text
 
 
 def test_a_page_of_one_run(tmp_path: Path) -> None:

@@ -433,7 +433,13 @@ def test_other_settings_are_refused_and_nothing_is_touched(task: BayesTask, tmp_
 OURS = [
     *("mip-seed0/record.json", "mip-seed12/checkpoint.safetensors", "plain-seed0/dice.png"),
     *("report.html", "metrics.csv", "times.csv", "steps.csv", "scales.csv", "outcome.csv"),
-    *("outcome-test-pairs-against-gamma.csv", "scales.svg", "convergence.svg", "gradients.svg"),
+    *(
+        "report.md",
+        "outcome-test-pairs-against-gamma.csv",
+        "scales.svg",
+        "convergence.svg",
+        "gradients.svg",
+    ),
 ]
 THEIRS = [
     *("notes.txt", "mine/notes.txt", "mip-seedlings/notes.txt", "mine-seed0/notes.txt"),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich.table import Table
 
-from . import figures
+from . import figures, pages
 from .files import csv_text, write_text
 from .provenance import provenance
 from .summary import TITLES, Spread, Summary, claims, shown_steps
@@ -21,6 +21,7 @@ from .train import Run
 __all__ = ["PAGE", "clear", "conclusion", "table", "write"]
 
 PAGE = "report.html"
+MARKDOWN = "report.md"
 
 
 def _rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
@@ -150,7 +151,9 @@ def write(
     settings: dict[str, Any],
     command: str,
 ) -> Path:
-    """Write ``report.html`` and the numbers as csv; returns the page."""
+    """Write ``report.html``, which needs no other file, ``report.md`` with links to the figures and
+    pictures of the folder, and the numbers as csv; returns the first.
+    """
     origin = provenance(command)
     names = list(summaries[0].test)
     write_text(
@@ -203,32 +206,34 @@ def write(
     drawn["gradients"] = figures.svg(figures.gradients(runs))
     for name, picture in drawn.items():
         write_text(folder / f"{name}.svg", picture)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hyperlight.lab"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
     tables = [_facts(summaries, target), _outcomes(summaries), _rows(summaries)]
-    page = environment.get_template("report.html").render(
-        title=title,
-        note=note,
-        conclusion=conclusion(summaries, target),
-        claims=claims(summaries),
-        seeds=summaries[0].seeds,
-        tables=[(heading, rows) for heading, rows in tables if rows],
-        figures=[(*CAPTIONS[name], picture) for name, picture in drawn.items()],
-        outcomes=_shown_outcomes(runs),
-        settings=settings,
-        provenance=origin,
-    )
-    write_text(folder / PAGE, page)
+    values = {
+        "title": title,
+        "note": note,
+        "conclusion": conclusion(summaries, target),
+        "claims": claims(summaries),
+        "seeds": summaries[0].seeds,
+        "tables": [(heading, rows) for heading, rows in tables if rows],
+        "outcomes": _shown_outcomes(runs, folder),
+        "settings": settings,
+        "provenance": origin,
+    }
+    figured = [(*CAPTIONS[name], picture) for name, picture in drawn.items()]
+    linked = [(*CAPTIONS[name], f"{name}.svg") for name in drawn]
+    write_text(folder / MARKDOWN, pages.render("report.md", figures=linked, **values))
+    write_text(folder / PAGE, pages.render("report.html", figures=figured, **values))
     return folder / PAGE
 
 
 def clear(folder: Path) -> None:
     """Remove the files that :func:`write` wrote."""
     tables = ("metrics", "times", "steps", "scales", "outcome")
-    written = [PAGE, *(f"{name}.csv" for name in tables), *(f"{name}.svg" for name in CAPTIONS)]
+    written = [
+        PAGE,
+        MARKDOWN,
+        *(f"{name}.csv" for name in tables),
+        *(f"{name}.svg" for name in CAPTIONS),
+    ]
     for path in (*(folder / name for name in written), *folder.glob("outcome-*.csv")):
         path.unlink(missing_ok=True)
 
@@ -277,8 +282,8 @@ def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
         write_text(folder / f"outcome-{name}.csv", text)
 
 
-def _shown_outcomes(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Tables and pictures of the first seed of every formulation, for the page."""
+def _shown_outcomes(runs: Sequence[Run], page: Path) -> list[dict[str, Any]]:
+    """Tables and pictures of the first seed of every formulation, for a page in that folder."""
     first: dict[str, Run] = {}
     for run in runs:
         if run.outcome is not None:
@@ -289,6 +294,11 @@ def _shown_outcomes(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "tables": run.outcome.tables,
             "pictures": [
                 (caption, base64.b64encode(path.read_bytes()).decode())
+                for caption, path in run.outcome.pictures
+                if path.is_file()
+            ],
+            "files": [
+                (caption, Path(os.path.relpath(path, page)).as_posix())
                 for caption, path in run.outcome.pictures
                 if path.is_file()
             ],

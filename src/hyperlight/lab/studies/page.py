@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from .. import pages
 from ..errors import LabError
 from ..files import write_text
 from ..summary import BEYOND, Claim
@@ -98,19 +96,11 @@ def write(studies: Sequence[Found], out: Path, command: str) -> Path:
     Raises:
         LabError: it cannot be written.
     """
-    markdown = out.suffix == ".md"
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hyperlight.lab"),
-        autoescape=not markdown,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     claims = [(study, claim) for study in studies for claim in study.claims]
     paper = [(study, claim) for study, claim in claims if not claim.source.startswith(BEYOND)]
     ours = [(study, claim) for study, claim in claims if claim.source.startswith(BEYOND)]
-    page = environment.get_template("studies.md" if markdown else "studies.html").render(
+    page = pages.render(
+        "studies.md" if out.suffix == ".md" else "studies.html",
         command=command,
         link=lambda study: _relative(study.folder / "figure.svg", out.parent),
         sizes=sorted({study.about["size"] for study in studies}),
@@ -125,8 +115,6 @@ def write(studies: Sequence[Found], out: Path, command: str) -> Path:
         makers=_makers(studies),
         time=_time,
     )
-    if markdown:
-        page = re.sub(r"\n{3,}", "\n\n", page)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, page)
