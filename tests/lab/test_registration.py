@@ -39,6 +39,26 @@ def test_the_gradient_of_warping() -> None:
     assert torch.autograd.gradcheck(registration.warp, (images, field))
 
 
+@pytest.mark.parametrize("places", [1, 500])
+def test_a_displacement_that_is_no_number_is_no_harm(places: int) -> None:
+    # grid_sample alone ends the process here, in its gradient (torch 2.13).
+    images = torch.rand(4, 1, 96, 80)
+    displacement = torch.randn(4, 2, 96, 80)
+    whole = registration.warp(images, displacement)
+    lost = torch.zeros(4, 96, 80, dtype=torch.bool)
+    lost.view(-1)[torch.randperm(lost.numel())[:places]] = True
+    displacement[:, 1][lost] = math.nan
+    displacement.requires_grad_()
+    warped = registration.warp(images, displacement)
+    assert torch.equal(warped.isnan(), lost.unsqueeze(1))
+    assert torch.equal(warped[~lost.unsqueeze(1)], whole[~lost.unsqueeze(1)])
+    (gradient,) = torch.autograd.grad(warped[~lost.unsqueeze(1)].sum(), displacement)
+    at = lost.unsqueeze(1).expand(-1, 2, -1, -1)
+    assert (gradient[at] == 0.0).all()
+    assert gradient[~at].isfinite().all()
+    assert (gradient[~at] != 0.0).any()
+
+
 def test_a_shift_brings_an_image_to_its_shifted_copy() -> None:
     moving = random(1, 1, 8, 8)
     fixed = moving.roll((1, -2), dims=(-2, -1))

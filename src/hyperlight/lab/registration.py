@@ -6,6 +6,8 @@ width: the warped image at a pixel ``p`` is the moving image at ``p + u(p)``.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,7 +30,8 @@ def _places(displacement: Tensor) -> Tensor:
 def warp(images: Tensor, displacement: Tensor) -> Tensor:
     """Images at displaced places, by bilinear interpolation; differentiable by both.
 
-    Outside of an image its nearest edge pixel counts.
+    Outside of an image its nearest edge pixel counts. A displacement that is not a number, as in a
+    training that has diverged, gives a pixel that is none, and no gradient.
 
     Args:
         images: ``(B, C, H, W)``.
@@ -44,9 +47,14 @@ def warp(images: Tensor, displacement: Tensor) -> Tensor:
     >>> warp(image, shift)[0, 0, 0]
     tensor([1.5000, 3.0000, 4.0000])
     """
-    return F.grid_sample(
-        images, _places(displacement), mode="bilinear", padding_mode="border", align_corners=True
+    places = _places(displacement)
+    # The gradient of grid_sample writes outside of its memory at such places (torch 2.13, CPU).
+    lost = places.isnan().any(dim=-1)
+    places = places.masked_fill(lost.unsqueeze(-1), 0.0)
+    warped = F.grid_sample(
+        images, places, mode="bilinear", padding_mode="border", align_corners=True
     )
+    return warped.masked_fill(lost.unsqueeze(1), math.nan)
 
 
 def warp_labels(labels: Tensor, displacement: Tensor) -> Tensor:
