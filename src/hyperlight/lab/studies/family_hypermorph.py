@@ -18,9 +18,10 @@ STUDY = Study(
     name="family-hypermorph",
     title="One registration network for all gammas, or one for each",
     source=BEYOND,
-    caption="Test Dice against gamma: one MIP hypernetwork, and plain networks trained for one "
-    "gamma each, for as many steps together or each. Mean and standard deviation over seeds, at "
-    "the better of two learning rates.",
+    caption="Test Dice against gamma: one hypernetwork (the paper's MIP, and one to which the "
+    "plain network's rate carries over), and plain networks trained for one gamma each, for as "
+    "many steps together or each. Mean and standard deviation over seeds, at the better of two "
+    "rates.",
     specs=specs,
     draw=family.draw,
     claims=family.claims,

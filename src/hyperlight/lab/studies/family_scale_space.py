@@ -26,9 +26,10 @@ STUDY = Study(
     name="family-scale_space",
     title="One segmentation network for all rescaling factors, or one for each",
     source=BEYOND,
-    caption="Test Dice, and milliseconds per image, against the rescaling factor gamma: one MIP "
-    "hypernetwork, and plain networks trained for one factor each, for as many steps together or "
-    "each. Mean and standard deviation over seeds, at the better of two learning rates.",
+    caption="Test Dice, and milliseconds per image, against the rescaling factor gamma: one "
+    "hypernetwork (the paper's MIP, and one to which the plain network's rate carries over), and "
+    "plain networks trained for one factor each, for as many steps together or each. Mean and "
+    "standard deviation over seeds, at the better of two rates.",
     specs=specs,
     draw=draw,
     claims=family.claims,
