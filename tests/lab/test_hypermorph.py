@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hyperlight import HyperModel
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.registration import total_variation, warp
 from hyperlight.lab.tasks.base import Task
@@ -84,6 +85,21 @@ def test_registration_is_learned_and_gamma_does_what_it_should(
     for _, path in outcome.pictures:
         assert path.stat().st_size > 1000
     assert all(math.isfinite(value) for value in outcome.figures.values())
+
+
+def test_what_has_diverged_is_reported(task: HypermorphTask, tmp_path: Path) -> None:
+    model = task.model("mip", 0)
+    assert isinstance(model, HyperModel)
+    with torch.no_grad():
+        for parameter in model.primary.parameters():
+            parameter.fill_(math.nan)
+    outcome = task.finish(model, tmp_path)
+    assert math.isnan(outcome.figures["best gamma by tune"])
+    assert math.isnan(outcome.figures["dice there, test"])
+    assert math.isfinite(outcome.figures["dice before registration"])
+    assert all(path.is_file() for _, path in outcome.pictures)
+    table = outcome.tables[0][2]
+    assert all(math.isnan(row[3]) for row in table)  # the squared error at every gamma
 
 
 def test_bad_settings_are_refused() -> None:

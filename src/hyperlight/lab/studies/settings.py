@@ -70,7 +70,7 @@ REDUCED = {
     "hypermorph": {
         "smoke": _SMALL_DIGITS,
         "cpu": f"{_PTBP}, a U-Net of 4 levels with 8 channels, 1200 steps in batches of 4, with "
-        f"Adam at the rate 1e-3 ({_ALIKE}), 32 test pairs, 3 seeds",
+        f"Adam at the rate 1e-3 ({_ALIKE}) and SGD at 1e-2, 32 test pairs, 3 seeds",
     },
     "hypermorph_family": {
         "smoke": _SMALL_DIGITS,

@@ -7,6 +7,7 @@ them, and the best ``gamma`` is looked for afterwards.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import HyperModel, Uniform, tune
+from ... import HyperModel, ObjectiveError, Uniform, tune
 from ..data import PairBatches, Scans, ScanSplit, digit_scans, oasis, pairs, ptbp, scan_folder
 from ..errors import LabError
 from ..primaries import UNet
@@ -219,7 +220,7 @@ class HypermorphTask:
         What is descended is one minus the soft Dice of linearly warped label maps.
 
         Returns:
-            gamma, and the Dice of label maps there.
+            gamma, and the Dice of label maps there; NaN both where the model has diverged.
         """
         moving, fixed = self._pairs(self.valid, self.config.evaluation_pairs)
         maps = [
@@ -231,7 +232,10 @@ class HypermorphTask:
         def objective(net: nn.Module) -> Tensor:
             return 1.0 - soft_dice(warp(maps[0], net(joined)), maps[1]).mean()
 
-        tuned = tune(model, objective, steps=self.config.tune_steps, restarts=restarts)
+        try:
+            tuned = tune(model, objective, steps=self.config.tune_steps, restarts=restarts)
+        except ObjectiveError:
+            return math.nan, math.nan
         gamma = float(tuned.inputs["gamma"])
         with torch.no_grad():
             found = self.measure(model.bind(gamma=gamma), moving, fixed, gamma)
@@ -254,7 +258,7 @@ class HypermorphTask:
         grid = [row["dice"] for row in self._rows(model, gammas, self._pairs(self.valid, most))]
         tuned, tuned_dice = self.best(model)
         by_grid = max(range(len(gammas)), key=lambda i: grid[i])
-        there = self.at(model, tuned)
+        there = math.nan if math.isnan(tuned) else self.at(model, tuned)["dice"]
         pictures: list[tuple[str, Path]] = []
         if folder is not None:
             pictures = [
@@ -269,7 +273,7 @@ class HypermorphTask:
                 "dice before registration": before,
                 "best gamma by tune": tuned,
                 "dice there, validation": tuned_dice,
-                "dice there, test": there["dice"],
+                "dice there, test": there,
                 "best gamma of 11, validation": gammas[by_grid],
                 "dice there, test, of 11": rows[by_grid]["dice"],
             },
