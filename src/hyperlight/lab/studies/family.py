@@ -2,7 +2,8 @@
 
 The hypernetwork is trained for N steps. The K plain networks, each for one gamma, are trained for
 N / K steps each, so that all of them together cost what it costs, and for N steps each, K times as
-much. Both choose the better of the same learning rates at every gamma, with the same seeds.
+much. All try the same learning rates, with the same seeds: each plain network keeps the better one
+for its gamma, the hypernetwork one for all gammas. Rates are compared on the test data.
 
 The hypernetwork is once the paper's MIP, and once has the unit-norm encoding, relative
 initialisation and a head whose rate is scaled, with which the plain network's rate carries over.
@@ -88,20 +89,15 @@ def _hypernetworks(results: Results, method: str) -> list[Group]:
     return list(results.where(formulation="mip", rates=rule, **changed))
 
 
-def _together(results: Results, method: str, gamma: float) -> Spread:
-    """The hypernetwork at a gamma, at the better of its rates."""
-    found = [
-        spread
-        for group in _hypernetworks(results, method)
-        for at, spread in group.along_gamma()
-        if abs(at - gamma) < 1e-6
-    ]
-    return max(found, key=drawing.worth)
-
-
 def _best(results: Results, method: str) -> Group:
     """The hypernetwork at the rate that is better over all gammas."""
     return max(_hypernetworks(results, method), key=lambda group: drawing.worth(group.final))
+
+
+def _together(results: Results, method: str, gamma: float) -> Spread:
+    """The one hypernetwork at a gamma."""
+    curve = _best(results, method).along_gamma()
+    return next(spread for at, spread in curve if abs(at - gamma) < 1e-6)
 
 
 def draw(results: Results, cost: str | None = None) -> Figure:
