@@ -17,6 +17,7 @@ from .base import Group, Table, value
 __all__ = [
     "NAMES",
     "Race",
+    "best",
     "convergence",
     "finals",
     "first",
@@ -54,6 +55,13 @@ NAMES: Mapping[Any, str] = {
 def worth(spread: Spread) -> float:
     """The mean; of runs that came to NaN, less than all others."""
     return -math.inf if math.isnan(spread.mean) else spread.mean
+
+
+def best(groups: Iterable[Group]) -> Group:
+    """The one with the most in the end: the paper searches over rates and reports the best
+    performing models (section 5.3).
+    """
+    return max(groups, key=lambda group: worth(group.final))
 
 
 def panel(

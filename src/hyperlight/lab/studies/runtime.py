@@ -26,7 +26,9 @@ def _rows(results: Results) -> list[tuple[str, Spread, Spread]]:
     keys = dict.fromkeys((g.spec.task, g.spec.training.optimizer) for g in results)
     for task, optimizer in keys:
         times = (
-            results.one(task=task, optimizer=optimizer, formulation=name).step_seconds
+            drawing.best(
+                results.where(task=task, optimizer=optimizer, formulation=name)
+            ).step_seconds
             for name in FORMULATIONS
         )
         default, mip = (Spread(1e3 * each.mean, 1e3 * each.std) for each in times)

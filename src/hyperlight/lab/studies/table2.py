@@ -118,8 +118,11 @@ def _cells(results: Results) -> list[Cell]:
                 for group in results
                 if row.mine(group) and group.spec.training.optimizer.startswith(optimizer)
             ]
-            by_name = {group.spec.formulation: _percent(group) for group in found}
-            ours = by_name["classical"], by_name["mip"]
+            default, mip = (
+                _percent(drawing.best(g for g in found if g.spec.formulation == name))
+                for name in ("classical", "mip")
+            )
+            ours = default, mip
             cells.append(Cell(row.title, optimizer, paper, ours))
     return cells
 
