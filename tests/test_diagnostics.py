@@ -222,7 +222,7 @@ def test_no_batches_and_unknown_inputs_are_refused() -> None:
 
 def wide(**switches: Any) -> hl.HyperModel:
     primary = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 10))
-    return hl.hypernetize(primary, {"g": hl.Uniform(0.0, 1.0)}, **switches)
+    return hl.hypernetize(primary, {"g": hl.Uniform(0.0, 1.0)}, init="fan_out", **switches)
 
 
 def exaggerated(model: hl.HyperModel, factor: float) -> hl.HyperModel:

@@ -41,6 +41,73 @@ def _rms(tensor: torch.Tensor) -> float:
     return float(tensor.detach().double().square().mean().sqrt())
 
 
+def _model(init: str | None, **switches: object) -> hl.HyperModel:
+    torch.manual_seed(0)
+    primary = Odd()
+    generator = torch.Generator().manual_seed(0)
+    given = {} if init is None else {"init": init}
+    space = {"z": hl.Uniform(0.0, 1.0)}
+    return hl.hypernetize(primary, space, generator=generator, **given, **switches)
+
+
+def _same(a: hl.HyperModel, b: hl.HyperModel) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("encoding", [hl.CosSin(), None], ids=repr)
+@heads
+def test_the_default_is_relative_with_a_residual_and_the_papers_without(
+    head: object, encoding: nn.Module | None
+) -> None:
+    for residual, init in ((True, "relative"), (False, "fan_out")):
+        switches = {"residual": residual, "encoding": encoding}
+        default = _model(None, head=head(), **switches)
+        assert _same(default, _model("auto", head=head(), **switches))
+        assert _same(default, _model(init, head=head(), **switches))
+        other = "fan_out" if residual else "relative"
+        assert not _same(default, _model(other, head=head(), **switches))
+
+
+class Plain(hl.Head):
+    """A head of a user, without a method ``calibrate``."""
+
+    def make(self, dtype: torch.dtype, device: torch.device) -> None:
+        total = sum(shape.numel() for shape in self.shapes.values())
+        self.weight = nn.Parameter(torch.empty(total, self.features, dtype=dtype, device=device))
+
+    def reset_parameters(
+        self, init: hl.Initialization, generator: torch.Generator | None = None
+    ) -> None:
+        parts = self.weight.split([shape.numel() for shape in self.shapes.values()])
+        with torch.no_grad():
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
+                part.normal_(0.0, init.std(name, shape), generator=generator)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features @ self.weight.T
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_head_that_cannot_be_calibrated_starts_as_the_paper_says(several: bool) -> None:
+    def head() -> object:
+        return {"conv*": Plain(), "*": hl.Dense()} if several else Plain()
+
+    assert _same(_model(None, head=head()), _model("fan_out", head=head()))
+    with pytest.raises(hl.ConfigurationError, match="Write one, or use init='fan_out'"):
+        _model("relative", head=head())
+
+
+def test_a_primary_without_values_has_no_scale_to_go_by() -> None:
+    with torch.device("meta"):
+        primary = nn.Linear(4, 4)
+    model = hl.hypernetize(primary, {"z": hl.Uniform(0.0, 1.0)})
+    assert all(p.is_meta for p in model.parameters())
+    assert hl.estimate(primary, {"z": hl.Uniform(0.0, 1.0)}).parameters > 0
+    with pytest.raises(hl.ConfigurationError, match="needs the values of theta0"):
+        hl.hypernetize(primary, {"z": hl.Uniform(0.0, 1.0)}, init="relative")
+
+
 @heads
 @pytest.mark.parametrize("encoding", [hl.CosSin(), hl.CosSin(per_input=True), None], ids=repr)
 @pytest.mark.parametrize("width", [8, 1024])

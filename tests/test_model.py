@@ -50,7 +50,7 @@ def test_predict_is_theta0_plus_the_prediction_in_the_primarys_order() -> None:
 
 
 def test_the_four_combinations_differ_in_nothing_else() -> None:
-    models = [built(**switches) for switches in COMBINATIONS]
+    models = [built(**switches, init="fan_out") for switches in COMBINATIONS]
     counts = {sum(p.numel() for p in model.parameters()) for model in models}
     assert len(counts) == 1
     first = models[0].hypernet.state_dict()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .errors import ConfigurationError, MissingExtraError, ObjectiveError, did_you_mean, listed
 from .inputs import Categorical, Input
 from .model import HyperModel
+from .precision import widen, widest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -240,8 +241,8 @@ encoding=hl.CosSin() and residual=True.
     overall, per_target = [], []
     for gamma in axis:
         theta = model.predict(**gamma)
-        overall.append(_std(torch.cat([t.double().flatten() for t in theta.values()])))
-        per_target.append({name: _std(t.double().flatten()) for name, t in theta.items()})
+        overall.append(_std(torch.cat([widen(t).flatten() for t in theta.values()])))
+        per_target.append({name: _std(widen(t).flatten()) for name, t in theta.items()})
     std = torch.stack(overall).cpu()
     return ScaleProfile(
         input=axis.name,
@@ -357,9 +358,9 @@ def _target_norms(
         )
     return torch.stack(
         [
-            torch.zeros((), dtype=torch.float64, device=t.device)
+            torch.zeros((), dtype=widest(t.device), device=t.device)
             if gradient is None
-            else gradient.double().norm()
+            else widen(gradient).norm()
             for t, gradient in zip(theta, gradients, strict=True)
         ]
     )
@@ -476,11 +477,11 @@ class _Axis:
     def _missing(self) -> list[str]:
         """What MIP has and this model has not: an encoding of constant norm, and theta0."""
         hypernet = self.model.hypernet
-        encoded = hypernet.encode(**{self.name: self.values}, **self._held).norm(dim=-1).double()
+        encoded = hypernet.encode(**{self.name: self.values}, **self._held).norm(dim=-1)
         rows = list(self)
         changes = [_norm(hypernet(**rows[i]).values()) for i in (0, len(rows) // 2, -1)]
         own = _norm(self.model._plan.read(self.model.primary))
-        missing = [_ENCODING] if _variation(encoded) > 0.01 else []
+        missing = [_ENCODING] if _variation(widen(encoded)) > 0.01 else []
         return missing + ([_RESIDUAL] if own < 0.1 * max(changes) else [])
 
 
@@ -509,14 +510,14 @@ def _variation(size: Tensor) -> float:
 
 
 def _correlation(magnitude: Tensor, size: Tensor) -> float:
-    pair = torch.stack([magnitude.double(), size.double()])
+    pair = torch.stack([widen(magnitude), widen(size)])
     if bool((pair.std(dim=1) <= 1e-12 * pair.abs().amax(dim=1)).any()):
         return math.nan
     return float(torch.corrcoef(pair)[0, 1])
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
-    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
+    return math.sqrt(sum(float(widen(t).square().sum()) for t in tensors))
 
 
 def _std(flat: Tensor) -> Tensor:

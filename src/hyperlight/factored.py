@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import kernels
+from .precision import widen
 
 __all__ = ["OuterProduct", "dense_product", "keep_factored", "split_sums"]
 
@@ -431,7 +432,7 @@ def _vector_norm(
         return (norm(left, ord, dtype=dtype) * norm(right, ord, dtype=dtype)).to(dtype)
     if ord != 2:
         return NotImplemented
-    left, right = left.double(), right.double()
+    left, right = widen(left), widen(right)
     return ((left @ left.mT) * (right @ right.mT)).sum().clamp_min(0.0).sqrt().to(dtype)
 
 

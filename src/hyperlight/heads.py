@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from .errors import ConfigurationError, did_you_mean, listed
 from .factored import dense_product
 from .init import Initialization
+from .precision import rms, widest
 
 __all__ = ["Chunked", "Dense", "Factors", "Head", "LowRank", "Mixed", "find_head"]
 
@@ -108,6 +109,11 @@ class Head(nn.Module, ABC):
             "calibrate(features, init). Write one, or use init='fan_out' or 'zero'."
         )
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether it has a :meth:`calibrate`, which ``init="relative"`` needs."""
+        return type(self).calibrate is not Head.calibrate
+
     def parameter_count(self, name: str) -> int | None:
         """The parameters that one predicted tensor has alone; None where they are shared."""
         return None
@@ -144,10 +150,6 @@ def _ratio(wanted: float, measured: Tensor) -> float:
     """What brings predictions of that root mean square to the wanted one."""
     found = float(measured)
     return wanted / found if found > 0.0 else 0.0
-
-
-def _rms(values: Tensor) -> Tensor:
-    return values.double().square().mean().sqrt()
 
 
 class Dense(Head):
@@ -188,7 +190,7 @@ class Dense(Head):
     @torch.no_grad()
     def calibrate(self, features: Tensor, init: Initialization) -> None:
         for name, shape, block in self._blocks():
-            found = _rms(F.linear(features, block[:_SAMPLE]))
+            found = rms(F.linear(features, block[:_SAMPLE]))
             block.mul_(_ratio(init.std(name, shape), found))
 
     def parameter_count(self, name: str) -> int:
@@ -279,12 +281,13 @@ class LowRank(Head):
             std = init.std(name, self.shapes[name])
             matrix = self._matrix(name)
             if matrix is None:
-                block.mul_(_ratio(std, _rms(F.linear(features, block[:_SAMPLE]))))
+                block.mul_(_ratio(std, rms(F.linear(features, block[:_SAMPLE]))))
                 continue
             left, right = self._factors(F.linear(features, block), matrix)
             # The mean square of the product's entries, from the factors' Gram matrices.
             gram = (left.mT @ left) * (right @ right.mT)
-            found = (gram.double().sum(dim=(-2, -1)).mean() / math.prod(matrix)).sqrt()
+            total = gram.sum(dim=(-2, -1), dtype=widest(gram.device))
+            found = (total.mean() / math.prod(matrix)).sqrt()
             block[: self.rank * matrix[0]].mul_(_ratio(std, found))
 
     def _factors(self, code: Tensor, matrix: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -381,7 +384,7 @@ class Chunked(Head):
         self.weight.normal_(0.0, spread, generator=generator)
         self.embedding.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
         values = [std / spread if spread else 1.0 for std in stds]
-        self.scale.copy_(torch.tensor(values, dtype=torch.float64))
+        self.scale.copy_(torch.tensor(values, dtype=self.scale.dtype))
 
     @torch.no_grad()
     def calibrate(self, features: Tensor, init: Initialization) -> None:
@@ -392,7 +395,7 @@ class Chunked(Head):
             first, last = start // size, (start + count - 1) // size + 1
             gated = features.unsqueeze(-2) * self.embedding[first:last]
             rows = F.linear(gated, self.weight).flatten(-2)
-            found = _rms(rows[:, start - first * size :][:, :count])
+            found = rms(rows[:, start - first * size :][:, :count])
             self.scale[index] = _ratio(init.std(name, shape), found)
             start += shape.numel()
 
@@ -473,6 +476,10 @@ class Mixed(Head):
     def calibrate(self, features: Tensor, init: Initialization) -> None:
         for head in self.heads():
             head.calibrate(features, init)
+
+    @property
+    def calibrates(self) -> bool:
+        return all(head.calibrates for head in self.heads())
 
     def head_of(self, name: str) -> Head:
         """The head that predicts the tensor of that name."""

@@ -19,6 +19,7 @@ from .heads import Dense, Factors, Head, find_head
 from .init import Init, find_init, gain_of, kaiming_fan_out_
 from .inputs import Categorical, Input
 from .memory import refuse_oversize
+from .precision import widest
 
 __all__ = ["Activation", "HyperNet"]
 
@@ -424,7 +425,8 @@ def _as_tensor(
                 f"number or a tensor of shape {event} or batch shape + {event}."
             ) from None
         keep = space.discrete or value.is_complex() or value.is_floating_point()
-        value = value.to(device=device, dtype=None if keep else dtype)
+        kind = value.dtype if keep else dtype
+        value = value.to(device, widest(device) if kind == torch.float64 else kind)
     if space.discrete:
         if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
             raise InputError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .bind import attribute
 from .errors import ConfigurationError, did_you_mean, listed
+from .precision import rms
 from .targets import Target
 
 __all__ = [
@@ -131,7 +132,7 @@ class Relative(Initialization):
                     f"init='relative' needs the values of theta0, and {target.name!r} is on the "
                     "meta device. Use init='zero', or build the primary with its values first."
                 )
-            scales[target.name] = float(parameter.detach().double().square().mean().sqrt())
+            scales[target.name] = float(rms(parameter))
         return Relative(self.fraction, scales)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigurationError, InputError
+from .precision import widen, widest
 
 __all__ = ["Categorical", "Input", "LogUniform", "Normal", "Simplex", "Uniform", "Vector"]
 
@@ -45,10 +46,6 @@ def _finite(owner: str, **values: float) -> None:
     for name, value in values.items():
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ConfigurationError(f"{owner}: {name} was {value!r}; expected a finite number.")
-
-
-def _widest(device: torch.device | str | None) -> torch.dtype:
-    return torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
 
 
 class Input(ABC):
@@ -122,7 +119,7 @@ class Input(ABC):
         gives the same values in every dtype.
         """
         shape = tuple(batch_shape) + self.event_shape
-        like = torch.empty(shape, dtype=_widest(device), device=device)
+        like = torch.empty(shape, dtype=widest(device), device=device)
         return self._rounded(self._draw(like, generator), dtype)
 
     def _draw(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -457,10 +454,10 @@ class Simplex(Input):
 
     def check_values(self, name: str, value: Tensor) -> None:
         super().check_values(name, value)
-        error = (value.detach().double().sum(dim=-1) - 1.0).abs()
+        error = (widen(value.detach()).sum(dim=-1) - 1.0).abs()
         room = self.size * _slack(value.dtype)
         if value.numel() and not float(error.max()) <= room:
-            wrong = float(value.detach().double().sum(dim=-1).flatten()[error.argmax()])
+            wrong = float(widen(value.detach()).sum(dim=-1).flatten()[error.argmax()])
             raise InputError(
                 f"Hypernetwork input {name!r} had entries that sum to {wrong:.6g}; expected a sum "
                 f"of 1, since it was declared as {self!r}. Divide it by its sum."

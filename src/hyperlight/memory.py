@@ -246,7 +246,7 @@ def estimate(
     encoding: nn.Module | None = CosSin(),
     residual: bool = True,
     head: Head | Mapping[str, Head] = Dense(),
-    init: Init = "fan_out",
+    init: Init = "auto",
     skip: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -298,7 +298,8 @@ def estimate(
     """
     from .model import hypernetize  # which stands on this file
 
-    find_init(init)
+    if init != "auto":
+        find_init(init)
     return hypernetize(
         primary,
         inputs,
@@ -307,6 +308,7 @@ def estimate(
         activation=activation,
         encoding=encoding,
         head=head,
+        init="fan_out",  # draws nothing there, and needs no look at the values of the primary
         skip=skip,
         dtype=dtype,
         device="meta",

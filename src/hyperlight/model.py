@@ -16,7 +16,7 @@ from .bind import BindPlan, LowRankWeight
 from .encodings import CosSin
 from .errors import ConfigurationError, InputError, did_you_mean, listed
 from .factored import split_sums
-from .heads import Dense, Factors, Head
+from .heads import Dense, Factors, Head, find_head
 from .hypernet import Activation, HyperNet
 from .init import Init, Zero, find_init
 from .inputs import Input
@@ -343,7 +343,7 @@ def hypernetize(
     encoding: nn.Module | None = CosSin(),
     residual: bool = True,
     head: Head | Mapping[str, Head] = Dense(),
-    init: Init = "fan_out",
+    init: Init = "auto",
     skip: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -384,10 +384,13 @@ def hypernetize(
         head: the hypernetwork's last layer: :class:`~hyperlight.Dense`,
             :class:`~hyperlight.LowRank`, :class:`~hyperlight.Chunked`, one of your own, or
             several by glob over names: ``{"*attn*": hl.LowRank(8), "*": hl.Dense()}``.
-        init: how the head starts: ``"fan_out"`` (paper, section 5.2), ``"zero"`` (the model
-            starts as the primary, bit for bit), ``"relative"`` or ``hl.Relative(0.1)`` (the
-            change is that share of each tensor's own scale), ``"hyperfan_in"`` or
-            ``"hyperfan_out"`` (Chang et al. 2020), or a function of a tensor's name and shape.
+        init: how the head starts: ``"relative"`` or ``hl.Relative(0.1)`` (the change is that
+            share of each tensor's own scale), ``"fan_out"`` (paper, section 5.2), ``"zero"`` (the
+            model starts as the primary, bit for bit), ``"hyperfan_in"`` or ``"hyperfan_out"``
+            (Chang et al. 2020), or a function of a tensor's name and shape. ``"auto"`` is
+            ``"relative"``; it is ``"fan_out"`` where there is no scale to go by
+            (``residual=False``, a primary on the meta device) and for a head of your own without
+            :meth:`~hyperlight.Head.calibrate`.
         skip: residual connections between the hidden layers.
         dtype: of the hypernetwork; the default is that of the predicted parameters.
         device: of the hypernetwork; the default is that of the predicted parameters.
@@ -409,6 +412,12 @@ def hypernetize(
     True
     """
     chosen = select(primary, targets)
+    head = find_head(head)
+    if isinstance(init, str) and init == "auto":
+        measurable = (
+            residual and head.calibrates and not any(t.device.type == "meta" for t in chosen)
+        )
+        init = "relative" if measurable else "fan_out"
     fitted = find_init(init).fit(primary, chosen)
     if not residual:
         if isinstance(fitted, Zero):

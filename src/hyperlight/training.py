@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .errors import ConfigurationError, InputError, ObjectiveError, did_you_mean, listed
 from .hypernet import _readable
 from .model import HyperModel
+from .precision import widen
 
 __all__ = ["OutputRegularizer", "parameter_groups", "scalarize"]
 
@@ -124,7 +125,7 @@ def parameter_groups(
 def _feature_size(model: HyperModel, rule: str) -> float:
     """How far a step of size 1 on a dense head moves what it predicts, over draws of the inputs."""
     draws = model.sample((_DRAWS,), generator=torch.Generator().manual_seed(0))
-    features = model.hypernet.features(**draws).double()
+    features = widen(model.hypernet.features(**draws))
     moved = features.abs().sum(dim=-1) if rule == "adam" else features.square().sum(dim=-1)
     size = float(moved.mean())
     if not 0.0 < size < math.inf:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from .diagnostics import check_loss, median
 from .errors import ConfigurationError, InputError, ObjectiveError, did_you_mean, listed
-from .inputs import Categorical, Input, Simplex, _widest
+from .inputs import Categorical, Input, Simplex
 from .model import HyperModel
+from .precision import widest
 
 __all__ = ["Tuned", "tune"]
 
@@ -194,7 +195,7 @@ class _Search:
         spaces = {name: self.model.inputs[name] for name in self.free}
         points = {}
         for name, space in spaces.items():
-            precise = begin[name].to(_widest(begin[name].device))
+            precise = begin[name].to(widest(begin[name].device))
             points[name] = _project(space, space.standardize(precise)).requires_grad_()
         # A run is too short for Adam's usual memory of 1000 steps; so small an eps makes the path
         # independent of the unit of the objective.

@@ -59,7 +59,7 @@ def worth(spread: Spread) -> float:
 
 def best(groups: Iterable[Group]) -> Group:
     """The one with the most in the end: the paper searches over rates and reports the best
-    performing models (section 5.3).
+    performing models (section 5.2).
     """
     return max(groups, key=lambda group: worth(group.final))
 

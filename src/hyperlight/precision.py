@@ -1,0 +1,45 @@
+"""The widest float of a device, and what is measured in it.
+
+Apple's devices have no float64: what is computed in it elsewhere is computed in float32 there.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["rms", "widen", "widest"]
+
+# Kinds of device without float64.
+_NARROW = {"mps"}
+# Entries that are widened at once.
+_PIECE = 1 << 22
+
+
+def widest(device: torch.device | str | None) -> torch.dtype:
+    """The widest float that a device has.
+
+    >>> widest("mps"), widest("cpu")
+    (torch.float32, torch.float64)
+    """
+    narrow = torch.device(device or "cpu").type in _NARROW
+    return torch.float32 if narrow else torch.float64
+
+
+def widen(values: Tensor) -> Tensor:
+    """The same in the widest float of their device."""
+    return values.to(widest(values.device))
+
+
+def rms(values: Tensor) -> Tensor:
+    """The root mean square of all entries; large tensors are widened piece by piece.
+
+    >>> rms(torch.tensor([[3.0, 4.0]])).item() ** 2
+    12.5
+    """
+    pieces = torch.split(values.detach().reshape(-1), _PIECE)
+    norms = torch.stack([torch.linalg.vector_norm(widen(piece)) for piece in pieces])
+    norm: Tensor = torch.linalg.vector_norm(norms)
+    return norm / math.sqrt(max(values.numel(), 1))
