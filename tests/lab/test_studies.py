@@ -159,6 +159,19 @@ def test_a_race_against_what_does_not_learn_is_won_by_learning() -> None:
     assert "gains next to nothing over its start" in won.text()
 
 
+def test_what_is_reached_without_learning_is_no_gain() -> None:
+    """A field of zeros has the Dice of no registration, which a random one at the start has not."""
+    zero, mip = group("classical", (50.0, 70.0, 70.1)), group("mip", (40.0, 70.0, 75.0))
+    assert not math.isnan(drawing.Race.of(mip, zero).target)
+    race = drawing.Race.of(mip, zero, floor=70.0)
+    assert math.isnan(race.target)
+    assert race.won
+    assert "(default)" in race.text()
+    assert "default gains next to nothing over the 70.0 % of no learning" in race.text()
+    assert not drawing.Race.of(group("mip", (40.0, 70.0, 69.0)), zero, floor=70.0).won
+    assert drawing.sooner("here", "MIP is sooner", mip, zero, floor=70.0).holds
+
+
 def test_who_gains_a_twentieth_of_what_the_other_does_has_not_learned() -> None:
     mip = group("mip", (10.0, 50.0, 90.0))  # gains 80
     assert math.isnan(drawing.Race.of(mip, group("classical", (10.0, 11.0, 13.9))).target)

@@ -155,9 +155,11 @@ class Race:
         mip: the one.
         other: the default, or what else it is compared with.
         target: the value of the metric: ``share`` of the way from the first to the last value of
-            ``other``. NaN where that gains next to nothing: less than a twentieth of what MIP does.
+            ``other``. NaN where that gains next to nothing: less than a twentieth of what MIP
+            does. Gains are counted from the first value, or from what is reached without learning.
         ours: the first evaluated step at which MIP's mean over seeds has the target.
         theirs: that of the other.
+        floor: what is reached without learning.
     """
 
     mip: Group
@@ -165,13 +167,17 @@ class Race:
     target: float
     ours: float
     theirs: float
+    floor: float = -math.inf
 
     @classmethod
-    def of(cls, mip: Group, other: Group, share: float = 0.95) -> Race:
-        gains = [group.figure()[-1].mean - group.figure()[0].mean for group in (mip, other)]
+    def of(cls, mip: Group, other: Group, share: float = 0.95, floor: float = -math.inf) -> Race:
+        starts = [max(group.figure()[0].mean, floor) for group in (mip, other)]
+        gains = [
+            group.final.mean - start for group, start in zip((mip, other), starts, strict=True)
+        ]
         learned = gains[1] > 0.0 and not gains[1] < 0.05 * gains[0]
-        target = other.figure()[0].mean + share * gains[1] if learned else math.nan
-        return cls(mip, other, target, first(mip, target), first(other, target))
+        target = starts[1] + share * gains[1] if learned else math.nan
+        return cls(mip, other, target, first(mip, target), first(other, target), floor)
 
     @property
     def won(self) -> bool:
@@ -207,7 +213,12 @@ class Race:
             f"{shown(self.other.final, metric)} ({name(self.other)})"
         )
         if math.isnan(self.target):
-            return f"{name(self.other)} gains next to nothing over its start; {ends}"
+            over = (
+                "its start"
+                if self.other.figure()[0].mean >= self.floor
+                else f"the {metric.text(self.floor)} of no learning"
+            )
+            return f"{name(self.other)} gains next to nothing over {over}; {ends}"
         return (
             f"{metric.text(self.target)} {metric.name} at step {_step(self.ours, self.mip)} "
             f"({name(self.mip)}) and {_step(self.theirs, self.other)} ({name(self.other)}); {ends}"
@@ -223,9 +234,25 @@ def _step(step: float, group: Group) -> str:
     return f"{step:.0f}" if math.isfinite(step) else f"none of {group.steps[-1]}"
 
 
-def sooner(source: str, text: str, mip: Group, other: Group, guess: str = "") -> Claim:
-    """Whether MIP is sooner at most of what the other gains, and ends no worse."""
-    race = Race.of(mip, other)
+def sooner(
+    source: str,
+    text: str,
+    mip: Group,
+    other: Group,
+    guess: str = "",
+    floor: float = -math.inf,
+) -> Claim:
+    """Whether MIP is sooner at most of what the other gains, and ends no worse.
+
+    Args:
+        source: where the paper says so.
+        text: what it says.
+        mip: the one.
+        other: the default, or what else it is compared with.
+        guess: why it may not hold.
+        floor: what is reached without learning; gains are counted from there.
+    """
+    race = Race.of(mip, other, floor=floor)
     return Claim(source, text, race.text(), race.won and _level(mip, other), guess)
 
 
@@ -241,7 +268,11 @@ def _level(mip: Group, other: Group) -> bool:
 
 
 def races(
-    source: str, text: str, pairs: Iterable[tuple[str, tuple[Group, Group]]], guess: str = ""
+    source: str,
+    text: str,
+    pairs: Iterable[tuple[str, tuple[Group, Group]]],
+    guess: str = "",
+    floor: float = -math.inf,
 ) -> Claim:
     """Whether MIP is sooner and ends no worse in every one of several settings.
 
@@ -250,10 +281,11 @@ def races(
         text: what it says.
         pairs: for every setting its name, MIP and the default.
         guess: why it may not hold.
+        floor: as for :func:`sooner`.
     """
     found, holds = [], []
     for title, (mip, other) in pairs:
-        race = Race.of(mip, other)
+        race = Race.of(mip, other, floor=floor)
         holds.append(race.won and _level(mip, other))
         digits = mip.metric.digits
         ends = f"{mip.final.mean:.{digits}f} against {other.final.mean:.{digits}f}"

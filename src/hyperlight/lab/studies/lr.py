@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from matplotlib.figure import Figure
@@ -24,15 +25,13 @@ def specs(place: Place) -> list[Spec]:
         return grid(base, seeds=seeds, training={"optimizer": [optimizer], "lr": rates})
 
     bayes, scale = settings.bayes(place), settings.scale_segmentation(place)
-    registration = settings.hypermorph(place)
     some: Sequence[float] = ADAM_RATES
     if place.size == "cpu":
         some = (1e-4, 1e-3, 3e-3)
     return [
         *search(bayes, "adam", ADAM_RATES),
         *search(bayes, "sgd", ADAM_RATES),
-        *search(registration, "adamw", some),
-        *search(registration, "sgd", settings.registration_rates(place)),
+        *settings.registration(place),
         *search(scale, "adamw", some),
         *search(scale, "sgd", some),
     ]
@@ -106,9 +105,9 @@ def claims(results: Results) -> list[Claim]:
             "predictions move many times as far as the rate says, is past its best (see the study "
             "'rates')"
         )
-        found.append(
-            drawing.races(source, f"{text} ({where})", _pairs(results, task, optimizer), guess)
-        )
+        pairs = list(_pairs(results, task, optimizer))
+        floor = fig4b.before(pairs[0][1][0]) if task == "hypermorph" else -math.inf
+        found.append(drawing.races(source, f"{text} ({where})", pairs, guess, floor))
     return found
 
 
