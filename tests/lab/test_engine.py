@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from hyperlight.lab import engine
 from hyperlight.lab.checkpoint import RunFolder
@@ -116,6 +117,13 @@ def test_a_run_that_fails_leaves_the_others(tmp_path: Path) -> None:
     assert text.endswith("Call the same command again to try them once more.")
     assert seen.calls == [(SPECS[0].key, True)]
     assert RunFolder(tmp_path / SPECS[0].key, SPECS[0].about).finished() is not None
+
+
+def test_a_machine_that_slept_keeps_its_workers() -> None:
+    """By default Dask takes a worker that was not heard of for 5 minutes to be lost."""
+    with engine._client(Client, 1, None) as client:
+        assert client.cluster.scheduler.worker_ttl is None
+    assert dask.config.get("distributed.scheduler.worker-ttl") is not None
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://here"])

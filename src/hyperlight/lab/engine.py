@@ -139,14 +139,18 @@ def run_grid(
 
 def _client(make: Any, workers: int, engine: str | None) -> Any:
     if engine is None:
-        # One at a time needs no process of its own.
-        return make(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=workers > 1,
-            dashboard_address=":0",
-            silence_logs="ERROR",
-        )
+        import dask
+
+        # Dask gives a worker up that was not heard of for minutes. On one machine that is one that
+        # slept, and its grid would wait for ever. One run at a time needs no process of its own.
+        with dask.config.set({"distributed.scheduler.worker-ttl": None}):
+            return make(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=workers > 1,
+                dashboard_address=":0",
+                silence_logs="ERROR",
+            )
     try:
         return make(engine, timeout=_PATIENCE)
     except (OSError, ValueError) as error:
