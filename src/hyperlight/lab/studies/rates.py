@@ -24,7 +24,7 @@ from .base import Group, Place, Results, Study, Table, grid
 PLAIN = "plain network"
 PAPER = "paper's MIP"
 UNIT = "unit norm, relative 0.1"
-CARRIED = "the same, head's rate scaled"
+CARRIED = "the same, hl.parameter_groups"
 _OURS: dict[str, Any] = {"encoding": "unit-norm", "init": "relative", "fraction": 0.1}
 # Settings of the hypernetwork, the rule of rates, and the colour of the line, by name.
 METHODS: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -48,10 +48,14 @@ class Cell:
     width: int
 
     @property
+    def size(self) -> str:
+        """``32 inputs, width 128``."""
+        return f"{self.inputs} input{'s'[: self.inputs > 1]}, width {self.width}"
+
+    @property
     def title(self) -> str:
         """``Bayesian networks, 32 inputs, width 128``."""
-        inputs = f"{self.inputs} input{'s'[: self.inputs > 1]}"
-        return f"{drawing.NAMES[self.task]}, {inputs}, width {self.width}"
+        return f"{drawing.NAMES[self.task]}, {self.size}"
 
 
 def cells(place: Place) -> list[Cell]:
@@ -134,20 +138,29 @@ def _floor(group: Group) -> float:
 
 
 def draw(results: Results) -> Figure:
-    rows, optimizers = _cells(results), results.values("optimizer")
-    figure, axes = figures.panels(len(optimizers), len(rows), height=2.6)
-    for i, cell in enumerate(rows):
-        for j, optimizer in enumerate(optimizers):
-            ax = axes[i * len(optimizers) + j]
-            for method in (PLAIN, *METHODS):
-                _draw_line(ax, results, cell, optimizer, method)
-            ax.set_xscale("log")
-            ax.set_title(f"{cell.title}, {drawing.NAMES[optimizer]}", fontsize="small")
-            metric = results.where(task=cell.task)[0].metric
-            ax.set(ylabel=f"test {metric.heading}")
-    for ax in axes[-len(optimizers) :]:
+    """For every task and optimizer a panel for every size of the hypernetwork."""
+    found, columns = _cells(results), 4
+    shown = [
+        (cell, optimizer)
+        for task in dict.fromkeys(cell.task for cell in found)
+        for optimizer in results.values("optimizer")
+        for cell in found
+        if cell.task == task
+    ]
+    figure, axes = figures.panels(columns, -(-len(shown) // columns), width=12.0, height=2.5)
+    for ax, (cell, optimizer) in zip(axes, shown, strict=False):
+        for method in (PLAIN, *METHODS):
+            _draw_line(ax, results, cell, optimizer, method)
+        metric = results.where(task=cell.task)[0].metric
+        ax.set_xscale("log")
+        ax.set_ylabel(f"test {metric.heading}")
+        ax.set_title(f"{drawing.NAMES[cell.task]}, {drawing.NAMES[optimizer]}\n{cell.size}")
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    for ax in axes[: len(shown)][-columns:]:
         ax.set_xlabel("learning rate")
-    axes[0].legend(frameon=False, fontsize="x-small")
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 
