@@ -145,7 +145,8 @@ def draw(results: Results) -> Figure:
         ax.invert_yaxis()
     axes[0].set_yticks(range(len(cells)), names)
     axes[1].set_yticks(range(len(cells)), [""] * len(cells))
-    axes[1].legend(frameon=False)
+    bars, labels = axes[1].get_legend_handles_labels()
+    figure.legend(bars, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
