@@ -98,6 +98,22 @@ def test_a_head_that_cannot_be_calibrated_starts_as_the_paper_says(several: bool
         _model("relative", head=head())
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_scale_that_is_no_number_is_refused(value: float) -> None:
+    primary = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        primary[1].weight[2, 3] = value
+    space = {"z": hl.Uniform(0.0, 1.0)}
+    with pytest.raises(
+        hl.ConfigurationError,
+        match=r"needs the scale of theta0, and '1.weight' holds NaN or infinity. Repair it, leave "
+        r"it out with targets=..., or use init='fan_out'.",
+    ):
+        hl.hypernetize(primary, space)
+    assert hl.hypernetize(primary, space, "0.*") is not None
+    assert hl.hypernetize(primary, space, init="fan_out") is not None
+
+
 def test_a_primary_without_values_has_no_scale_to_go_by() -> None:
     with torch.device("meta"):
         primary = nn.Linear(4, 4)

@@ -132,7 +132,13 @@ class Relative(Initialization):
                     f"init='relative' needs the values of theta0, and {target.name!r} is on the "
                     "meta device. Use init='zero', or build the primary with its values first."
                 )
-            scales[target.name] = float(rms(parameter))
+            scale = float(rms(parameter))
+            if not math.isfinite(scale):
+                raise ConfigurationError(
+                    f"init='relative' needs the scale of theta0, and {target.name!r} holds NaN or "
+                    "infinity. Repair it, leave it out with targets=..., or use init='fan_out'."
+                )
+            scales[target.name] = scale
         return Relative(self.fraction, scales)
 
 
