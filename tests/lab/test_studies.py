@@ -170,6 +170,10 @@ def test_what_is_reached_without_learning_is_no_gain() -> None:
     assert "default gains next to nothing over the 70.0 % of no learning" in race.text()
     assert not drawing.Race.of(group("mip", (40.0, 70.0, 69.0)), zero, floor=70.0).won
     assert drawing.sooner("here", "MIP is sooner", mip, zero, floor=70.0).holds
+    worse = group("classical", (50.0, 60.0, 65.0))  # neither has learned
+    race = drawing.Race.of(group("mip", (40.0, 60.0, 69.0)), worse, floor=70.0)
+    assert not race.won
+    assert race.ratio_text() == "the default gains next to nothing, nor does MIP"
 
 
 def test_who_gains_a_twentieth_of_what_the_other_does_has_not_learned() -> None:

@@ -181,9 +181,11 @@ class Race:
 
     @property
     def won(self) -> bool:
-        """Whether MIP is sooner; where the other gains next to nothing, whether it ends better."""
+        """Whether MIP is sooner; where the other gains next to nothing, whether it ends better, and
+        has learned.
+        """
         if math.isnan(self.target):
-            return worth(self.mip.final) > worth(self.other.final)
+            return worth(self.mip.final) > max(worth(self.other.final), self.floor)
         return self.ours < self.theirs
 
     @property
