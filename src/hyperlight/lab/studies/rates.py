@@ -154,6 +154,7 @@ def draw(results: Results) -> Figure:
         metric = results.where(task=cell.task)[0].metric
         ax.set_xscale("log")
         ax.set_ylabel(f"test {metric.heading}")
+        ax.set_ylim(0, 102 if metric.unit == "%" else 1)
         ax.set_title(f"{drawing.NAMES[cell.task]}, {drawing.NAMES[optimizer]}\n{cell.size}")
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
@@ -224,8 +225,8 @@ def claims(results: Results) -> list[Claim]:
                 f"{kept} of {total} are, over all tasks and sizes"
                 + (f"; not {'; '.join(lost)}" if lost else ""),
                 bool(total) and kept == total,
-                "in few steps the weights that depend on gamma, which now move as slowly as those "
-                "of the plain network, have not come as far",
+                "theta0 and the prediction both move at the pace of the plain network, so that the "
+                "greatest good rate comes sooner to be too great",
             )
         )
         others = {method: counts[method][0] for method in (PAPER, UNIT)}
