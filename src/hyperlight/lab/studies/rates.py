@@ -225,8 +225,7 @@ def claims(results: Results) -> list[Claim]:
                 f"{kept} of {total} are, over all tasks and sizes"
                 + (f"; not {'; '.join(lost)}" if lost else ""),
                 bool(total) and kept == total,
-                "theta0 and the prediction both move at the pace of the plain network, so that the "
-                "greatest good rate comes sooner to be too great",
+                "the steps of a wide head limit the greatest rates: see results/README.md",
             )
         )
         others = {method: counts[method][0] for method in (PAPER, UNIT)}
