@@ -94,7 +94,7 @@ def test_biases_start_wide_gains_at_0_and_other_names_without_theta0(targets: ob
     squares = dict.fromkeys(own, 0.0)
     runs = 30
     for _ in range(runs):
-        model = hl.hypernetize(net, SPACE, targets)
+        model = hl.hypernetize(net, SPACE, targets, init="fan_out")
         for name, theta in model.predict(gamma=0.4).items():
             squares[name] += (theta - own[name]).square().sum().item() / runs
     # every predicted tensor changes by about norm 1 (paper, section 5.2), whatever its name

@@ -376,7 +376,7 @@ def loss_of(call: Call) -> Callable[[Callable[..., Any]], Tensor]:
 @every_subject
 def test_forward_equals_a_copy_with_the_predicted_weights_in_it(subject: Subject) -> None:
     primary = subject.built()
-    model = hl.hypernetize(primary, SPACE, subject.targets)
+    model = hl.hypernetize(primary, SPACE, subject.targets, init="fan_out")
     before = subject.call(copied_primary(primary, {}))
     for seed in (1, 2):
         gamma = model.sample(generator=torch.Generator().manual_seed(seed))
@@ -396,7 +396,7 @@ def test_with_zero_initialisation_the_model_is_the_primary_bit_for_bit(subject: 
 @every_subject
 def test_gradients_equal_the_chain_rule_through_a_copy(subject: Subject) -> None:
     primary = subject.built()
-    model = hl.hypernetize(primary, SPACE, subject.targets)
+    model = hl.hypernetize(primary, SPACE, subject.targets, init="fan_out")
     gamma, loss = a_gamma(model), loss_of(subject.call)
     expected = two_stage_gradients(model, gamma, loss)
     theta = {name: tensor.detach() for name, tensor in model.predict(**gamma).items()}
@@ -418,7 +418,7 @@ def test_gradients_equal_the_chain_rule_through_a_copy(subject: Subject) -> None
 def test_nothing_of_the_primary_changes(subject: Subject) -> None:
     primary = subject.built()
     held, state = everything(primary), copy.deepcopy(primary.state_dict())
-    model = hl.hypernetize(primary, SPACE, subject.targets)
+    model = hl.hypernetize(primary, SPACE, subject.targets, init="fan_out")
     for _ in range(2):
         loss_of(subject.call)(functools.partial(model, **a_gamma(model))).backward()
     assert_same(everything(primary), held)
@@ -430,7 +430,7 @@ def test_nothing_of_the_primary_changes(subject: Subject) -> None:
 @every_subject
 def test_a_step_of_an_optimizer_trains_what_is_not_frozen(subject: Subject) -> None:
     primary = subject.built()
-    model = hl.hypernetize(primary, SPACE, subject.targets)
+    model = hl.hypernetize(primary, SPACE, subject.targets, init="fan_out")
     gamma = a_gamma(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -446,7 +446,7 @@ def test_a_step_of_an_optimizer_trains_what_is_not_frozen(subject: Subject) -> N
 
 @every_subject
 def test_a_deep_copy_is_equal_and_separate(subject: Subject) -> None:
-    model = hl.hypernetize(subject.built(), SPACE, subject.targets)
+    model = hl.hypernetize(subject.built(), SPACE, subject.targets, init="fan_out")
     gamma = a_gamma(model)
     expected = subject.call(functools.partial(model, **gamma)).detach()
     if not subject.copies:
@@ -464,7 +464,7 @@ def test_a_deep_copy_is_equal_and_separate(subject: Subject) -> None:
 
 @every_subject
 def test_an_independent_copy_for_one_gamma_is_equal(subject: Subject) -> None:
-    model = hl.hypernetize(subject.built(), SPACE, subject.targets)
+    model = hl.hypernetize(subject.built(), SPACE, subject.targets, init="fan_out")
     gamma = a_gamma(model)
     if not subject.copies:
         with pytest.raises(hl.ConfigurationError, match=r"model\.at copies the primary"):
@@ -483,7 +483,7 @@ JOINED = ("bert, hidden states", "bert, hidden states, one layer", "voxelmorph")
 
 @table({name: subject for name, subject in SUBJECTS.items() if name not in JOINED})
 def test_a_sweep_equals_one_call_after_another(subject: Subject) -> None:
-    model = hl.hypernetize(subject.built(), SPACE, subject.targets)
+    model = hl.hypernetize(subject.built(), SPACE, subject.targets, init="fan_out")
     gamma = model.sample((3,), generator=torch.Generator().manual_seed(1))
     y = subject.call(functools.partial(model.sweep, **gamma))
     for i in range(3):
@@ -496,7 +496,7 @@ INDEPENDENT = ("bert", "bert, all", "gpt2", "t5", "llama", "vit", "lora", "voxel
 
 @table({name: THIRD_PARTY[name] for name in INDEPENDENT})
 def test_one_gamma_per_sample_equals_one_call_after_another(subject: Subject) -> None:
-    model = hl.hypernetize(subject.built(), SPACE, subject.targets)
+    model = hl.hypernetize(subject.built(), SPACE, subject.targets, init="fan_out")
     samples = len(subject.call(model.primary))
     gamma = model.sample((samples,), generator=torch.Generator().manual_seed(1))
     y = subject.call(functools.partial(model, **gamma))
@@ -522,7 +522,7 @@ EAGER = {name: THIRD_PARTY[name] for name in ("bert", "gpt2", "t5", "llama", "vi
 def test_half_precision_is_the_same_as_a_copy(subject: Subject, dtype: torch.dtype) -> None:
     primary = subject.built().to(dtype)
     torch.set_default_dtype(dtype)
-    model = hl.hypernetize(primary, SPACE, subject.targets)
+    model = hl.hypernetize(primary, SPACE, subject.targets, init="fan_out")
     gamma = a_gamma(model)
     y = subject.call(functools.partial(model, **gamma))
     assert y.dtype == dtype
@@ -535,7 +535,7 @@ def test_half_precision_is_the_same_as_a_copy(subject: Subject, dtype: torch.dty
 def test_autocast_keeps_the_weights_of_every_gamma_apart(subject: Subject) -> None:
     torch.set_default_dtype(torch.float32)
     primary = subject.built().float()
-    model = hl.hypernetize(primary, SPACE, subject.targets)
+    model = hl.hypernetize(primary, SPACE, subject.targets, init="fan_out")
     noise, found = torch.zeros(2), []
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for gamma in (0.1, 0.9):
@@ -548,10 +548,10 @@ def test_autocast_keeps_the_weights_of_every_gamma_apart(subject: Subject) -> No
 
 @table({name: THIRD_PARTY[name] for name in ("t5", "unet")})
 def test_a_model_made_without_memory_is_filled_by_a_state_dict(subject: Subject) -> None:
-    model = hl.hypernetize(subject.built(), SPACE, subject.targets)
+    model = hl.hypernetize(subject.built(), SPACE, subject.targets, init="fan_out")
     with torch.device("meta"):
         primary = subject.make().to(subject.dtype).eval()
-        empty = hl.hypernetize(primary, SPACE, subject.targets)
+        empty = hl.hypernetize(primary, SPACE, subject.targets, init="fan_out")
     assert {p.device.type for p in empty.parameters()} == {"meta"}
     filled = empty.to_empty(device="cpu")
     filled.load_state_dict(model.state_dict())
@@ -565,7 +565,7 @@ def test_a_model_made_without_memory_is_filled_by_a_state_dict(subject: Subject)
 @table({name: THIRD_PARTY[name] for name in ("gpt2", "t5", "llama", "vit", "lora", "unet")})
 def test_compile_makes_one_graph_of_it(subject: Subject) -> None:
     torch.compiler.reset()
-    model = hl.hypernetize(subject.built(), SPACE, subject.targets)
+    model = hl.hypernetize(subject.built(), SPACE, subject.targets, init="fan_out")
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     held = everything(model.primary)
     for seed in (1, 2):
@@ -579,7 +579,7 @@ def test_compile_with_breaks_is_right_where_one_graph_is_not_possible() -> None:
     torch.compiler.reset()
     subject = THIRD_PARTY["bert"]
     torch.set_default_dtype(subject.dtype)
-    model = hl.hypernetize(subject.built(), SPACE, subject.targets)
+    model = hl.hypernetize(subject.built(), SPACE, subject.targets, init="fan_out")
     compiled = torch.compile(model, backend="eager")
     for seed in (1, 2):
         gamma = model.sample(generator=torch.Generator().manual_seed(seed))
@@ -589,7 +589,7 @@ def test_compile_with_breaks_is_right_where_one_graph_is_not_possible() -> None:
 
 @table({name: THIRD_PARTY[name] for name in ("gpt2", "vit", "unet")})
 def test_transforms_of_torch_func_see_through_a_model_call(subject: Subject) -> None:
-    model = hl.hypernetize(subject.built(), SPACE, subject.targets, hidden=(4,))
+    model = hl.hypernetize(subject.built(), SPACE, subject.targets, hidden=(4,), init="fan_out")
     gamma, loss = a_gamma(model), loss_of(subject.call)
     noise = gamma["noise"]
 
@@ -618,7 +618,7 @@ def test_transforms_of_torch_func_see_through_a_model_call(subject: Subject) -> 
 
 @table({name: THIRD_PARTY[name] for name in ("gpt2", "t5")})
 def test_an_average_of_weights_is_the_model_of_the_averaged_weights(subject: Subject) -> None:
-    model = hl.hypernetize(subject.built(), SPACE, subject.targets)
+    model = hl.hypernetize(subject.built(), SPACE, subject.targets, init="fan_out")
     average = torch.optim.swa_utils.AveragedModel(model)
     states = []
     for _ in range(3):
