@@ -131,7 +131,7 @@ _REGISTRATION_RATES: Mapping[str, Mapping[str, Sequence[float]]] = {
 
 
 def registration(place: Place) -> list[Spec]:
-    """HyperMorph with both optimizers at all rates that the paper tried (A.3)."""
+    """HyperMorph with both optimizers at the rates that the paper tried (A.3), or some of them."""
     base = hypermorph(place)
     return [
         spec
