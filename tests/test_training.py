@@ -37,12 +37,19 @@ def test_every_trainable_parameter_stands_in_one_group(primary: str, head: str) 
     inputs = {**SPACE, "site": hl.Categorical(3)}
     model = hl.hypernetize(PRIMARIES[primary][0](), inputs, head=HEADS[head])
     groups = hl.parameter_groups(model, 1e-3)
-    assert [group["name"] for group in groups] == ["theta0", "trunk", "head"]
+    names = [group["name"] for group in groups]
+    assert (
+        names
+        == ["theta0", "trunk", "head", "unpredicted"][: 4 if primary == "convolutional" else 3]
+    )
     listed = [id(p) for group in groups for p in group["params"]]
     assert len(listed) == len(set(listed))
     assert set(listed) == {id(p) for p in model.parameters()}
     found = names_of(model, groups)
-    assert found["theta0"] == {n for n, _ in model.named_parameters() if n.startswith("primary.")}
+    predicted = {f"primary.{name}" for name in model.hypernet.shapes}
+    own = {n for n, _ in model.named_parameters() if n.startswith("primary.")}
+    assert found["theta0"] == own & predicted
+    assert found.get("unpredicted", set()) == own - predicted
     assert found["head"] == {
         n for n, _ in model.named_parameters() if n.startswith("hypernet.head.")
     }
@@ -63,6 +70,42 @@ def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
         hl.parameter_groups(model, 1e-3)
 
 
+def rates_of(model: hl.HyperModel, lr: float) -> dict[str, float]:
+    return {group["name"]: group["lr"] for group in hl.parameter_groups(model, lr)}
+
+
+def test_what_moves_a_predicted_weight_shares_the_rate() -> None:
+    """A third each where theta0, trunk and head train, a half each where two do, all of it for
+    one; the head's is divided by the size of the features."""
+    model = hl.hypernetize(mlp(), SPACE)
+    everything = rates_of(model, 6e-3)
+    assert everything["theta0"] == everything["trunk"] == pytest.approx(2e-3)
+    size = 2e-3 / everything["head"]
+    model.primary.requires_grad_(False)
+    assert rates_of(model, 6e-3) == pytest.approx({"trunk": 3e-3, "head": 3e-3 / size})
+    model.hypernet.trunk.requires_grad_(False)
+    assert rates_of(model, 6e-3) == pytest.approx({"head": 6e-3 / size})
+    model.primary.requires_grad_(True)
+    model.hypernet.head.requires_grad_(False)
+    assert rates_of(model, 6e-3) == pytest.approx({"theta0": 6e-3})
+
+
+def test_parameters_that_are_not_predicted_keep_the_rate() -> None:
+    primary = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    model = hl.hypernetize(primary, SPACE)
+    groups = hl.parameter_groups(model, 3e-3, weight_decay={"unpredicted": 0.5})
+    assert [group["name"] for group in groups] == ["theta0", "trunk", "head", "unpredicted"]
+    assert names_of(model, groups)["unpredicted"] == {"primary.1.weight", "primary.1.bias"}
+    assert (groups[-1]["lr"], groups[-1]["weight_decay"]) == (3e-3, 0.5)
+    assert groups[0]["lr"] == pytest.approx(1e-3)
+    # beside them alone nothing shares
+    model.hypernet.requires_grad_(False)
+    assert rates_of(model, 3e-3) == {"theta0": 3e-3, "unpredicted": 3e-3}
+    for layer in (primary[0], primary[2]):
+        layer.requires_grad_(False)
+    assert rates_of(model, 3e-3) == {"unpredicted": 3e-3}
+
+
 def test_a_parameter_that_head_and_primary_share_takes_the_rate_of_the_head() -> None:
     model = hl.hypernetize(nn.Linear(3, 1, bias=False), SPACE, hidden=(3,))
     model.primary.weight = nn.Parameter(torch.randn(1, 3))
@@ -72,6 +115,7 @@ def test_a_parameter_that_head_and_primary_share_takes_the_rate_of_the_head() ->
     groups = {group["name"]: group["params"] for group in hl.parameter_groups(model, 1.0)}
     assert [id(p) for p in groups["head"]] == [id(extra.weight)]
     assert [id(p) for p in groups["theta0"]] == [id(model.primary.weight)]
+    assert "unpredicted" not in groups
 
 
 OPTIMIZERS = {
@@ -130,21 +174,31 @@ def assert_one_on_average(shares: list[float]) -> None:
     assert max(shares) < 4.0
 
 
+# What else trains beside the head.
+BESIDE = pytest.mark.parametrize("beside", ["nothing", "theta0"])
+
+
+def train_alone(model: hl.HyperModel, beside: str) -> None:
+    """Freeze all but the head and what trains beside it."""
+    model.hypernet.trunk.requires_grad_(False)
+    model.primary.requires_grad_(beside == "theta0")
+
+
 @pytest.mark.parametrize("width", [8, 64, 512])
 @pytest.mark.parametrize("dimensions", [1, 32])
 @pytest.mark.parametrize("encoding", [hl.CosSin(), hl.CosSin(per_input=True)], ids=["unit", "each"])
+@BESIDE
 def test_one_step_of_adam_moves_predicted_weights_by_the_rate(
-    width: int, dimensions: int, encoding: nn.Module
+    width: int, dimensions: int, encoding: nn.Module, beside: str
 ) -> None:
     """The first step of Adam is rate x sign(gradient), so that of a predicted weight is exactly
-    the head's rate x |f|_1: the rate on average over the inputs."""
+    the head's rate x |f|_1, and that of theta0 beside it: the rate on average over the inputs."""
     torch.manual_seed(1)
     model = hl.hypernetize(
         mlp().double(), {"z": hl.Normal(dimensions)}, hidden=(width,), encoding=encoding
     )
     rate = 1e-4
-    for frozen in (model.primary, model.hypernet.trunk):
-        frozen.requires_grad_(False)
+    train_alone(model, beside)
     groups = hl.parameter_groups(model, rate)
     begin = copy.deepcopy(model.state_dict())
     x, y = torch.randn(16, 3).double(), torch.randn(16, 2).double()
@@ -166,14 +220,14 @@ def test_one_step_of_adam_moves_predicted_weights_by_the_rate(
 
 @pytest.mark.parametrize("width", [8, 512])
 @pytest.mark.parametrize("dimensions", [1, 32])
+@BESIDE
 def test_one_step_of_sgd_moves_predicted_weights_as_in_the_plain_network(
-    width: int, dimensions: int
+    width: int, dimensions: int, beside: str
 ) -> None:
     torch.manual_seed(1)
     model = hl.hypernetize(mlp().double(), {"z": hl.Normal(dimensions)}, hidden=(width,))
     rate = 1e-3
-    for frozen in (model.primary, model.hypernet.trunk):
-        frozen.requires_grad_(False)
+    train_alone(model, beside)
     groups = hl.parameter_groups(model, rate, rule="sgd")
     begin = copy.deepcopy(model.state_dict())
     x, y = torch.randn(16, 3).double(), torch.randn(16, 2).double()
@@ -196,6 +250,37 @@ def test_one_step_of_sgd_moves_predicted_weights_as_in_the_plain_network(
         assert torch.allclose(moved, share * expected, rtol=1e-6, atol=1e-15)  # the same direction
         shares.append(share)
     assert_one_on_average(shares)
+
+
+@pytest.mark.parametrize("width", [32, 128, 1024])
+@pytest.mark.parametrize("rule", ["adam", "sgd"])
+def test_one_step_of_all_groups_goes_down_the_gradient_as_far_as_the_rate_says_at_most(
+    width: int, rule: str
+) -> None:
+    """Two thirds of it by theta0 and the head, the rest by the trunk."""
+    torch.manual_seed(2)
+    primary = nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 10)).double()
+    model = hl.hypernetize(primary, {"z": hl.Uniform(0.0, 1.0)}, hidden=(16, width))
+    rate = 1e-6
+    groups = hl.parameter_groups(model, rate, rule=rule)
+    begin = copy.deepcopy(model.state_dict())
+    x, y = torch.randn(16, 20).double(), torch.randn(16, 10).double()
+    shares = []
+    for _ in range(20):
+        model.load_state_dict(begin)
+        z = model.sample()
+        before = {name: t.detach().requires_grad_() for name, t in model.predict(**z).items()}
+        loss = F.mse_loss(hl.bind(model.primary, before)(x), y)
+        plain = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(before.values()))])
+        F.mse_loss(model(x, **z), y).backward()
+        made = torch.optim.Adam(groups, eps=1e-30) if rule == "adam" else torch.optim.SGD(groups)
+        made.step()
+        made.zero_grad()
+        after = model.predict(**z)
+        moved = torch.cat([(after[name] - before[name]).flatten() for name in before])
+        expected = -rate * (plain.sign() if rule == "adam" else plain)
+        shares.append(float((moved @ expected / expected.square().sum()).detach()))
+    assert 0.65 < sum(shares) / len(shares) < 1.1
 
 
 @pytest.mark.parametrize(

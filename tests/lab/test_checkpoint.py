@@ -79,7 +79,7 @@ def test_of_training_that_counts_which_the_numbers_depend_on() -> None:
     )
     others = [Training(lr=0.1), Training(steps=5), Training(weight_decay=0.1)]
     others += [Training(optimizer="sgd"), Training(batch_size=4), Training(evaluate_every=3)]
-    others += [Training(precision="bf16-mixed"), Training(rates="carried")]
+    others += [Training(precision="bf16-mixed"), Training(rates="groups")]
     assert len({_digest(training=training) for training in (Training(), *others)}) == 9
 
 
@@ -208,7 +208,7 @@ def _keep(folder: RunFolder, steps: int = 2, **changes: Any) -> tuple[Model, Any
     optimizer=st.sampled_from(["adam", "adamw", "sgd"]),
     steps=st.integers(0, 3),
     decay=st.sampled_from([0.0, 0.1]),
-    rates=st.sampled_from(["same", "carried"]),
+    rates=st.sampled_from(["same", "groups"]),
     plain=st.booleans(),
     draws=st.dictionaries(
         st.text("ab.", min_size=1), st.lists(st.integers(0, 255), max_size=5), max_size=3

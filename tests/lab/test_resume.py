@@ -131,7 +131,7 @@ CASES: dict[str, Case] = {
     "bayes, MIP, SGD": ("bayes", "mip", _settings(optimizer="sgd", weight_decay=0.1)),
     "bayes, MIP, AdamW": ("bayes", "mip", _settings(optimizer="adamw", weight_decay=0.1)),
     "bayes, classical, SGD": ("bayes", "classical", _settings(optimizer="sgd")),
-    "bayes, carried rate": ("bayes", "mip", _settings(rates="carried")),
+    "bayes, rates of the groups": ("bayes", "mip", _settings(rates="groups")),
     "bayes, bfloat16": ("bayes", "mip", _settings(precision="bf16-mixed")),
     "bayes, 3 inputs": ("bayes, 3 inputs", "mip", _settings()),
     "bayes, plain": ("bayes", "plain", _settings()),

@@ -452,7 +452,7 @@ def test_the_settings_that_numbers_depend_on() -> None:
         "weight_decay": 0.5,
         "steps": 5,
         "batch_size": 5,
-        "rates": "carried",
+        "rates": "groups",
         "precision": "bf16-mixed",
         "evaluate_every": 5,
     }

@@ -40,9 +40,9 @@ class Training:
     """Number of updates."""
     batch_size: int = 128
     """Entries of a batch; all of them share one gamma."""
-    rates: Literal["same", "carried"] = "same"
-    """The same learning rate for all parameters, or the head's divided so that the rate of the
-    plain network carries over (hl.parameter_groups)."""
+    rates: Literal["same", "groups"] = "same"
+    """The same learning rate for all parameters, or those of hl.parameter_groups, with which the
+    rate of the plain network carries over."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic: float32, or bfloat16 where PyTorch's autocast uses it."""
     seeds: int = 3
@@ -87,7 +87,7 @@ class Training:
         """A new optimizer for all parameters."""
         parameters: Any = model.parameters()
         decay = self.weight_decay
-        if self.rates == "carried" and isinstance(model, HyperModel):
+        if self.rates == "groups" and isinstance(model, HyperModel):
             rule: Literal["adam", "sgd"] = "sgd" if self.optimizer == "sgd" else "adam"
             parameters = parameter_groups(model, self.lr, rule=rule, weight_decay=decay)
         if self.optimizer == "sgd":

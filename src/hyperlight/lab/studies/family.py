@@ -29,11 +29,11 @@ __all__ = ["claims", "draw", "specs", "tables"]
 PAPER = "paper's MIP"
 CARRIED = "unit norm, relative, rate carried over"
 # Settings of the hypernetwork, the rule of rates, and the colour of the line, by name.
-METHODS: dict[str, tuple[dict[str, Any], Literal["same", "carried"], str]] = {
+METHODS: dict[str, tuple[dict[str, Any], Literal["same", "groups"], str]] = {
     PAPER: ({"encoding": "per-input", "init": "fan_out"}, "same", "#0072b2"),
     CARRIED: (
         {"encoding": "unit-norm", "init": "relative", "fraction": 0.1},
-        "carried",
+        "groups",
         "#cc79a7",
     ),
 }

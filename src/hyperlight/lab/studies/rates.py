@@ -30,7 +30,7 @@ _OURS: dict[str, Any] = {"encoding": "unit-norm", "init": "relative", "fraction"
 METHODS: dict[str, tuple[dict[str, Any], str, str]] = {
     PAPER: ({"encoding": "per-input", "init": "fan_out"}, "same", "#0072b2"),
     UNIT: (_OURS, "same", "#009e73"),
-    CARRIED: (_OURS, "carried", "#cc79a7"),
+    CARRIED: (_OURS, "groups", "#cc79a7"),
 }
 TASKS = {"bayes": settings.bayes_short, "scale_space": settings.scale_short}
 RATES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
