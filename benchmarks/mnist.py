@@ -35,7 +35,7 @@ BATCH, EVALUATE_EVERY, GAMMAS = 128, 20, 3
 CONTENDERS: dict[str, tuple[str | None, str, float]] = {
     "hyperlight-default": ("hyperlight==0.0.5", "HyperLight 0.0.5, Adam, torch's rate", 1e-3),
     "hyperlight-paper": ("hyperlight==0.0.5", "HyperLight 0.0.5, Adam, the paper's rate", 3e-4),
-    "ours": (None, "HyperLight, relative initialisation, parameter_groups", 1e-3),
+    "ours": (None, "HyperLight, relative initialisation, parameter_groups", 3e-3),
 }
 
 

@@ -74,20 +74,20 @@ def rates_of(model: hl.HyperModel, lr: float) -> dict[str, float]:
     return {group["name"]: group["lr"] for group in hl.parameter_groups(model, lr)}
 
 
-def test_what_moves_a_predicted_weight_shares_the_rate() -> None:
-    """A third each where theta0, trunk and head train, a half each where two do, all of it for
-    one; the head's is divided by the size of the features."""
+def test_theta0_and_head_share_the_rate_and_the_trunk_has_half() -> None:
+    """The head's is divided by the size of the features beside that."""
     model = hl.hypernetize(mlp(), SPACE)
     everything = rates_of(model, 6e-3)
-    assert everything["theta0"] == everything["trunk"] == pytest.approx(2e-3)
-    size = 2e-3 / everything["head"]
+    assert everything["theta0"] == everything["trunk"] == 3e-3
+    size = 3e-3 / everything["head"]
     model.primary.requires_grad_(False)
-    assert rates_of(model, 6e-3) == pytest.approx({"trunk": 3e-3, "head": 3e-3 / size})
+    assert rates_of(model, 6e-3) == pytest.approx({"trunk": 3e-3, "head": 6e-3 / size})
     model.hypernet.trunk.requires_grad_(False)
     assert rates_of(model, 6e-3) == pytest.approx({"head": 6e-3 / size})
     model.primary.requires_grad_(True)
+    assert rates_of(model, 6e-3) == pytest.approx({"theta0": 3e-3, "head": 3e-3 / size})
     model.hypernet.head.requires_grad_(False)
-    assert rates_of(model, 6e-3) == pytest.approx({"theta0": 6e-3})
+    assert rates_of(model, 6e-3) == {"theta0": 6e-3}
 
 
 def test_parameters_that_are_not_predicted_keep_the_rate() -> None:
@@ -97,7 +97,7 @@ def test_parameters_that_are_not_predicted_keep_the_rate() -> None:
     assert [group["name"] for group in groups] == ["theta0", "trunk", "head", "unpredicted"]
     assert names_of(model, groups)["unpredicted"] == {"primary.1.weight", "primary.1.bias"}
     assert (groups[-1]["lr"], groups[-1]["weight_decay"]) == (3e-3, 0.5)
-    assert groups[0]["lr"] == pytest.approx(1e-3)
+    assert groups[0]["lr"] == 1.5e-3
     # beside them alone nothing shares
     model.hypernet.requires_grad_(False)
     assert rates_of(model, 3e-3) == {"theta0": 3e-3, "unpredicted": 3e-3}
@@ -254,10 +254,10 @@ def test_one_step_of_sgd_moves_predicted_weights_as_in_the_plain_network(
 
 @pytest.mark.parametrize("width", [32, 128, 1024])
 @pytest.mark.parametrize("rule", ["adam", "sgd"])
-def test_one_step_of_all_groups_goes_down_the_gradient_as_far_as_the_rate_says_at_most(
+def test_one_step_of_all_groups_goes_down_the_gradient_about_as_far_as_the_rate_says(
     width: int, rule: str
 ) -> None:
-    """Two thirds of it by theta0 and the head, the rest by the trunk."""
+    """As far by theta0 and the head, and somewhat farther by the trunk."""
     torch.manual_seed(2)
     primary = nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 10)).double()
     model = hl.hypernetize(primary, {"z": hl.Uniform(0.0, 1.0)}, hidden=(16, width))
@@ -280,7 +280,7 @@ def test_one_step_of_all_groups_goes_down_the_gradient_as_far_as_the_rate_says_a
         moved = torch.cat([(after[name] - before[name]).flatten() for name in before])
         expected = -rate * (plain.sign() if rule == "adam" else plain)
         shares.append(float((moved @ expected / expected.square().sum()).detach()))
-    assert 0.65 < sum(shares) / len(shares) < 1.1
+    assert 0.95 < sum(shares) / len(shares) < 1.5
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,7 @@ from .precision import widen
 
 __all__ = ["OutputRegularizer", "parameter_groups", "scalarize"]
 
-# Of these all three move a predicted weight.
-_SHARING = ("theta0", "trunk", "head")
-_GROUPS = (*_SHARING, "unpredicted")
+_GROUPS = ("theta0", "trunk", "head", "unpredicted")
 _DRAWS = 256
 
 
@@ -46,13 +44,14 @@ def parameter_groups(
     - the head's rate is divided by :math:`|f|_1` (``rule="adam"``, also for AdamW and others that
       normalise by the gradient's own size) or :math:`|f|_2^2` (``rule="sgd"``), so that a step
       of it moves what it predicts as far as it would have moved a plain weight;
-    - ``theta0``, the trunk and the head each have an equal share of the rate, a third where all
-      of them train, so that together they move a weight as far as was meant, and not thrice;
+    - ``theta0`` and the head have half of the rate each, as their steps add up, and all of it
+      where the other is frozen;
+    - the trunk has half of the rate, so that the features keep about the size that the head's
+      rate was made for;
     - parameters of the primary that are not predicted (normalisation layers) keep the rate.
 
-    How far ``theta0`` and the head move a weight is exact on average over the inputs. The trunk's
-    part is not scaled: at the start of training it is between a tenth of a plain step and one and
-    a half, the more the wider the last hidden layer is (32 to 1024).
+    How far ``theta0`` and the head move a weight is exact on average over the inputs; what the
+    trunk moves comes on top, and grows with the width. The study ``rates`` measures all three.
 
     :math:`|f|` is the mean over draws from the spaces of the inputs, always the same draws, at the
     time of the call: call it on the model that training begins with, with what shall not be
@@ -80,8 +79,8 @@ def parameter_groups(
 
     >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
     >>> groups = hl.parameter_groups(model, lr=1e-3, weight_decay={"theta0": 1e-4})
-    >>> [(group["name"], round(group["lr"], 6)) for group in groups if group["name"] != "head"]
-    [('theta0', 0.000333), ('trunk', 0.000333)]
+    >>> [(group["name"], group["lr"]) for group in groups if group["name"] != "head"]
+    [('theta0', 0.0005), ('trunk', 0.0005)]
     >>> optimizer = torch.optim.AdamW(groups)
     """
     if not 0.0 < lr < math.inf:
@@ -119,8 +118,8 @@ def parameter_groups(
             "No parameter of the model requires a gradient: there is nothing to train. Unfreeze "
             "a part of it: model.hypernet.requires_grad_(True)."
         )
-    share = lr / max(1, sum(bool(members[name]) for name in _SHARING))
-    rates = {"theta0": share, "trunk": share, "head": share, "unpredicted": lr}
+    share = lr / 2 if members["theta0"] and members["head"] else lr
+    rates = {"theta0": share, "trunk": lr / 2, "head": share, "unpredicted": lr}
     if members["head"]:
         rates["head"] = share / _feature_size(model, rule)
     return [

@@ -1,0 +1,112 @@
+"""How far the first step of an optimizer moves a predicted weight, and what moves it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ... import HyperModel, parameter_groups
+from ..engine import Spec
+from ..tasks import KINDS
+from ..tasks.base import Batch, Fixed, Model, Task
+from ..train import Training
+
+__all__ = ["Step", "first_step", "task_of"]
+
+DRAWS = 4
+# Steps are asked for in multiples of the plain network's, so the rate is of no account.
+_LR = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The mean change of a predicted weight in multiples of that in the plain network's step.
+
+    Attributes:
+        theta0: by the step of the primary's own parameters alone.
+        trunk: by that of the hypernetwork but for its head.
+        head: by that of its head.
+        total: by all together.
+    """
+
+    theta0: float
+    trunk: float
+    head: float
+    total: float
+
+
+def task_of(spec: Spec) -> Task:
+    """The task of a run, on the CPU."""
+    made: Task = KINDS[spec.task].task(spec.config, torch.device("cpu"))
+    return made
+
+
+def first_step(task: Task, spec: Spec) -> Step:
+    """Take the first step of a run and look at the weights before and after it.
+
+    Each of a few draws of gamma and of a batch is a step of its own, from the same start. The
+    plain network has the weights that are predicted for that gamma, and the same batch.
+
+    Args:
+        task: of the run, or one that draws the same data.
+        spec: the run; its learning rate does not matter.
+    """
+    how = dataclasses.replace(spec.training, lr=_LR)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        model = task.model("mip", spec.seed)
+        assert isinstance(model, HyperModel)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        members = {
+            str(group["name"]): [names[id(parameter)] for parameter in group["params"]]
+            for group in parameter_groups(model, _LR)
+        }
+        generator = torch.Generator().manual_seed(spec.seed)
+        batches = task.batches(how.batch_size, spec.seed)
+        begin = {name: t.detach().clone() for name, t in model.named_parameters()}
+        found: dict[str, list[float]] = {}
+        for _ in range(DRAWS):
+            batch, gamma = next(batches), task.sample(model, generator)
+            _restore(model, begin)
+            before = _predicted(model, gamma)
+            plain = Fixed(model.at(**gamma), gamma)
+            _take(task, plain, batch, gamma, how)
+            own = dict(plain.primary.named_parameters())
+            unit = _mean({name: own[name].detach() - t for name, t in before.items()})
+            _take(task, model, batch, gamma, how)
+            end = {name: t.detach().clone() for name, t in model.named_parameters()}
+            parts = {**members, "total": list(end)}
+            for part, those in parts.items():
+                _restore(model, {**begin, **{name: end[name] for name in those}})
+                after = _predicted(model, gamma)
+                moved = _mean({name: after[name] - t for name, t in before.items()})
+                found.setdefault(part, []).append(moved / unit)
+    mean = {part: sum(values) / len(values) for part, values in found.items()}
+    return Step(mean["theta0"], mean["trunk"], mean["head"], mean["total"])
+
+
+def _take(task: Task, model: Model, batch: Batch, gamma: dict[str, Tensor], how: Training) -> None:
+    optimizer = how.make_optimizer(model)
+    model.train()
+    torch.autograd.backward(task.loss(model, batch, gamma, 0))
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@torch.no_grad()
+def _restore(model: HyperModel, values: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(values[name])
+
+
+@torch.no_grad()
+def _predicted(model: HyperModel, gamma: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in model.predict(**gamma).items()}
+
+
+def _mean(changes: dict[str, Tensor]) -> float:
+    """The mean size of a change over all weights."""
+    total = sum(float(t.double().abs().sum()) for t in changes.values())
+    return total / sum(t.numel() for t in changes.values())
