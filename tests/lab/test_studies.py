@@ -12,14 +12,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 from xml.etree import ElementTree
 
 import pytest
 
 from hyperlight.lab.cli import main
-from hyperlight.lab.studies import STUDIES, Place, Results, Size, Study, drawing, fig4a, fig6, page
+from hyperlight.lab.studies import (
+    STUDIES,
+    Place,
+    Results,
+    Size,
+    Study,
+    drawing,
+    fig4a,
+    fig6,
+    page,
+    rates,
+)
 from hyperlight.lab.studies.base import Group, base, grid, value
+from hyperlight.lab.studies.first_step import first_step, task_of
 from hyperlight.lab.summary import BEYOND, Claim
 from tests.lab.making import diverged, make_run
 
@@ -213,6 +225,27 @@ def test_spikes_are_counted() -> None:
     spiky = [*calm[:60], 3.5, *calm[:20], 2.5, 4.0]
     assert fig4a.spikes(make_run("mip", losses=spiky)) == 2
     assert fig4a.spikes(make_run("mip", losses=[1.0] * 50)) == 0
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_first_step_of_theta0_is_that_of_the_plain_network(
+    optimizer: Literal["adam", "sgd"],
+) -> None:
+    """Exactly so, or half of it with hl.parameter_groups; the head's is as long there."""
+    cell = rates.Cell("bayes", 1, 128)
+    found = {}
+    for method in (rates.UNIT, rates.CARRIED):
+        spec = rates._made(Place("smoke"), cell, method)
+        how = dataclasses.replace(spec.training, optimizer=optimizer)
+        found[method] = first_step(task_of(spec), dataclasses.replace(spec, training=how))
+    same, groups = found[rates.UNIT], found[rates.CARRIED]
+    assert same.theta0 == pytest.approx(1.0, rel=1e-2)
+    assert groups.theta0 == pytest.approx(0.5, rel=1e-2)
+    assert groups.trunk == pytest.approx(0.5 * same.trunk, rel=0.05)
+    assert groups.head == pytest.approx(0.5, rel=0.5)  # |f| of a few gammas beside the mean
+    for step in (same, groups):
+        parts = (step.theta0, step.trunk, step.head)
+        assert max(parts) <= step.total <= 1.05 * sum(parts)
 
 
 def test_results_find_groups_by_any_setting() -> None:
