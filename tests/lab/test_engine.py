@@ -10,13 +10,15 @@ from typing import Any
 
 import dask
 import pytest
+import torch
 from distributed import Client, LocalCluster
 
 from hyperlight.lab import engine
 from hyperlight.lab.checkpoint import RunFolder
 from hyperlight.lab.engine import Spec, run_grid
 from hyperlight.lab.errors import LabError
-from hyperlight.lab.tasks.bayes import Bayes
+from hyperlight.lab.tasks import KINDS
+from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 from hyperlight.lab.train import Run, Training
 
 CONFIG = Bayes(hidden=(4, 8), evaluation_gammas=2, evaluation_images=40, posterior_samples=2)
@@ -72,6 +74,32 @@ def test_every_run_is_done_once(alone: tuple[Path, dict[str, Run], Seen]) -> Non
         record = json.loads((cache / each.key / "record.json").read_text("utf-8"))
         assert record["identity"] == each.about
         assert record["provenance"]["torch"]
+
+
+def test_runs_are_done_in_the_order_of_the_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the data are read once for all runs that have the same."""
+    grid = [
+        Spec("bayes", dataclasses.replace(CONFIG, hidden=(4, width)), TRAINING, "mip", seed)
+        for width in (8, 6, 7)
+        for seed in (1, 0)
+    ]
+    made: list[tuple[int, ...]] = []
+
+    class Counted(BayesTask):
+        def __init__(self, config: Bayes, device: torch.device) -> None:
+            made.append(config.hidden)
+            super().__init__(config, device)
+
+    kind = dataclasses.replace(KINDS["bayes"], task=Counted)
+    monkeypatch.setitem(KINDS, "bayes", kind)
+    engine._task.cache_clear()
+    seen = Seen()
+    run_grid(grid, tmp_path, seen=seen)
+    engine._task.cache_clear()
+    assert seen.calls == [(each.key, True) for each in grid]
+    assert made == [(4, 8), (4, 6), (4, 7)]
 
 
 def test_what_is_there_is_not_done_again(alone: tuple[Path, dict[str, Run], Seen]) -> None:

@@ -113,9 +113,12 @@ def run_grid(
     threads = max(1, torch.get_num_threads() // workers)
     failed: dict[str, BaseException] = {}
     with _client(Client, workers, engine) as client:
+        # In the order of the grid, where neighbours have the same data: a worker keeps the last.
         futures = {
-            client.submit(_compute, spec, _where(cache), threads, key=key, retries=0): spec
-            for key, spec in missing.items()
+            client.submit(
+                _compute, spec, _where(cache), threads, key=key, retries=0, priority=-place
+            ): spec
+            for place, (key, spec) in enumerate(missing.items())
         }
         for future in as_completed(list(futures)):  # type: ignore[no-untyped-call]
             spec = futures[future]
@@ -182,8 +185,8 @@ def _compute(spec: Spec, cache: str, threads: int) -> dict[str, Any]:
         return found
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)
 def _task(name: str, config: Any, device: torch.device) -> Task:
-    """A task with its data, kept for the next run of it."""
+    """A task with its data, kept for the next run of it. One: it may hold much memory."""
     made: Task = KINDS[name].task(config, device)
     return made
