@@ -114,7 +114,8 @@ def draw(results: Results) -> Figure:
         ax.set_xticks(counts, [str(count) for count in counts])
         goal = f"steps to {_target(groups[0]):g} %"
         ax.set(xlabel="inputs", ylabel=goal, title=_title(*where), ylim=(0, 1.25 * last))
-    axes[0].legend(frameon=False, fontsize="x-small")
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 
@@ -149,8 +150,8 @@ def claims(results: Results) -> list[Claim]:
                 f"inputs does not matter ({where})",
                 f"{steps}{_shown(ours)}",
                 _even(ours),
-                "the rate is too small to get there in so few steps, whatever the inputs; or few are "
-                "needed, which are known to the steps between two tests only",
+                "the rate is too small to get there in so few steps, whatever the inputs; or few "
+                "are needed, which are known to the steps between two tests only",
             ),
             Claim(
                 BEYOND,
