@@ -115,7 +115,7 @@ def draw(results: Results) -> Figure:
         goal = f"steps to {_target(groups[0]):g} %"
         ax.set(xlabel="inputs", ylabel=goal, title=_title(*where), ylim=(0, 1.25 * last))
     lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
