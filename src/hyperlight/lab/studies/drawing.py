@@ -21,6 +21,7 @@ __all__ = [
     "convergence",
     "finals",
     "first",
+    "level",
     "matrix",
     "no_worse",
     "panel",
@@ -255,16 +256,17 @@ def sooner(
         floor: what is reached without learning; gains are counted from there.
     """
     race = Race.of(mip, other, floor=floor)
-    return Claim(source, text, race.text(), race.won and _level(mip, other), guess)
+    return Claim(source, text, race.text(), race.won and level(mip, other), guess)
 
 
 def no_worse(source: str, text: str, mip: Group, other: Group, guess: str = "") -> Claim:
     """Whether MIP ends no worse than the other, within their spread over seeds."""
     measured = f"{shown(mip.final, mip.metric)} (MIP), {shown(other.final, other.metric)}"
-    return Claim(source, text, measured, _level(mip, other), guess)
+    return Claim(source, text, measured, level(mip, other), guess)
 
 
-def _level(mip: Group, other: Group) -> bool:
+def level(mip: Group, other: Group) -> bool:
+    """Whether the first ends no lower than the other, but for the greater spread over seeds."""
     spreads = [g.final.std for g in (mip, other) if not math.isnan(g.final.std)]
     return worth(mip.final) >= worth(other.final) - max(spreads, default=0.0)
 
@@ -288,7 +290,7 @@ def races(
     found, holds = [], []
     for title, (mip, other) in pairs:
         race = Race.of(mip, other, floor=floor)
-        holds.append(race.won and _level(mip, other))
+        holds.append(race.won and level(mip, other))
         digits = mip.metric.digits
         ends = f"{mip.final.mean:.{digits}f} against {other.final.mean:.{digits}f}"
         found.append(f"{title}: {race.ratio_text()}, {ends}" + ("" if holds[-1] else " (not)"))

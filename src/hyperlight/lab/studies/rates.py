@@ -239,6 +239,28 @@ def _counts(results: Results, optimizer: str, method: str) -> tuple[int, int, li
     return kept, total, lost
 
 
+def _level(results: Results, optimizer: str, method: str) -> tuple[int, int, list[str]]:
+    """At how many rates the method ends no lower than the plain network, of how many; and where
+    it does.
+    """
+    pairs = [
+        (cell, plain, group)
+        for cell in _cells(results)
+        for plain, group in zip(
+            _line(results, cell, optimizer, PLAIN),
+            _line(results, cell, optimizer, method),
+            strict=True,
+        )
+    ]
+    below = [
+        f"{cell.title} at {group.spec.training.lr:g} ({group.metric.text(group.final.mean)}, plain "
+        f"{group.metric.text(plain.final.mean)})"
+        for cell, plain, group in pairs
+        if not drawing.level(group, plain)
+    ]
+    return len(pairs) - len(below), len(pairs), below
+
+
 def claims(results: Results) -> list[Claim]:
     found = []
     for optimizer in results.values("optimizer"):
@@ -266,6 +288,21 @@ def claims(results: Results) -> list[Claim]:
                 f"of {total}: "
                 + ", ".join(f"{count} ({method})" for method, count in others.items()),
                 all(count < kept for count in others.values()),
+            )
+        )
+        level = {method: _level(results, optimizer, method) for method in METHODS}
+        count, rates, below = level[CARRIED]
+        found.append(
+            Claim(
+                BEYOND,
+                "with hl.parameter_groups the hypernetwork ends no lower than the plain network at "
+                f"any rate, but for the spread over seeds ({where})",
+                f"so at {count} of {rates} rates, over all tasks and sizes"
+                + (f"; not {'; '.join(below)}" if below else "")
+                + "; "
+                + ", ".join(f"{level[method][0]} ({method})" for method in (PAPER, UNIT)),
+                count == rates,
+                "the plain network of segmentation learns one gamma, the hypernetwork all",
             )
         )
         found.append(_first_steps(results.measured, optimizer))
