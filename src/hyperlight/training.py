@@ -50,8 +50,9 @@ def parameter_groups(
       rate was made for;
     - parameters of the primary that are not predicted (normalisation layers) keep the rate.
 
-    How far ``theta0`` and the head move a weight is exact on average over the inputs; what the
-    trunk moves comes on top, and grows with the width. The study ``rates`` measures all three.
+    How far ``theta0`` and the head move a weight is exact on average over the inputs (but for
+    Adam's ``eps``, where gradients are as small as it); what the trunk moves comes on top, and
+    grows with the width. The study ``rates`` measures all three.
 
     :math:`|f|` is the mean over draws from the spaces of the inputs, always the same draws, at the
     time of the call: call it on the model that training begins with, with what shall not be
