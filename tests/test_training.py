@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -37,11 +38,8 @@ def test_every_trainable_parameter_stands_in_one_group(primary: str, head: str) 
     inputs = {**SPACE, "site": hl.Categorical(3)}
     model = hl.hypernetize(PRIMARIES[primary][0](), inputs, head=HEADS[head])
     groups = hl.parameter_groups(model, 1e-3)
-    names = [group["name"] for group in groups]
-    assert (
-        names
-        == ["theta0", "trunk", "head", "unpredicted"][: 4 if primary == "convolutional" else 3]
-    )
+    beside = ["unpredicted"] if primary == "convolutional" else []  # its normalisation layer
+    assert [group["name"] for group in groups] == ["theta0", "trunk", "head", *beside]
     listed = [id(p) for group in groups for p in group["params"]]
     assert len(listed) == len(set(listed))
     assert set(listed) == {id(p) for p in model.parameters()}
@@ -218,6 +216,31 @@ def test_one_step_of_adam_moves_predicted_weights_by_the_rate(
     assert_one_on_average(moved)
 
 
+def steps_beside_plain(
+    model: hl.HyperModel, groups: list[dict[str, Any]], rate: float, rule: str, draws: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """How far the first step moves the predicted weights, and how far one of the plain network
+    at this rate would have, for draws of the inputs.
+    """
+    (first, *_, last) = model.primary.children()
+    begin = copy.deepcopy(model.state_dict())
+    x = torch.randn(16, first.in_features).double()
+    y = torch.randn(16, last.out_features).double()
+    for _ in range(draws):
+        model.load_state_dict(begin)
+        z = model.sample()
+        before = {name: t.detach().requires_grad_() for name, t in model.predict(**z).items()}
+        loss = F.mse_loss(hl.bind(model.primary, before)(x), y)
+        plain = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(before.values()))])
+        F.mse_loss(model(x, **z), y).backward()
+        made = torch.optim.Adam(groups, eps=1e-30) if rule == "adam" else torch.optim.SGD(groups)
+        made.step()
+        made.zero_grad()
+        after = model.predict(**z)
+        moved = torch.cat([(after[name] - before[name]).flatten() for name in before])
+        yield moved.detach(), -rate * (plain.sign() if rule == "adam" else plain)
+
+
 @pytest.mark.parametrize("width", [8, 512])
 @pytest.mark.parametrize("dimensions", [1, 32])
 @BESIDE
@@ -229,24 +252,9 @@ def test_one_step_of_sgd_moves_predicted_weights_as_in_the_plain_network(
     rate = 1e-3
     train_alone(model, beside)
     groups = hl.parameter_groups(model, rate, rule="sgd")
-    begin = copy.deepcopy(model.state_dict())
-    x, y = torch.randn(16, 3).double(), torch.randn(16, 2).double()
     shares = []
-    for _ in range(40):
-        model.load_state_dict(begin)
-        z = model.sample()
-        before = {name: t.detach().requires_grad_() for name, t in model.predict(**z).items()}
-        plain = torch.autograd.grad(
-            F.mse_loss(hl.bind(model.primary, before)(x), y), list(before.values())
-        )
-        F.mse_loss(model(x, **z), y).backward()
-        optimizer = torch.optim.SGD(groups)
-        optimizer.step()
-        optimizer.zero_grad()
-        after = model.predict(**z)
-        moved = torch.cat([(after[name] - before[name]).flatten() for name in before])
-        expected = -rate * torch.cat([g.flatten() for g in plain])
-        share = float((moved @ expected / expected.square().sum()).detach())
+    for moved, expected in steps_beside_plain(model, groups, rate, "sgd", draws=40):
+        share = float(moved @ expected / expected.square().sum())
         assert torch.allclose(moved, share * expected, rtol=1e-6, atol=1e-15)  # the same direction
         shares.append(share)
     assert_one_on_average(shares)
@@ -263,23 +271,8 @@ def test_one_step_of_all_groups_goes_down_the_gradient_about_as_far_as_the_rate_
     model = hl.hypernetize(primary, {"z": hl.Uniform(0.0, 1.0)}, hidden=(16, width))
     rate = 1e-6
     groups = hl.parameter_groups(model, rate, rule=rule)
-    begin = copy.deepcopy(model.state_dict())
-    x, y = torch.randn(16, 20).double(), torch.randn(16, 10).double()
-    shares = []
-    for _ in range(20):
-        model.load_state_dict(begin)
-        z = model.sample()
-        before = {name: t.detach().requires_grad_() for name, t in model.predict(**z).items()}
-        loss = F.mse_loss(hl.bind(model.primary, before)(x), y)
-        plain = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(before.values()))])
-        F.mse_loss(model(x, **z), y).backward()
-        made = torch.optim.Adam(groups, eps=1e-30) if rule == "adam" else torch.optim.SGD(groups)
-        made.step()
-        made.zero_grad()
-        after = model.predict(**z)
-        moved = torch.cat([(after[name] - before[name]).flatten() for name in before])
-        expected = -rate * (plain.sign() if rule == "adam" else plain)
-        shares.append(float((moved @ expected / expected.square().sum()).detach()))
+    steps = steps_beside_plain(model, groups, rate, rule, draws=20)
+    shares = [float(moved @ expected / expected.square().sum()) for moved, expected in steps]
     assert 0.95 < sum(shares) / len(shares) < 1.5
 
 

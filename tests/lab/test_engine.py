@@ -94,10 +94,10 @@ def test_runs_are_done_in_the_order_of_the_grid(
 
     kind = dataclasses.replace(KINDS["bayes"], task=Counted)
     monkeypatch.setitem(KINDS, "bayes", kind)
-    engine._task.cache_clear()
+    engine.task_of.cache_clear()
     seen = Seen()
     run_grid(grid, tmp_path, seen=seen)
-    engine._task.cache_clear()
+    engine.task_of.cache_clear()
     assert seen.calls == [(each.key, True) for each in grid]
     assert made == [(4, 8), (4, 6), (4, 7)]
 

@@ -31,7 +31,7 @@ from hyperlight.lab.studies import (
     rates,
 )
 from hyperlight.lab.studies.base import Group, base, grid, value
-from hyperlight.lab.studies.first_step import first_step, task_of
+from hyperlight.lab.studies.first_step import first_step
 from hyperlight.lab.summary import BEYOND, Claim
 from tests.lab.making import diverged, make_run
 
@@ -237,7 +237,7 @@ def test_the_first_step_of_theta0_is_that_of_the_plain_network(
     for method in (rates.UNIT, rates.CARRIED):
         spec = rates._made(Place("smoke"), cell, method)
         how = dataclasses.replace(spec.training, optimizer=optimizer)
-        found[method] = first_step(task_of(spec), dataclasses.replace(spec, training=how))
+        found[method] = first_step(dataclasses.replace(spec, training=how))
     same, groups = found[rates.UNIT], found[rates.CARRIED]
     assert same.theta0 == pytest.approx(1.0, rel=1e-2)
     assert groups.theta0 == pytest.approx(0.5, rel=1e-2)

@@ -26,7 +26,7 @@ from .tasks import KINDS
 from .tasks.base import Formulation, Metric, Task
 from .train import Run, Training, train
 
-__all__ = ["Spec", "run_grid"]
+__all__ = ["Spec", "run_grid", "task_of"]
 
 # Seconds that a scheduler is waited for.
 _PATIENCE = 20.0
@@ -174,7 +174,7 @@ def _compute(spec: Spec, cache: str, threads: int) -> dict[str, Any]:
         torch.set_num_threads(threads)
         training = spec.training
         fabric = Fabric(accelerator=training.device, devices=1, precision=training.precision)
-        task = _task(spec.task, spec.config, fabric.device)
+        task = task_of(spec.task, spec.config, fabric.device)
         steps = train(
             *(task, spec.formulation, spec.seed, training, fabric),
             folder=Path(cache) / spec.key,
@@ -186,7 +186,7 @@ def _compute(spec: Spec, cache: str, threads: int) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _task(name: str, config: Any, device: torch.device) -> Task:
+def task_of(name: str, config: Any, device: torch.device) -> Task:
     """A task with its data, kept for the next run of it. One: it may hold much memory."""
     made: Task = KINDS[name].task(config, device)
     return made

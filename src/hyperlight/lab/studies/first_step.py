@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from ... import HyperModel, parameter_groups
-from ..engine import Spec
-from ..tasks import KINDS
+from ..engine import Spec, task_of
 from ..tasks.base import Batch, Fixed, Model, Task
 from ..train import Training
 
-__all__ = ["Step", "first_step", "task_of"]
+__all__ = ["Step", "first_step"]
 
-DRAWS = 4
+_DRAWS = 4
 # Steps are asked for in multiples of the plain network's, so the rate is of no account.
 _LR = 1e-4
 
@@ -37,22 +36,16 @@ class Step:
     total: float
 
 
-def task_of(spec: Spec) -> Task:
-    """The task of a run, on the CPU."""
-    made: Task = KINDS[spec.task].task(spec.config, torch.device("cpu"))
-    return made
-
-
-def first_step(task: Task, spec: Spec) -> Step:
+def first_step(spec: Spec) -> Step:
     """Take the first step of a run and look at the weights before and after it.
 
     Each of a few draws of gamma and of a batch is a step of its own, from the same start. The
     plain network has the weights that are predicted for that gamma, and the same batch.
 
     Args:
-        task: of the run, or one that draws the same data.
-        spec: the run; its learning rate does not matter.
+        spec: the run; its learning rate does not matter. It is made on the CPU.
     """
+    task = task_of(spec.task, spec.config, torch.device("cpu"))
     how = dataclasses.replace(spec.training, lr=_LR)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
@@ -67,7 +60,7 @@ def first_step(task: Task, spec: Spec) -> Step:
         batches = task.batches(how.batch_size, spec.seed)
         begin = {name: t.detach().clone() for name, t in model.named_parameters()}
         found: dict[str, list[float]] = {}
-        for _ in range(DRAWS):
+        for _ in range(_DRAWS):
             batch, gamma = next(batches), task.sample(model, generator)
             _restore(model, begin)
             before = _predicted(model, gamma)

@@ -21,7 +21,7 @@ from ..engine import Spec
 from ..summary import BEYOND, Claim
 from . import drawing, settings
 from .base import Group, Place, Results, Study, Table, grid
-from .first_step import Step, first_step, task_of
+from .first_step import Step, first_step
 
 PLAIN = "plain network"
 PAPER = "paper's MIP"
@@ -122,10 +122,9 @@ def measure(place: Place) -> Steps:
     for cell in cells(place):
         for method in METHODS:
             spec = _made(place, cell, method)
-            task = task_of(spec)
             for optimizer in OPTIMIZERS[:1] if place.size == "smoke" else OPTIMIZERS:
                 how = dataclasses.replace(spec.training, optimizer=optimizer)
-                step = first_step(task, dataclasses.replace(spec, training=how))
+                step = first_step(dataclasses.replace(spec, training=how))
                 found[cell, optimizer, method] = step
     return found
 
