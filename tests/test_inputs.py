@@ -229,6 +229,23 @@ def test_without_endpoints_draws_are_what_they_were() -> None:
     assert "endpoints=0.5" in repr(hl.LogUniform(0.1, 1.0, endpoints=0.5))
 
 
+@pytest.mark.parametrize(
+    ("space", "shape"),
+    [
+        (hl.Uniform(0.0, 1.0), ()),
+        (hl.LogUniform(0.1, 1.0, shape=2), (2,)),
+        (hl.Normal((2, 3)), (2, 3)),
+        (hl.Vector(4), (4,)),
+        (hl.Categorical(5, shape=2), (2,)),
+        (hl.Simplex(3), (3,)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_input_says_its_shape(space: hl.Input, shape: tuple[int, ...]) -> None:
+    assert space.shape == space.event_shape == shape
+    assert space.sample((7,)).shape == (7, *shape)
+
+
 # --- Simplex --------------------------------------------------------------------
 
 

@@ -383,7 +383,16 @@ def test_its_memory_is_state_of_its_own_and_follows_the_model() -> None:
     model.double()
     assert regularizer().dtype == torch.float64
     assert regularizer().item() == pytest.approx(before, rel=1e-5)
-    assert copy.deepcopy(regularizer)().item() == pytest.approx(before, rel=1e-5)
+    copied = copy.deepcopy(regularizer)
+    assert copied().item() == pytest.approx(before, rel=1e-5)
+    with torch.no_grad():
+        model.hypernet.head.weight.add_(1.0)
+    moved = regularizer().item()
+    assert copied().item() == moved != pytest.approx(before, rel=1e-5)  # of the same model
+    _, follows = copy.deepcopy([model, regularizer])
+    with torch.no_grad():
+        model.hypernet.head.weight.add_(1.0)
+    assert follows().item() == moved != regularizer().item()  # of the copied model
     regularizer.to(torch.float64)
     assert regularizer.gamma_task.dtype == torch.int64
     model.to("meta")

@@ -7,7 +7,6 @@ other instead: slower, with the same result.
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,35 +41,6 @@ class Shared:
     """
 
     value: Tensor
-
-
-class _NoFastPath:
-    """Keeps torch's transformer layers off their inference path, which has no gradient.
-
-    They take it where no argument requires a gradient, and under vmap none seems to. The
-    switch is global, so threads inside are counted: the last one out turns it back.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._was = True
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._was = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                torch.backends.mha.set_fastpath_enabled(self._was)
-
-
-_no_fast_path = _NoFastPath()
 
 
 def refuse_mixing(primary: nn.Module) -> None:
@@ -109,6 +79,11 @@ def split_samples(args: Any, kwargs: Any, samples: int) -> tuple[list[Any], list
         if isinstance(leaf, Shared):
             leaves[index] = leaf.value
     return leaves, split, structure
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device, and not vmap, is what was too small; the CPU has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def run_each(
@@ -182,9 +157,11 @@ def run_each(
         out = one_by_one() if loop else at_once()
     else:
         try:
-            with _no_fast_path, SetConvolutions():
+            with SetConvolutions():
                 out = at_once()
         except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise
             out = one_by_one()  # where the primary itself is at fault, this says so in its words
             loop = True
             warnings.warn(

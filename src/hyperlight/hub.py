@@ -13,6 +13,7 @@ from typing import Any, overload
 
 from torch import nn
 
+from .errors import MissingExtraError
 from .hypernet import HyperNet
 from .io import load, save
 from .model import HyperModel
@@ -92,7 +93,7 @@ def from_pretrained(
 
     Raises:
         FormatError: as for :func:`~hyperlight.load`.
-        ImportError: the extra ``hub`` is not installed.
+        MissingExtraError: the extra ``hub`` is not installed.
         FileNotFoundError: the folder holds no model.
     """
     if isinstance(source, os.PathLike) or Path(source).is_dir():
@@ -128,7 +129,7 @@ def push_to_hub(
 
     Raises:
         FormatError: the model cannot be saved.
-        ImportError: the extra ``hub`` is not installed.
+        MissingExtraError: the extra ``hub`` is not installed.
     """
     api = _hub().HfApi(token=token)
     with tempfile.TemporaryDirectory() as name:
@@ -149,7 +150,7 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             "The Hugging Face Hub needs the package huggingface_hub, which is not installed. "
             "Install it: pip install 'hyperlight[hub]'."
         ) from error

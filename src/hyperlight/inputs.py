@@ -425,7 +425,8 @@ class Simplex(Input):
             raise ConfigurationError(f"Simplex(alpha={self.alpha}): expected alpha above zero.")
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The event shape, ``(size,)``."""
         return (self.size,)
 
     @property

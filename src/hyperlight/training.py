@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -150,6 +151,16 @@ def _feature_size(model: HyperModel, rule: str) -> float:
     return size
 
 
+@dataclass(frozen=True)
+class _Reference:
+    """A model that is neither a submodule of its holder nor copied along with it."""
+
+    model: HyperModel
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Reference:
+        return _Reference(memo.get(id(self.model), self.model))
+
+
 class OutputRegularizer(nn.Module):
     r"""Keeps what a hypernetwork predicts for old conditions while it learns new ones.
 
@@ -217,7 +228,7 @@ class OutputRegularizer(nn.Module):
                 "conditions, or None for all of them."
             )
         self.subset = subset
-        self._model = (model,)  # in a tuple, which is no submodule
+        self._reference = _Reference(model)
         for name, value in values.items():
             shape = batch_shape + model.inputs[name].event_shape
             self.register_buffer(f"gamma_{name}", value.detach().expand(shape).clone())
@@ -226,7 +237,7 @@ class OutputRegularizer(nn.Module):
 
     def forward(self) -> Tensor:
         """The mean over conditions of the squared distance of the weights from the remembered."""
-        (model,) = self._model
+        model = self._reference.model
         device = model.hypernet._placement()[1]
         if self.theta.device != device:
             self.to(device)
@@ -239,7 +250,7 @@ class OutputRegularizer(nn.Module):
 
     def _predicted(self, rows: slice | Tensor) -> Tensor:
         """The weights for these conditions, one behind another: ``(rows, weights)``."""
-        (model,) = self._model
+        model = self._reference.model
         gammas = {name: self.get_buffer(f"gamma_{name}")[rows] for name in model.inputs}
         return torch.cat([t.flatten(1) for t in model.predict(**gammas).values()], dim=-1)
 
