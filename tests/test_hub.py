@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import hyperlight as hl
-from hyperlight import hub
+from hyperlight.io import hub
 from tests.models import mlp, vectors
 from tests.test_io import contents, stirred
 

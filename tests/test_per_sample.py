@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hyperlight as hl
-from hyperlight.bind import LowRankWeight
+from hyperlight.heads import LowRankWeight
 from tests.reference.twins import loop_over_copies
 
 B = 3
