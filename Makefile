@@ -10,8 +10,8 @@ INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
 demo: $(VENV)/.lab ## train a classical and a MIP hypernetwork on real digits and compare them
 	$(BIN)/hyperlight demo
 
-test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## run the tests, one worker a core (conftest.py says how many)
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.dev ## style
 	$(BIN)/ruff check .
