@@ -3,10 +3,11 @@
 import os
 from typing import Any
 
-# Workers share the cores: more threads than one each, or in what a worker starts, only wait for
-# one another. This is read when torch is imported.
+# Workers share the cores: with more threads or compilers than one each, they wait for one another.
+# Read when torch is imported, here and in the processes that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import hypothesis
 import pytest
