@@ -69,7 +69,7 @@ class _Factored(_Base):
                 p.device.type == "cpu" and p.is_floating_point() for p in group["params"]
             )
 
-    def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> Any:
+    def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
         """Step the parameters that have factors, and list the others for PyTorch's step.
 
         ``torch.optim`` calls this once for every group, in the middle of ``step``.
@@ -84,8 +84,10 @@ class _Factored(_Base):
                 others.append(parameter)
             else:
                 self._settle(parameter)
-                state: tuple[list[Any], ...] = tuple([] for _ in lists)
-                self._listed({**group, "params": [parameter]}, *state)
+                # AdamW of torch 2.6 has its amsgrad among the lists.
+                given: list[Any] = [[] if isinstance(item, list) else item for item in lists]
+                self._listed({**group, "params": [parameter]}, *given)
+                state = tuple(item for item in given if isinstance(item, list))
                 self._step_factored(group, parameter, gradient, state)
         return self._listed({**group, "params": others}, *lists)
 
@@ -106,7 +108,7 @@ class _Factored(_Base):
             )
         )
 
-    def _listed(self, group: dict[str, Any], *lists: list[Any]) -> Any:
+    def _listed(self, group: dict[str, Any], *lists: Any) -> Any:
         return super()._init_group(group, *lists)  # type: ignore[misc]
 
     def _step_factored(
@@ -169,7 +171,7 @@ class _Moments(_Factored):
         groups = [g for g in self.param_groups if any(p is parameter for p in g["params"])]
         return bool(groups[0]["amsgrad"])
 
-    def _listed(self, group: dict[str, Any], *lists: list[Any]) -> Any:
+    def _listed(self, group: dict[str, Any], *lists: Any) -> Any:
         if self._short is not None:
             for parameter in group["params"]:
                 if not isinstance(parameter.grad, OuterProduct):
