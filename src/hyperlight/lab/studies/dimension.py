@@ -145,7 +145,7 @@ def claims(results: Results) -> list[Claim]:
             ),
             Claim(
                 BEYOND,
-                "with ours (norm 1 for the whole encoding, and a relative start) the number of "
+                "for ours (norm 1 for the whole encoding, and a relative start) the number of "
                 f"inputs does not matter ({where})",
                 f"{steps}{_shown(ours)}",
                 _even(ours),

@@ -302,8 +302,8 @@ def races(
     return Claim(
         source,
         text,
-        f"holds in {sum(holds)} of {len(holds)} settings; how many times as many steps as MIP "
-        f"classical takes to 95 % of its improvement, and the final {metric} of MIP and classical: "
+        f"holds in {sum(holds)} of {len(holds)} settings; steps of classical over steps of MIP, to "
+        f"95 % of classical's improvement, and final {metric} of MIP against classical: "
         f"{'; '.join(found)}",
         all(holds),
         guess,

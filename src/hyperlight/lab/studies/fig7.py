@@ -59,8 +59,8 @@ def claims(results: Results) -> list[Claim]:
             SOURCE,
             "for all hypernetwork architectures, MIP parametrizations consistently lead to more "
             "accurate models",
-            f"holds for {sum(holds)} of {len(holds)}; mean test Dice over 11 gammas of MIP and "
-            "classical: " + "; ".join(found),
+            f"holds for {sum(holds)} of {len(holds)} architectures; mean test Dice over 11 gammas "
+            "of MIP and classical: " + "; ".join(found),
             all(holds),
         )
     ]

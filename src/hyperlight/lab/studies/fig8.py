@@ -45,7 +45,7 @@ def claims(results: Results) -> list[Claim]:
         Claim(
             SOURCE,
             "the improvements are similar to those of the LeakyReLU models",
-            "how many times as many steps as MIP classical takes to 95 % of its improvement: "
+            "steps of classical over steps of MIP, to 95 % of classical's improvement: "
             + ", ".join(f"{ratio:.1f} ({title})" for title, ratio in ratios.items()),
             all(0.5 * relu <= ratio <= 2.0 * relu for ratio in others),
         ),

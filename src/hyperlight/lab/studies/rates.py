@@ -272,8 +272,8 @@ def claims(results: Results) -> list[Claim]:
         found.append(
             Claim(
                 BEYOND,
-                "with ours and hl.parameter_groups, learning rates that are good for the plain "
-                f"network are good for the hypernetwork ({where})",
+                "learning rates that are good for the plain network are good for ours with "
+                f"hl.parameter_groups ({where})",
                 f"{kept} of {total} rates are, over all tasks and sizes"
                 + (f"; the others: {'; '.join(lost)}" if lost else ""),
                 bool(total) and kept == total,
@@ -296,8 +296,8 @@ def claims(results: Results) -> list[Claim]:
         found.append(
             Claim(
                 BEYOND,
-                "with ours and hl.parameter_groups the hypernetwork ends no lower than the plain "
-                f"network at any rate, within the spread over seeds ({where})",
+                "ours with hl.parameter_groups ends no lower than the plain network at any rate, "
+                f"within the spread over seeds ({where})",
                 f"at {count} of {rates} rates, over all tasks and sizes"
                 + (f"; lower: {'; '.join(below)}" if below else "")
                 + "; without hl.parameter_groups: "
@@ -324,7 +324,7 @@ def _first_steps(measured: Steps, optimizer: str) -> Claim:
     shown = [f"{min(each):.2f} to {max(each):.2f} ({method})" for method, each in total.items()]
     return Claim(
         BEYOND,
-        "with ours and hl.parameter_groups the first step moves a predicted weight about as far as "
+        "the first step of ours with hl.parameter_groups moves a predicted weight about as far as "
         f"a step of the plain network, at all sizes ({drawing.NAMES[optimizer]})",
         f"in multiples of the plain network's step: {', '.join(shown)}",
         all(1 / FAR <= each <= FAR for each in total[GROUPS]),
