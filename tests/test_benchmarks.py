@@ -46,7 +46,7 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> None:
     assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_ours_and_the_one_by_hand_train_alike() -> None:
+def test_hyperlight_and_the_version_by_hand_train_alike() -> None:
     pair = _pair()
     x, target = SMOKE.data(torch.device("cpu"))
     losses: list[list[float]] = [[], []]
@@ -133,12 +133,12 @@ def test_the_floor_moves_seven_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(step(0)) == 1000.0  # one array read; the three that are written are not changed
     assert float(step(1)) == 1000.0
     assert PASSES == 7
-    monkeypatch.setattr(floor, "LIMIT", 300)  # in parts, where the head is large
+    monkeypatch.setattr(floor, "LIMIT", 300)  # a large head is streamed in parts
     assert float(prepare_floor(1000, torch.device("cpu"))(0)) == 1000.0
     assert floor.floor_bytes(1000) == 3 * 4 * 300
 
 
-# --- who takes part ---------------------------------------------------------
+# --- subjects ---------------------------------------------------------
 
 
 def test_every_family_of_a_subject_exists_and_peers_have_a_version() -> None:
@@ -207,13 +207,15 @@ def test_a_subject_that_fails_is_reported_and_does_not_stop_the_others() -> None
         assert all(row.peak >= row.base > 2**20 for row in found.values())  # type: ignore[operator]
 
 
-def test_a_subject_that_says_nothing_is_given_up() -> None:
+def test_a_subject_that_does_not_answer_is_given_up() -> None:
     settings = Settings(rounds=1, seconds=1e-6, threads=1, patience=0.01)
     (plain, *_) = measure(SMOKE, [], settings)
     assert plain.error == "no answer for 0.01 seconds"
 
 
-def test_what_cannot_fit_is_skipped_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_subject_that_does_not_fit_is_skipped_with_the_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(run, "_free", lambda _: 16 * 2**30)
     measured: list[str] = []
 
@@ -263,7 +265,7 @@ def test_a_ratio_is_that_of_the_same_round() -> None:
     assert str(ratio) == "3.50 (3.00 to 9.00)"
 
 
-def test_overhead_is_what_comes_on_top_of_plain() -> None:
+def test_overhead_is_the_time_added_to_the_plain_network() -> None:
     plain, lowest, ours, release, broken = _rows()
     assert report.overhead(ours, release) == pytest.approx(0.5 / 2.5)
     assert report.overhead(lowest, ours) == pytest.approx(0.1 / 0.5)
@@ -293,7 +295,7 @@ def test_the_table_shows_ratios_memory_and_errors() -> None:
     assert "no numbers: ended with status 1: why" in text
 
 
-def test_peers_are_rows_and_ours_are_columns() -> None:
+def test_peers_are_rows_and_hyperlight_is_a_column() -> None:
     made = report.peer_table("against", _rows())
     assert made is not None
     text = _text(made)
@@ -354,14 +356,14 @@ def _images() -> dict[str, torch.Tensor]:
     }
 
 
-def test_ours_reaches_what_is_easy() -> None:
+def test_hyperlight_reaches_an_easy_target() -> None:
     found = mnist.work("ours", _images(), 0, target=0.95, steps=200)
     assert found["accuracy"] >= 0.95
     assert found["steps"] % mnist.EVALUATE_EVERY == 0
     assert math.isfinite(found["seconds"])
 
 
-def test_one_that_gives_up_counts_as_infinitely_long() -> None:
+def test_a_run_that_gives_up_counts_as_infinitely_long() -> None:
     found = mnist.work("ours", _images(), 0, target=1.01, steps=mnist.EVALUATE_EVERY)
     assert found["seconds"] == found["steps"] == math.inf
     assert mnist.middle([3.0, math.inf, 1.0]) == 3.0

@@ -46,7 +46,7 @@ def study(request: pytest.FixtureRequest) -> Study:
     return STUDIES[request.param]
 
 
-def test_studies_are_called_by_their_names() -> None:
+def test_studies_are_registered_by_name() -> None:
     assert all(name == study.name for name, study in STUDIES.items())
     paper = {"fig1a", "fig1b", "fig3a", "fig3b", "fig3c", "fig4a", "fig4b", "fig5b", "fig5c"}
     paper |= {"fig6", "fig7", "fig8", "fig9", "table2", "lr", "runtime"}
@@ -83,7 +83,7 @@ def test_seeds(study: Study, size: Size) -> None:
     assert len({spec.key for spec in specs}) == len(combinations) * len(seeds)
 
 
-def test_what_is_reduced_is_said(study: Study) -> None:
+def test_the_page_tells_what_is_reduced(study: Study) -> None:
     assert study.reduced["smoke"]
     assert "paper" not in study.reduced
     sizes: tuple[Size, ...] = ("smoke", "cpu")
@@ -142,7 +142,7 @@ def group(formulation: str, *curves: tuple[float, ...]) -> Group:
     return Group(spec, runs)
 
 
-def test_a_race_is_to_most_of_what_the_other_gains() -> None:
+def test_the_target_of_a_race_is_most_of_the_other_s_improvement() -> None:
     mip = group("mip", (10.0, 70.0, 96.0, 97.0))
     other = group("classical", (10.0, 10.0, 50.0, 90.0))
     race = drawing.Race.of(mip, other)
@@ -154,14 +154,14 @@ def test_a_race_is_to_most_of_what_the_other_gains() -> None:
     assert not drawing.Race.of(other, mip).won
 
 
-def test_the_mean_over_seeds_has_to_get_there() -> None:
+def test_the_mean_over_seeds_must_reach_the_target() -> None:
     mip = group("mip", (10.0, 90.0, 90.0), (10.0, 30.0, 90.0))
     assert drawing.first(mip, 60.0) == 5.0
     assert drawing.first(mip, 61.0) == 10.0
     assert drawing.first(mip, 91.0) == math.inf
 
 
-def test_a_race_against_what_does_not_learn_is_won_by_learning() -> None:
+def test_learning_beats_a_group_that_does_not_learn() -> None:
     stuck = group("classical", (10.0, 10.0, 10.0))
     won, lost = (drawing.Race.of(group("mip", c), stuck) for c in ((8.0, 9.0, 11.0), (10.0,) * 3))
     assert won.won
@@ -189,13 +189,13 @@ def test_what_is_reached_without_learning_is_no_improvement() -> None:
 
 
 def test_improving_by_a_twentieth_of_what_mip_does_is_not_learning() -> None:
-    mip = group("mip", (10.0, 50.0, 90.0))  # gains 80
+    mip = group("mip", (10.0, 50.0, 90.0))  # improves by 80
     assert math.isnan(drawing.Race.of(mip, group("classical", (10.0, 11.0, 13.9))).target)
     assert drawing.Race.of(mip, group("classical", (10.0, 11.0, 14.1))).target > 13.0
 
 
 @pytest.mark.parametrize("bad", [math.nan])
-def test_what_diverged_is_worse_than_all_else(bad: float) -> None:
+def test_diverged_runs_rank_last(bad: float) -> None:
     mip = group("mip", (10.0, 50.0, 60.0))
     broken = Group(mip.spec, [diverged("classical", bad=bad)])
     assert drawing.worth(broken.final) == -math.inf
@@ -211,7 +211,7 @@ def test_a_model_may_be_worse_by_the_spread_over_seeds() -> None:
     assert not drawing.no_worse("s", "t", group("mip", (10.0, 89.0)), other).holds
 
 
-def test_variance_is_nothing_to_speak_of_with_one_seed() -> None:
+def test_one_seed_gives_no_claim_about_variance() -> None:
     one, two = group("mip", (10.0, 50.0)), group("mip", (10.0, 50.0), (10.0, 50.0))
     wide = group("classical", (10.0, 50.0), (10.0, 90.0))
     assert fig4a.variance("s", "t", one, wide) == []
@@ -267,7 +267,7 @@ def test_results_find_groups_by_any_setting() -> None:
 
 @dataclass
 class Smoke:
-    """What `hyperlight study` left behind and printed."""
+    """What `hyperlight study` wrote and printed."""
 
     out: Path
     cache: Path
@@ -310,7 +310,7 @@ def _json(path: Path) -> object:
     return json.loads(path.read_text("utf-8"))
 
 
-def test_every_study_leaves_its_files(smoke: Smoke, study: Study) -> None:
+def test_every_study_writes_its_files(smoke: Smoke, study: Study) -> None:
     folder = smoke.out / study.name
     about = _json(folder / "study.json")
     assert isinstance(about, dict)
@@ -336,7 +336,7 @@ def test_every_study_leaves_its_files(smoke: Smoke, study: Study) -> None:
     assert {path.name for path in folder.iterdir()} == expected
 
 
-def test_every_claim_says_what_was_measured(smoke: Smoke, study: Study) -> None:
+def test_every_claim_has_a_measurement(smoke: Smoke, study: Study) -> None:
     found = _json(smoke.out / study.name / "claims.json")
     assert isinstance(found, list)
     assert found
@@ -367,7 +367,7 @@ def test_a_second_time_nothing_is_trained(
     assert about["wall_seconds"] is None
 
 
-def test_a_run_of_two_studies_is_done_once(smoke: Smoke) -> None:
+def test_a_run_of_two_studies_runs_once(smoke: Smoke) -> None:
     keys = {spec.key for s in STUDIES.values() for spec in s.specs(Setup("smoke"))}
     total = sum(len(s.specs(Setup("smoke"))) for s in STUDIES.values())
     assert {path.name for path in smoke.cache.iterdir()} == keys
@@ -492,7 +492,7 @@ def test_the_page_in_markdown_has_the_same_beside_the_figures(smoke: Smoke, tmp_
                 assert "".join(f"| {cell} " for cell in cells) + "|\n" in text
 
 
-def test_a_bar_in_a_cell_does_not_end_it(smoke: Smoke, tmp_path: Path) -> None:
+def test_a_bar_does_not_end_a_cell(smoke: Smoke, tmp_path: Path) -> None:
     study = page.read(smoke.out, list(STUDIES))[0]
     claim = dataclasses.replace(study.claims[0], text="|a| < 1")
     out = tmp_path / "README.md"
