@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import hyperlight as hl
-from hyperlight.factored import OuterProduct
+from hyperlight.optim.outer import OuterProduct
 from tests.test_distributed import LIMIT, run
 
 STEPS = 4

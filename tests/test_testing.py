@@ -245,9 +245,9 @@ class Miscounted(Own):
         return self.shapes[name].numel()
 
 
-class OtherFactored(Own):
-    def factored(self, features: Tensor) -> dict[str, Tensor]:
-        return {name: 2.0 * t for name, t in self.predict(features).items()}
+class OtherSum(Own):
+    def add_to(self, theta0: Any, features: Tensor) -> dict[str, Tensor]:
+        return {name: theta0[name] + 2.0 * t for name, t in self.predict(features).items()}
 
 
 class OwnPlacement(Own):
@@ -431,7 +431,7 @@ WRONG_HEADS: list[tuple[Any, str, str]] = [
     (WrongDtype, "predictions", "float64; expected .* torch.float32"),
     (Infinite, "predictions", "infinite values or NaN; expected finite"),
     (Miscounted, "predictions", "adds up to 32 over all tensors, and the head has 4,096"),
-    (OtherFactored, "predictions", "factored.. and predict.. differ for '0.weight'"),
+    (OtherSum, "predictions", "add_to.. and predict.. differ for '0.weight'"),
     (OwnPlacement, "predictions", "'head.weight' is torch.float64 on cpu; expected torch.f"),
     (Deaf, "dependence", "The prediction of '0.weight' is the same for all values of"),
     (Detached, "gradients", "'hypernet.trunk.layers.0.weight', .* is zero whatever the inputs"),

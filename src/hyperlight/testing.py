@@ -57,7 +57,7 @@ from torch import Tensor, nn
 
 from .encodings import Encoding
 from .errors import ConfigurationError, HyperLightError
-from .heads import Factors
+from .heads import dense
 from .hypernet import HyperNet
 from .init import FanOut, Initialization, Zero
 from .model import HyperModel
@@ -124,7 +124,7 @@ def check_hypernet(model: HyperModel | HyperNet, *args: Any, **kwargs: Any) -> C
                        is the declared one; finite at the ends of every space
     ``norm``           the encoded vector has norm 1, where ``unit_norm`` claims it
     ``predictions``    declared names, order, shapes, dtypes; finite; the head's ``predict``,
-                       ``factored`` and ``forward`` agree; ``parameter_count`` adds up
+                       ``add_to`` and ``forward`` agree; ``parameter_count`` adds up
     ``batches``        a batch of inputs equals the loop over it, for every batch shape
     ``dependence``     every predicted tensor changes with every input
     ``gradients``      every trained parameter of the hypernetwork, and every ``theta0``, is
@@ -253,7 +253,7 @@ class _Case:
 
     @property
     def placement(self) -> tuple[torch.dtype, torch.device]:
-        return self.hypernet._placement()
+        return self.hypernet.dtype, self.hypernet.device
 
     def copied(self) -> _Case:
         return _Case(copy.deepcopy(self.model), self.given, self.args, self.kwargs)
@@ -335,7 +335,7 @@ def _inputs(case: _Case) -> None:
                 f"{name!r} drew {tuple(value.shape)} for batch shape {batch}; expected {shape}, "
                 "batch_shape + event_shape. Correct sample() or event_shape.",
             )
-            space.check_values(name, value)
+            space.check_values(value)
         if space.discrete:
             continue
         for value in (case.gamma((64,))[name], space.grid(5, dtype=dtype, device=device)):
@@ -450,9 +450,10 @@ def _predictions(case: _Case) -> None:
         )
     head, features = case.hypernet.head, case.features(2, seed=0)
     parts = {name: part.reshape(2, -1) for name, part in head.predict(features).items()}
-    factored = {
-        name: (part.dense() if isinstance(part, Factors) else part).reshape(2, -1)
-        for name, part in head.factored(features).items()
+    nothing = {name: torch.zeros(s, dtype=dtype, device=device) for name, s in shapes.items()}
+    added = {
+        name: dense(weight).reshape(2, -1)
+        for name, weight in head.add_to(nothing, features).items()
     }
     sizes = [shape.numel() for shape in shapes.values()]
     flat = head(features)
@@ -463,7 +464,7 @@ def _predictions(case: _Case) -> None:
     )
     cut = dict(zip(shapes, flat.split(sizes, dim=-1), strict=True))
     _compare("The head's forward and predict() differ", cut, parts)
-    _compare("The head's factored() and predict() differ", factored, parts)
+    _compare("The head's add_to() and predict() differ", added, parts)
     counts = [head.parameter_count(name) for name in shapes]
     total, own = sum(p.numel() for p in head.parameters()), sum(n or 0 for n in counts)
     _expect(
