@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from .. import figures
 from ..engine import Spec
 from ..summary import BEYOND, Claim
 from . import drawing, settings
 from .base import Group, Place, Results, Study, Table, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAPER, UNIT = "paper's encoding", "unit norm"
 FRACTIONS = (0.03, 0.1, 0.3)

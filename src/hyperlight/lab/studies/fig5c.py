@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, fig9, settings
 from .base import Place, Results, Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The prior of section 5.1; the figure does not name its own.
 PRIOR = "normal"

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import figures
 from ..engine import Spec
@@ -22,6 +19,10 @@ from ..summary import BEYOND, Claim
 from . import drawing, settings
 from .base import Group, Place, Results, Study, Table, grid
 from .first_step import Step, first_step
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PLAIN = "plain network"
 PAPER = "paper's MIP"
