@@ -26,11 +26,12 @@ from hyperlight.lab import checkpoint
 from hyperlight.lab.checkpoint import RunFolder, differences, digest, identity
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.provenance import provenance
+from hyperlight.lab.record import Point, Run
 from hyperlight.lab.tasks import KINDS
 from hyperlight.lab.tasks.base import Fixed, Formulation, Model, Outcome
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 from hyperlight.lab.tasks.hypermorph import Hypermorph
-from hyperlight.lab.train import Point, Run, Training, train
+from hyperlight.lab.train import Training, train
 from tests.lab.making import (
     equal_profiles,
     equal_tensors,

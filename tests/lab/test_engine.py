@@ -17,9 +17,10 @@ from hyperlight.lab import engine
 from hyperlight.lab.checkpoint import RunFolder
 from hyperlight.lab.engine import Spec, run_grid
 from hyperlight.lab.errors import LabError
+from hyperlight.lab.record import Run
 from hyperlight.lab.tasks import KINDS
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
-from hyperlight.lab.train import Run, Training
+from hyperlight.lab.train import Training
 
 CONFIG = Bayes(hidden=(4, 8), evaluation_gammas=2, evaluation_images=40, posterior_samples=2)
 TRAINING = Training(steps=4, evaluate_every=2, batch_size=16, target=None, device="cpu")

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from hyperlight.lab import figures, report
 from hyperlight.lab.files import write_text
+from hyperlight.lab.record import Run
 from hyperlight.lab.summary import Summary, claims, summarize
 from hyperlight.lab.tasks.base import Metric, Outcome
-from hyperlight.lab.train import Run
 from tests.lab.making import ACCURACY, RISING, STEEP, diverged, listing, make_run, plain_run
 
 COMMAND = "hyperlight demo --steps 10 --out 'a <b>'"

@@ -22,9 +22,10 @@ from lightning_fabric import Fabric
 from .checkpoint import Identity, RunFolder, digest, identity
 from .errors import LabError
 from .provenance import provenance
+from .record import Run
 from .tasks import KINDS
 from .tasks.base import Formulation, Metric, Task
-from .train import Run, Training, train
+from .train import Training, train
 
 __all__ = ["Spec", "run_grid", "task_of"]
 

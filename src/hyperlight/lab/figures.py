@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .record import Run
 from .summary import TITLES, Spread, Summary
-from .train import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,8 +15,8 @@ from rich.table import Table
 from . import figures, pages
 from .files import csv_text, write_text
 from .provenance import provenance
+from .record import Run
 from .summary import TITLES, Spread, Summary, claims, shown_steps
-from .train import Run
 
 __all__ = ["PAGE", "clear", "conclusion", "table", "write"]
 

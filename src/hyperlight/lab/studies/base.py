@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..engine import Spec
+from ..record import Run
 from ..summary import Claim, Spread
 from ..tasks import KINDS
 from ..tasks.base import Formulation, Metric
-from ..train import Run, Training
+from ..train import Training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..engine import Spec
+from ..record import Run
 from ..summary import Claim
-from ..train import Run
 from . import drawing, settings
 from .base import Group, Place, Results, Study, grid
 
