@@ -165,4 +165,4 @@ def test_a_damaged_image_is_named(
         )
     message = _refused(folder)
     assert f"{path} cannot be read as an image" in message
-    assert "Replace it or take it out" in message
+    assert "Replace it or remove it" in message

@@ -146,7 +146,7 @@ def test_oasis_is_fetched_once(tmp_path: Path) -> None:
 
     place = tmp_path / "new"
     found = hashlib.md5(content).hexdigest()
-    with pytest.warns(UserWarning, match=f"its md5 is {found}, others have noted c9ae5864"):
+    with pytest.warns(UserWarning, match=f"its md5 is {found}, expected c9ae5864"):
         line = fetch_oasis(place, downloader=server)
     assert "fetched neurite-oasis.2d.v1.0.tar; OASIS (neurite 2D), 16x19" in line
     assert "data use agreement" in line

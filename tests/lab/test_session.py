@@ -217,7 +217,7 @@ def test_a_demo_that_is_interrupted_goes_on(tmp_path: Path) -> None:
         _end(process, number)
         printed = log.read_text("utf-8")
         assert printed.count("stopping after this step; interrupt again to stop at once") == i + 1
-        assert printed.count("interrupted; the same command goes on from here\n") == i + 1
+        assert printed.count("interrupted; the same command resumes from here\n") == i + 1
         assert "Traceback" not in printed
         assert all((run / CHECKPOINT).is_file() for run in runs)
         assert not (out / "report.html").exists()
@@ -289,7 +289,7 @@ def test_two_processes_that_are_interrupted_go_on_as_one(tmp_path: Path, one: Pa
         process.join(300)
         assert process.exitcode == 130
     logs = [log.with_name(f"log{rank}").read_text("utf-8") for rank in range(2)]
-    assert logs[0].count("interrupted; the same command goes on from here") == 1
+    assert logs[0].count("interrupted; the same command resumes from here") == 1
     assert "interrupted" not in logs[1]
     assert not any("Traceback" in text for text in logs)
     alone = running.start(command, log)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from .checkpoint import Identity, RunFolder, digest, identity
 from .errors import LabError
@@ -171,6 +170,8 @@ def _where(cache: Path) -> str:
 
 def _compute(spec: Spec, cache: str, threads: int) -> dict[str, Any]:
     """A run in a worker; what it gives is its record, as JSON has it."""
+    from lightning_fabric import Fabric
+
     with _ALONE:
         torch.set_num_threads(threads)
         training = spec.training

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import jinja2
-
 __all__ = ["render"]
 
 
@@ -18,6 +16,8 @@ def render(template: str, **values: Any) -> str:
             in ``.md`` the filter ``cell`` makes a value fit for a table.
         values: by name; all that the template asks for.
     """
+    import jinja2
+
     html = template.endswith(".html")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hyperlight.lab"),

@@ -170,8 +170,8 @@ class Session:
 
     def _build(self) -> None:
         """Build the models of seed 0, before the folder is touched: they may be refused."""
-        share = (self.fabric.global_rank, self.fabric.world_size)
-        self.task.batches(self.training.batch_size, 0, share)
+        shard = (self.fabric.global_rank, self.fabric.world_size)
+        self.task.batches(self.training.batch_size, 0, shard)
         self._built = {name: self.task.model(name, 0) for name in self.formulations}
 
     def _clear(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..figures import COLORS, band, panels
 from ..summary import TITLES, Claim, Spread, shown
+from ..tasks import KINDS
 from .base import Group, Table, value
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ NAMES: Mapping[Any, str] = {
     "tanh": "Tanh",
     "gelu": "GELU",
     "silu": "SiLU",
-    "bayes": "Bayesian networks",
-    "hypermorph": "HyperMorph",
-    "scale_space": "Scale-Space",
+    **{name: kind.label for name, kind in KINDS.items()},
 }
 
 
