@@ -119,7 +119,7 @@ def _refused(folder: Path, **options: Any) -> str:
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'no'} is not there or no folder" in _refused(tmp_path / "no")
+    assert f"{tmp_path / 'no'} is not a folder" in _refused(tmp_path / "no")
     message = _refused(tmp_path)
     assert f"{tmp_path} has the class folders none; expected two or more" in message
     folder = _folder(tmp_path / "a", each=10)

@@ -143,7 +143,7 @@ def test_a_run_that_fails_leaves_the_others(tmp_path: Path) -> None:
     assert "1 of 2 runs failed; the others are kept in" in text
     assert bad.key in text
     assert "--dimensions was 0; expected 1 or more" in text
-    assert text.endswith("Call the same command again to try them once more.")
+    assert text.endswith("Repeat the same command to try them again.")
     assert seen.calls == [(SPECS[0].key, True)]
     assert RunFolder(tmp_path / SPECS[0].key, SPECS[0].about).finished() is not None
 
@@ -163,7 +163,7 @@ def test_an_engine_that_is_not_there(
     with pytest.raises(LabError) as caught:
         run_grid([spec()], tmp_path, engine=address)
     text = str(caught.value)
-    assert text.startswith(f"There is no engine at {address} (")
+    assert text.startswith(f"There is no Dask scheduler at {address} (")
     assert text.endswith(
         "Expected the address of a Dask scheduler, as `dask scheduler` prints it: tcp://host:8786."
     )

@@ -476,7 +476,7 @@ def test_a_folder_of_something_else_is_refused(
     with pytest.raises(LabError) as raised:
         _session(task, tmp_path).claim()
     assert str(raised.value) == (
-        f"{tmp_path} holds files already. Choose another --out, or pass --overwrite to replace "
+        f"{tmp_path} already has files. Choose another --out, or pass --overwrite to replace "
         "the results in it."
     )
     assert _tree(tmp_path) == before

@@ -132,8 +132,8 @@ class Session:
             restart: replace earlier results, except unfinished ones with the same settings.
 
         Raises:
-            LabError: the settings cannot be trained with, the folder cannot be made, or it holds
-                something else. The folder is then unchanged.
+            LabError: the settings cannot be trained with, the folder cannot be created, or it
+                holds something else. The folder is then unchanged.
         """
         self._build()
         refused = ""
