@@ -226,7 +226,7 @@ def test_the_same_command_finds_its_folder_and_its_finished_runs(
     (folder,) = runs.iterdir()
     record = folder / "mip-seed0" / "record.json"
     kept = record.read_bytes(), record.stat().st_mtime_ns
-    assert "nothing is trained" not in capsys.readouterr().out
+    assert "runs are finished" not in capsys.readouterr().out
     # What the numbers do not depend on is no other command.
     for options in (
         [],
@@ -237,7 +237,7 @@ def test_the_same_command_finds_its_folder_and_its_finished_runs(
     ):
         assert main(["train", "bayes", *TINY, *options]) == 0
         printed = capsys.readouterr().out
-        assert "These runs are finished; nothing is trained." in printed
+        assert "These runs are finished. Pass --overwrite to train them again." in printed
         assert f"Report: runs/{folder.name}/report.html" in printed
         assert list(runs.iterdir()) == [folder]
         assert (record.read_bytes(), record.stat().st_mtime_ns) == kept
@@ -276,9 +276,9 @@ def test_more_seeds_later_keep_the_first_ones(tmp_path: Path, capsys: Captured, 
     assert (record.read_bytes(), record.stat().st_mtime_ns) == kept
     assert (folder / "mip-seed1" / "record.json").is_file()
     assert {row["seed"] for row in _rows(folder / "metrics.csv")} == {"0", "1"}
-    assert "nothing is trained" not in capsys.readouterr().out
+    assert "runs are finished" not in capsys.readouterr().out
     assert main([*command, "--seeds", "1"]) == 0
-    assert "nothing is trained" in capsys.readouterr().out
+    assert "runs are finished" in capsys.readouterr().out
     assert {row["seed"] for row in _rows(folder / "metrics.csv")} == {"0"}
     assert (folder / "mip-seed1" / "record.json").is_file()
 
@@ -368,7 +368,7 @@ def test_train_hypermorph_on_the_digits(tmp_path: Path, capsys: Captured) -> Non
     # The same pictures and numbers come from what is kept.
     page = (folder / "report.html").read_bytes()
     assert main(["train", "hypermorph", *TINY, *options]) == 0
-    assert "nothing is trained" in capsys.readouterr().out
+    assert "runs are finished" in capsys.readouterr().out
     assert (folder / "report.html").read_bytes() == page
 
 
@@ -440,7 +440,7 @@ def test_an_interruption_ends_with_status_130(
 
     monkeypatch.setattr(session, "train", interrupted)
     assert main(["demo", *TINY, "--out", str(tmp_path / "out")]) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+    assert capsys.readouterr().err == "interrupted; the same command resumes from here\n"
 
 
 # --- names with brackets ----------------------------------------------------------

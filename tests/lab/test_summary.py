@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperlight.lab.record import Run
 from hyperlight.lab.summary import (
     TITLES,
     Spread,
@@ -22,7 +23,6 @@ from hyperlight.lab.summary import (
     summarize,
 )
 from hyperlight.lab.tasks.base import SWITCHES, Formulation, Metric, Outcome
-from hyperlight.lab.train import Run
 from tests.lab.making import ACCURACY, FLAT, RISING, diverged, make_run, plain_run
 
 figures = st.floats(-1e6, 1e6)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from .record import Run
 from .summary import TITLES, Spread, Summary
-from .train import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["COLORS", "band", "convergence", "gradients", "panels", "scales", "svg"]
 
@@ -37,6 +39,8 @@ def panels(
         width: width of the figure in inches.
         height: height of a row in inches.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height * rows), layout="constrained")
     axes = [ax for row in figure.subplots(rows, columns, squeeze=False) for ax in row]
     for ax in axes:

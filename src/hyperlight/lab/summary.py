@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .record import Run
 from .tasks.base import Metric
-from .train import Run
 
 __all__ = [
     "BEYOND",

@@ -25,9 +25,7 @@ from . import (
 )
 from .base import Results, Setup, Size, Study
 
-__all__ = ["STUDIES", "Place", "Results", "Setup", "Size", "Study"]
-
-Place = Setup
+__all__ = ["STUDIES", "Results", "Setup", "Size", "Study"]
 
 STUDIES: dict[str, Study] = {
     study.name: study

@@ -7,16 +7,19 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..engine import Spec
+from ..record import Run
 from ..summary import Claim, Spread
 from ..tasks import KINDS
 from ..tasks.base import Formulation, Metric
-from ..train import Run, Training
+from ..train import Training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Group", "Results", "Setup", "Size", "Study", "Table", "base", "grid", "value"]
 

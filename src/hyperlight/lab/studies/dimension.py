@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from .. import figures
 from ..engine import Spec
 from ..summary import BEYOND, Claim
 from . import drawing, settings
 from .base import Group, Results, Setup, Study, Table, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MIP, UNIT, OURS = "MIP", "unit norm", "ours (unit norm, relative 0.1)"
 FRACTIONS = {"unit norm, relative 0.03": 0.03, OURS: 0.1, "unit norm, relative 0.3": 0.3}

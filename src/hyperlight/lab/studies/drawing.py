@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from ..figures import COLORS, band, panels
 from ..summary import TITLES, Claim, Spread, shown
+from ..tasks import KINDS
 from .base import Group, Table, value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "NAMES",
@@ -46,9 +48,7 @@ NAMES: Mapping[Any, str] = {
     "tanh": "Tanh",
     "gelu": "GELU",
     "silu": "SiLU",
-    "bayes": "Bayesian networks",
-    "hypermorph": "HyperMorph",
-    "scale_space": "Scale-Space",
+    **{name: kind.label for name, kind in KINDS.items()},
 }
 
 

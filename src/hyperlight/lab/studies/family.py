@@ -14,15 +14,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import figures
 from ..engine import Spec
 from ..summary import BEYOND, Claim, Spread
 from . import drawing
 from .base import Group, Results, Table, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["claims", "draw", "specs", "tables"]
 

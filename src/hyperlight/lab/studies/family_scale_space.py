@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..engine import Spec
 from ..summary import BEYOND
 from . import family, settings
 from .base import Results, Setup, Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COST = "ms per image"
 

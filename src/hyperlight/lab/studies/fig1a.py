@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from .. import figures
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, settings
 from .base import Group, Results, Setup, Study, Table, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The scale is steady below this variation, as in the verdict of hl.scale_profile.
 STEADY = 0.2

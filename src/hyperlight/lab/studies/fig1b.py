@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..engine import Spec
 from ..figures import panels
 from ..summary import Claim
 from . import drawing, fig4a, settings
 from .base import Results, Setup, Study, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def specs(setup: Setup) -> list[Spec]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import gaussian_kde
 from torch import Tensor, nn
 
 from ... import HyperModel
@@ -22,6 +19,10 @@ from ..tasks.base import Fixed, Formulation
 from . import settings
 from .base import Results, Setup, Study, Table
 from .drawing import NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["OUTPUTS", "WEIGHTS"]
 
@@ -105,6 +106,8 @@ def _values(each: list[Tensor]) -> Values:
 
 
 def _density(ax: Axes, values: NDArray[np.float64], width: float, **style: Any) -> float:
+    from scipy.stats import gaussian_kde
+
     x = np.linspace(-width, width, 201)
     if float(values.std()) < 1e-12 * width:
         return 0.0

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..engine import Spec
 from ..figures import band, panels
 from ..summary import Claim, Spread
 from . import drawing, settings
 from .base import Group, Results, Setup, Study, Table, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OPTIMIZERS = ("adam", "sgd")
 EPOCH = 375  # steps: MNIST's 48,000 training images in batches of 128

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..engine import Spec
+from ..record import Run
 from ..summary import Claim
-from ..train import Run
 from . import drawing, settings
 from .base import Group, Results, Setup, Study, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OPTIMIZERS = ("adam", "sgd")
 SOURCE = "section 6.2, figure 4a"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, fig4a, settings
 from .base import Group, Results, Setup, Study, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SOURCE = "section 6.2, figure 4b"
 # A model has learned to register if its Dice exceeds that before registration by this much.

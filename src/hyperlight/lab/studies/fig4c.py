@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, settings
 from .base import Results, Setup, Study, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OPTIMIZERS = ("adamw", "sgd")
 SOURCE = "section 6.2, figure 4c"

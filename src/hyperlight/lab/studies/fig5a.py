@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from .. import figures
 from ..engine import Spec
 from ..summary import Claim, shown
 from . import drawing, settings
 from .base import Group, Results, Setup, Study, Table, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SOURCE = "section 6.2, figure 5a"
 OPTIMIZERS = ("adamw", "sgd")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..engine import Spec
 from ..summary import Claim, shown
 from ..tasks.base import Formulation
 from . import drawing, settings
 from .base import Results, Setup, Study, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMULATIONS: tuple[Formulation, ...] = ("classical", "encoding", "residual", "mip")
 SOURCE = "section 6.2, figure 5b"

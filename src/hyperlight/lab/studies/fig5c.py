@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, fig9, settings
 from .base import Results, Setup, Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The prior of section 5.1; the paper does not give that of the figure.
 PRIOR = "normal"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, settings
 from .base import Group, Results, Setup, Study, Table, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SOURCE = "section 6.3 and B.1, figure 6"
 WIDTHS = ("16", "128", "exp")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from .. import figures
 from ..summary import Claim
 from . import drawing, fig6, settings
 from .base import Group, Results, Study, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SOURCE = "B.1, figure 7"
 FORMULATIONS = ("classical", "mip")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from .. import figures
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, fig4b, settings
 from .base import Group, Results, Setup, Study, Table, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # the range of A.2 to A.4
 

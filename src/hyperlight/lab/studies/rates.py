@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import figures
 from ..engine import Spec
@@ -23,6 +20,10 @@ from ..summary import BEYOND, Claim
 from . import drawing, settings
 from .base import Group, Results, Setup, Study, Table, grid
 from .first_step import Step, first_step
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PLAIN = "plain network"
 MIP = "MIP"

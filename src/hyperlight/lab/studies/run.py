@@ -17,8 +17,8 @@ from .. import figures
 from ..engine import Spec, run_grid
 from ..files import csv_text, write_text
 from ..provenance import provenance
+from ..record import Run
 from ..summary import TITLES, Claim
-from ..train import Run
 from .base import Group, Results, Setup, Study, Table
 
 __all__ = ["run_study"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from .. import figures
 from ..engine import Spec
 from ..summary import Claim, Spread
 from . import drawing, fig4a, fig4b, fig4c, settings
 from .base import Results, Setup, Study, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SOURCE = "section 6.2"
 FORMULATIONS = ("classical", "mip")

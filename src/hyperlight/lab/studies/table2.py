@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from .. import figures
 from ..engine import Spec
 from ..summary import Claim, Spread
 from . import drawing, fig4a, fig4b, fig4c, settings
 from .base import Group, Results, Setup, Study, Table, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SOURCE = "B.4, table 2"
 
