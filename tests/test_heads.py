@@ -161,20 +161,22 @@ def test_the_spread_is_that_of_the_initialisation(make: object, init: str) -> No
     targets = {"a.weight": 0.5, "a.bias": 2.0, "b.weight": 0.01}
     made = hl.Relative(0.1, targets) if init == "relative" else init
     means = {name: [] for name in shapes}
-    for seed in range(8):
+    # Fan-out is right in expectation, and the wider the nearer; the others are measured.
+    seeds, width = (16, 256) if init == "fan_out" else (2, 64)
+    for seed in range(seeds):
         head = make()
         if isinstance(head, dict):
             head = {"a.weight": hl.LowRank(3), "b.*": hl.Chunked(64), "*": hl.Dense()}
         net = hl.HyperNet(
             {"z": hl.Normal(16)},
             shapes,
-            hidden=(64, 256),
+            hidden=(256, width),
             head=head,
             init=made,
             dtype=torch.float64,
             generator=torch.Generator().manual_seed(seed),
         )
-        z = torch.randn(64, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        z = torch.randn(8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         for name, tensor in net(z=z).items():
             means[name].append(tensor.detach().square().mean())
     expected = {

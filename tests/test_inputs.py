@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -95,6 +96,21 @@ def test_a_grid_is_sorted_inside_and_spreads_over_the_space(space: hl.Input) -> 
     if math.isfinite(low):
         assert torch.allclose(grid[0], torch.full_like(grid[0], low))
         assert torch.allclose(grid[-1], torch.full_like(grid[-1], high))
+
+
+@pytest.mark.parametrize("points", [2, 7])
+def test_a_grid_holds_the_quantiles_that_are_documented(points: int) -> None:
+    """Of the normal distribution as the standard library has it, and both ends of a range."""
+    halves = [(i + 0.5) / points for i in range(points)]
+    normal = [NormalDist(1.0, 2.0).inv_cdf(p) for p in halves]
+    for space in (hl.Normal(3, loc=1.0, scale=2.0), hl.Vector(3, loc=1.0, scale=2.0)):
+        expected = torch.tensor(normal, dtype=torch.float64)[:, None].expand(points, 3)
+        torch.testing.assert_close(space.grid(points, dtype=torch.float64), expected)
+    steps = [i / (points - 1) for i in range(points)]
+    found = hl.Uniform(-2.0, 0.5).grid(points, dtype=torch.float64)
+    assert found.tolist() == pytest.approx([-2.0 + 2.5 * p for p in steps])
+    found = hl.LogUniform(1e-4, 1.0).grid(points, dtype=torch.float64)
+    assert found.tolist() == pytest.approx([1e-4 ** (1.0 - p) for p in steps])
 
 
 def test_the_ends_of_a_space_are_inside_it_in_every_dtype() -> None:

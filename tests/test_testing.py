@@ -466,7 +466,9 @@ def test_what_is_wrong_with_a_head_is_found_by_name(
 def test_every_failure_is_listed() -> None:
     shapes = {name: p.shape for name, p in mlp().named_parameters()}
     error = expect_failure(
-        hl.HyperNet(NUMBERS, shapes, head=Noisy()), "batches", "they differ for '0.weight', relat"
+        hl.HyperNet(NUMBERS, shapes, head=Noisy()),
+        "batches",
+        "they differ for '0.weight' by more than rounding",
     )
     assert {"batches", "copies", "state", "determinism"} <= set(error.failures)
     assert str(error).startswith(

@@ -54,7 +54,7 @@ class _FromFactors(_Base):
                 p.device.type == "cpu" and p.is_floating_point() for p in group["params"]
             )
 
-    def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> Any:
+    def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
         """Step the parameters that have factors, and list the others for PyTorch's step.
 
         ``torch.optim`` calls this once for each group, in the middle of ``step``.
@@ -68,9 +68,11 @@ class _FromFactors(_Base):
                 parameter.grad = gradient.dense()
                 others.append(parameter)
             else:
-                state: tuple[list[Any], ...] = tuple([] for _ in lists)
-                super()._init_group({**group, "params": [parameter]}, *state)  # type: ignore[misc]
-                self._step(group, parameter, gradient, [items[0] for items in state[2:] if items])
+                # AdamW of torch 2.6 has its option amsgrad among the lists.
+                own = [[] if isinstance(item, list) else item for item in lists]
+                super()._init_group({**group, "params": [parameter]}, *own)  # type: ignore[misc]
+                state = [item[0] for item in own[2:] if isinstance(item, list) and item]
+                self._step(group, parameter, gradient, state)
         return super()._init_group({**group, "params": others}, *lists)  # type: ignore[misc]
 
     def _can_step(self, group: dict[str, Any], parameter: Tensor, gradient: OuterProduct) -> bool:
