@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
 
+# Packages are installed without bytecode, and tests start dozens of processes, most of whose time
+# went into compiling what they import. It is compiled once and kept in .venv, outside the sources.
+BYTECODE := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX='$(CURDIR)/$(VENV)/bytecode'
+
 .PHONY: demo test lint types doctest check bench clean
 
 demo: $(VENV)/.lab ## train a classical and a MIP hypernetwork on real digits and compare them
 	$(BIN)/hyperlight demo
 
-test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## run the tests, one worker a core (conftest.py says how many)
+	$(BYTECODE) $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.dev ## style
 	$(BIN)/ruff check .

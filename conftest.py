@@ -1,6 +1,13 @@
-"""Names that the examples in docstrings use without importing them."""
+"""How tests are run, and names that the examples in docstrings use without importing them."""
 
 import os
+from typing import Any
+
+# Workers share the cores: with more threads or compilers than one each, they wait for one another.
+# Read when torch is imported, here and in the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import hypothesis
 import pytest
@@ -13,6 +20,41 @@ import hyperlight as hl
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+WORKER_BYTES = 3 * 2**30  # what a worker takes at most, most of it compilers and the lab
+MOST_WORKERS = 8  # more spend longer on imports than they save
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For ``-n auto``: the cores that this process may use, and the memory for them.
+
+    xdist counts physical cores, of which a virtual machine with two threads has one. With one
+    core there are no workers, and pytest runs the tests itself.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    workers = min(cores, memory // WORKER_BYTES, MOST_WORKERS)
+    return workers if workers > 1 else 0
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files of the lab whole, as their tests share what one of them trained; others test by test.
+
+    Files come first, those with most tests before the others, so that single tests are left to
+    fill the gap at the end. Groups of xdist would do the same, but change the names of tests.
+    """
+    if config.getoption("dist") != "load":  # asked for by name
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.partition("::")[0] if nodeid.startswith("tests/lab/") else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

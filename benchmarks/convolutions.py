@@ -39,7 +39,7 @@ def measure(
 ) -> tuple[dict[str, float], str]:
     """Median milliseconds of every way, and the library's choice."""
     import hyperlight as hl
-    from hyperlight.sets import Implementation, SetConvolutions
+    from hyperlight.many.convolutions import Implementation, SetConvolutions
 
     sets, images, channels, outputs, kernel, size, shared = shape
     x = torch.randn(*(() if shared else (sets,)), images, channels, size, size)

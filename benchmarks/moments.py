@@ -41,7 +41,7 @@ def run(
 
     assert isinstance(task, BayesTask)
     rounding = (
-        mock.patch("hyperlight.kernels.round_stochastically_", _to_the_nearest)
+        mock.patch("hyperlight.optim.passes.round_stochastically_", _to_the_nearest)
         if variant.endswith("nearest")
         else mock.patch.dict({})
     )

@@ -21,8 +21,8 @@ from benchmarks.run import Measured, Settings, measure
 from benchmarks.subjects import SUBJECTS, USUAL, choose, prepare
 from benchmarks.worker import peak_memory
 from benchmarks.workloads import WORKLOADS, lenet
-from hyperlight import kernels
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
+from hyperlight.optim import passes
 
 SMOKE = WORKLOADS["smoke"]
 
@@ -379,4 +379,4 @@ def test_moments_in_bfloat16_are_compared_on_the_same_batches() -> None:
     losses = {name: points[0][1] for name, points in found.items()}
     assert len(set(losses.values())) == 3  # none is another in disguise
     assert max(losses.values()) - min(losses.values()) < 0.05 * losses["float32"]
-    assert kernels.round_stochastically_ is not moments._to_the_nearest
+    assert passes.round_stochastically_ is not moments._to_the_nearest

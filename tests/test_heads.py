@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hyperlight as hl
-from hyperlight.heads import Factors
+from hyperlight.heads import LowRankWeight, _sums, dense
 from tests.reference.twins import predict_chunked, predict_dense, predict_low_rank
 
 SHAPES = {
@@ -69,26 +72,79 @@ def test_the_flat_vector_holds_the_tensors_one_behind_another(make: object) -> N
 
 
 @heads
-def test_factored_predictions_multiply_to_the_predictions(make: object) -> None:
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_a_head_adds_its_predictions_to_theta0(make: object, batch: tuple[int, ...]) -> None:
     net = _net(make)
-    z = torch.randn(2, 3, dtype=torch.float64)
-    factored = net.factored(z=z)
-    assert list(factored) == list(SHAPES)
-    for name, tensor in net(z=z).items():
-        part = factored[name]
-        torch.testing.assert_close(part.dense() if isinstance(part, Factors) else part, tensor)
+    features = torch.randn(*batch, 12, dtype=torch.float64)
+    # In another order, of which nothing must depend, and in a dtype that the weights keep.
+    theta0 = {name: torch.randn(SHAPES[name]) for name in reversed(SHAPES)}
+    weights = net.head.add_to(theta0, features)
+    assert list(weights) == list(SHAPES)
+    for name, change in net.head.predict(features).items():
+        weight = dense(weights[name])
+        assert weight.dtype == torch.float32
+        torch.testing.assert_close(weight, theta0[name] + change.float())
 
 
-def test_low_rank_factors_matrices_where_that_is_smaller() -> None:
+def test_low_rank_factors_matrices_if_that_is_smaller() -> None:
     net = _net(lambda: hl.LowRank(2))
-    kinds = {name: type(part) for name, part in net.factored(z=torch.zeros(3)).items()}
-    assert {name for name, kind in kinds.items() if kind is Factors} == {
+    theta0 = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    weights = net.head.add_to(theta0, net.features(z=torch.zeros(3)))
+    assert {name for name, weight in weights.items() if isinstance(weight, LowRankWeight)} == {
         "conv.weight",
         "odd name.w",
     }
     assert torch.linalg.matrix_rank(net(z=torch.randn(3))["odd name.w"]) == 2
     assert net.head.parameter_count("odd name.w") == 12 * 2 * (20 + 30)
     assert net.head.parameter_count("tail") == 12 * 4
+
+
+@settings(max_examples=40)
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=5),
+    frozen=st.sets(st.integers(0, 4)),
+    unused=st.sets(st.integers(0, 4)),
+    fixed=st.booleans(),
+    batch=st.lists(st.integers(1, 3), max_size=2).map(tuple),
+)
+def test_theta0_and_change_are_added(
+    shapes: Any, frozen: Any, unused: Any, fixed: bool, batch: Any
+) -> None:
+    tensors = [
+        torch.randn(shape, dtype=torch.float64).requires_grad_(i not in frozen)
+        for i, shape in enumerate(shapes)
+    ]
+    flat = torch.randn((*batch, sum(t.numel() for t in tensors)), dtype=torch.float64)
+    flat.requires_grad_(not fixed)
+    parts = flat.split([t.numel() for t in tensors], dim=-1)
+    twin = [t + part.view(batch + t.shape) for t, part in zip(tensors, parts, strict=True)]
+    found = _sums(tensors, flat)
+    wanted = [t for t in (flat, *tensors) if t.requires_grad]
+    assert all(torch.equal(a, b) for a, b in zip(found, twin, strict=True))
+    if not wanted or set(range(len(shapes))) <= unused:
+        return
+    results = []
+    for sums in (found, twin):
+        loss = sum((s.square() + s).sum() for i, s in enumerate(sums) if i not in unused)
+        if not loss.requires_grad:
+            return
+        first = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
+        total = sum(g.square().sum() for g in first)
+        second = (
+            torch.autograd.grad(total, wanted, materialize_grads=True)
+            if total.requires_grad
+            else ()
+        )
+        results.append([*first, *second])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_sum_keeps_the_dtype_of_each_tensor() -> None:
+    tensors = [torch.zeros(2, dtype=torch.bfloat16), torch.zeros(3)]
+    found = _sums(tensors, torch.arange(5.0))
+    assert [t.dtype for t in found] == [torch.bfloat16, torch.float32]
+    assert found[1].tolist() == [2.0, 3.0, 4.0]
 
 
 def test_chunked_has_few_parameters() -> None:
@@ -105,20 +161,22 @@ def test_the_spread_is_that_of_the_initialisation(make: object, init: str) -> No
     targets = {"a.weight": 0.5, "a.bias": 2.0, "b.weight": 0.01}
     made = hl.Relative(0.1, targets) if init == "relative" else init
     means = {name: [] for name in shapes}
-    for seed in range(8):
+    # Fan-out is right in expectation, and the wider the nearer; the others are measured.
+    seeds, width = (16, 256) if init == "fan_out" else (2, 64)
+    for seed in range(seeds):
         head = make()
         if isinstance(head, dict):
             head = {"a.weight": hl.LowRank(3), "b.*": hl.Chunked(64), "*": hl.Dense()}
         net = hl.HyperNet(
             {"z": hl.Normal(16)},
             shapes,
-            hidden=(64, 256),
+            hidden=(256, width),
             head=head,
             init=made,
             dtype=torch.float64,
             generator=torch.Generator().manual_seed(seed),
         )
-        z = torch.randn(64, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        z = torch.randn(8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         for name, tensor in net(z=z).items():
             means[name].append(tensor.detach().square().mean())
     expected = {
@@ -238,7 +296,7 @@ def test_a_head_of_ones_own_is_one_small_class() -> None:
         (lambda: hl.Chunked(0.5), "Chunked(size=0.5): expected a positive integer"),
         (lambda: _net(lambda: hl.Dense), "expected a Head such as Dense() (with the brackets)"),
         (lambda: _net(dict), "head was an empty mapping"),
-        (lambda: _net(lambda: {"*": hl.Dense}), "expected a glob over names and a head"),
+        (lambda: _net(lambda: {"*": hl.Dense}), "expected globs over names and heads"),
         (
             lambda: _net(lambda: {"conv.*": hl.Dense()}),
             "No pattern of head={...} matches 'odd name.w'; the patterns are 'conv.*'. Add '*'",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import hyperlight as hl
-from hyperlight import hub
+from hyperlight.io import hub
 from tests.models import mlp, vectors
 from tests.test_io import contents, stirred
 
@@ -67,7 +67,7 @@ def test_without_the_extra_the_error_says_what_to_install(
         lambda: hub.from_pretrained("user/model", mlp()),
         lambda: hub.push_to_hub(model, "user/model"),
     ):
-        with pytest.raises(ImportError, match=r"pip install 'hyperlight\[hub\]'"):
+        with pytest.raises(hl.MissingExtraError, match=r"pip install 'hyperlight\[hub\]'"):
             call()
 
 

@@ -218,7 +218,10 @@ Z = torch.zeros(3)
         ({"scale": 0.1, "z": torch.zeros(4)}, ["'z' has shape (4,)", "expected (3,)", "Normal("]),
         ({"scale": 0.1, "z": torch.zeros(())}, ["'z' has shape ()", "expected (3,)"]),
         ({"scale": 0.1, "z": 1.0}, ["'z' was the number 1.0", "tensor of shape (3,)"]),
-        ({"scale": torch.tensor(0), "z": Z}, ["'scale' has dtype torch.int64", "scale.float()"]),
+        (
+            {"scale": torch.tensor(0), "z": Z},
+            ["'scale' has dtype torch.int64", "Convert it with .float()"],
+        ),
         ({"scale": torch.tensor(True), "z": Z}, ["'scale' has dtype torch.bool"]),
         ({"scale": torch.tensor(0j), "z": Z}, ["dtype torch.complex64", "floating-point"]),
         ({"scale": True, "z": Z}, ["'scale' was True", "expected a number or a tensor"]),
@@ -227,7 +230,7 @@ Z = torch.zeros(3)
         ({"scale": object(), "z": Z}, ["'scale' was of type object"]),
         (
             {"scale": torch.zeros((), device="meta"), "z": Z},
-            ["'scale' is on meta, the hypernetwork on cpu", "scale.to('cpu')"],
+            ["'scale' is on meta, the hypernetwork on cpu", "Move it with .to('cpu')"],
         ),
         (
             {"scale": torch.zeros(2), "z": torch.zeros(3, 3)},

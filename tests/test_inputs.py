@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_draws_have_the_shape_lie_inside_and_normalize_to_the_unit_interval(
     value = space.sample((50, 2), dtype=dtype)
     assert value.shape == (50, 2, *space.event_shape)
     assert value.dtype == dtype
-    space.check_values("x", value)
+    space.check_values(value)
     normalized = space.normalize(value)
     slack = 8 * torch.finfo(dtype).eps
     assert normalized.min() >= -slack
@@ -89,7 +90,7 @@ def test_draws_follow_the_distribution_and_the_generator(space: hl.Input) -> Non
 def test_a_grid_is_sorted_inside_and_spreads_over_the_space(space: hl.Input) -> None:
     grid = space.grid(7)
     assert grid.shape == (7, *space.event_shape)
-    space.check_values("x", grid)
+    space.check_values(grid)
     assert (grid.diff(dim=0) > 0).all()
     low, high = space.support
     if math.isfinite(low):
@@ -97,12 +98,27 @@ def test_a_grid_is_sorted_inside_and_spreads_over_the_space(space: hl.Input) -> 
         assert torch.allclose(grid[-1], torch.full_like(grid[-1], high))
 
 
+@pytest.mark.parametrize("points", [2, 7])
+def test_a_grid_holds_the_quantiles_that_are_documented(points: int) -> None:
+    """Of the normal distribution as the standard library has it, and both ends of a range."""
+    halves = [(i + 0.5) / points for i in range(points)]
+    normal = [NormalDist(1.0, 2.0).inv_cdf(p) for p in halves]
+    for space in (hl.Normal(3, loc=1.0, scale=2.0), hl.Vector(3, loc=1.0, scale=2.0)):
+        expected = torch.tensor(normal, dtype=torch.float64)[:, None].expand(points, 3)
+        torch.testing.assert_close(space.grid(points, dtype=torch.float64), expected)
+    steps = [i / (points - 1) for i in range(points)]
+    found = hl.Uniform(-2.0, 0.5).grid(points, dtype=torch.float64)
+    assert found.tolist() == pytest.approx([-2.0 + 2.5 * p for p in steps])
+    found = hl.LogUniform(1e-4, 1.0).grid(points, dtype=torch.float64)
+    assert found.tolist() == pytest.approx([1e-4 ** (1.0 - p) for p in steps])
+
+
 def test_the_ends_of_a_space_are_inside_it_in_every_dtype() -> None:
     space = hl.LogUniform(1e-4, 0.3)
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        space.check_values("x", torch.tensor([1e-4, 0.3], dtype=dtype))
+        space.check_values(torch.tensor([1e-4, 0.3], dtype=dtype))
     with pytest.raises(hl.InputError):
-        space.check_values("x", torch.tensor([1e-4 * (1 - 1e-5)]))
+        space.check_values(torch.tensor([1e-4 * (1 - 1e-5)]))
 
 
 @pytest.mark.parametrize(
@@ -183,9 +199,9 @@ def test_numbers_in_a_list_keep_their_precision() -> None:
 
 def test_a_tiny_end_that_half_precision_rounds_to_zero() -> None:
     space = hl.Uniform(1e-9, 1.0)
-    space.check_values("x", torch.tensor(space.low, dtype=torch.float16))
+    space.check_values(torch.tensor(space.low, dtype=torch.float16))
     with pytest.raises(hl.InputError):
-        hl.LogUniform(1e-9, 1.0).check_values("x", torch.tensor(1e-9, dtype=torch.float16))
+        hl.LogUniform(1e-9, 1.0).check_values(torch.tensor(1e-9, dtype=torch.float16))
 
 
 def test_a_grid_of_one_point_is_refused() -> None:
@@ -229,6 +245,23 @@ def test_without_endpoints_draws_are_what_they_were() -> None:
     assert "endpoints=0.5" in repr(hl.LogUniform(0.1, 1.0, endpoints=0.5))
 
 
+@pytest.mark.parametrize(
+    ("space", "shape"),
+    [
+        (hl.Uniform(0.0, 1.0), ()),
+        (hl.LogUniform(0.1, 1.0, shape=2), (2,)),
+        (hl.Normal((2, 3)), (2, 3)),
+        (hl.Vector(4), (4,)),
+        (hl.Categorical(5, shape=2), (2,)),
+        (hl.Simplex(3), (3,)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_input_says_its_shape(space: hl.Input, shape: tuple[int, ...]) -> None:
+    assert space.shape == space.event_shape == shape
+    assert space.sample((7,)).shape == (7, *shape)
+
+
 # --- Simplex --------------------------------------------------------------------
 
 
@@ -239,7 +272,7 @@ def test_rays_lie_on_the_simplex_and_follow_the_dirichlet(alpha: float, dtype: t
     rays = space.sample((20_000,), generator=torch.Generator().manual_seed(0), dtype=dtype)
     assert rays.shape == (20_000, 4)
     assert rays.dtype == dtype
-    space.check_values("ray", rays)
+    space.check_values(rays)
     assert rays.double().mean(0).tolist() == pytest.approx([0.25] * 4, abs=0.02)
     variance = 0.25 * 0.75 / (4 * alpha + 1)  # of a Dirichlet's entry
     assert rays.double().var(0).tolist() == pytest.approx([variance] * 4, rel=0.1)
@@ -340,7 +373,7 @@ def test_the_embedding_of_a_category_is_learned() -> None:
         (math.inf, ["was inf"]),
         (True, ["was True"]),
         (torch.tensor([0, 5]), ["values from 0 to 5", "integers from 0 to 3"]),
-        (torch.tensor(1.0), ["dtype torch.float32; expected integers", "site.long()"]),
+        (torch.tensor(1.0), ["dtype torch.float32; expected integers", "Convert it with .long()"]),
         (torch.tensor(True), ["dtype torch.bool; expected integers"]),
     ],
 )

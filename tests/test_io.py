@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hyperlight as hl
-from hyperlight import io as files
-from hyperlight.hypernet import _ACTIVATIONS
+from hyperlight.hypernet import ACTIVATIONS
+from hyperlight.io import files
 from tests.models import PRIMARIES, Tied, convolutional, mlp, vectors
 from tests.reference.files import rewrite
 
@@ -86,7 +86,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "double": {"dtype": torch.float64},
     "half": {"dtype": torch.bfloat16},
     "relative": {"init": "relative"},
-    **{f"activation {name}": {"activation": name} for name in _ACTIVATIONS},
+    **{f"activation {name}": {"activation": name} for name in ACTIVATIONS},
 }
 
 
@@ -125,7 +125,7 @@ PARTS = st.one_of(
 @given(
     inputs=st.dictionaries(st.text(min_size=1).filter(str.isidentifier), SPACES, min_size=1),
     hidden=st.lists(st.integers(1, 6), max_size=3),
-    activation=st.sampled_from([*_ACTIVATIONS, nn.ELU(0.5), nn.GELU("tanh"), nn.Softplus(2.0)]),
+    activation=st.sampled_from([*ACTIVATIONS, nn.ELU(0.5), nn.GELU("tanh"), nn.Softplus(2.0)]),
     encoding=st.sampled_from([None, hl.CosSin(), hl.CosSin(per_input=True)]),
     head=st.one_of(PARTS, st.builds(lambda a, b: {"w*": a, "*": b}, PARTS, PARTS)),
     skip=st.booleans(),

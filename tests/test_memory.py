@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 import warnings
 from pathlib import Path
@@ -49,6 +48,11 @@ HEADS: dict[str, Any] = {
 }
 
 
+def estimate(*args: Any, **settings: Any) -> hl.Summary:
+    """The sizes, with nothing allocated for the hypernetwork."""
+    return hl.hypernetize(*args, device="meta", **settings).summary()
+
+
 def counted(module: nn.Module) -> tuple[int, int]:
     return (
         sum(p.numel() for p in module.parameters()),
@@ -63,7 +67,7 @@ def test_the_estimate_is_what_is_built(primary: str, head: str) -> None:
     arguments: dict[str, Any] = {"hidden": (5, 6), "head": HEADS[head]}
     if head == "mixed" and not any(name.endswith("bias") for name, _ in net.named_parameters()):
         arguments["head"] = hl.Chunked(16)
-    found = hl.estimate(net, SPACE, **arguments)
+    found = estimate(net, SPACE, **arguments)
     model = hl.hypernetize(net, SPACE, **arguments)
     assert found == model.summary()
     for part, module in ((found.primary, net), (found.head, model.hypernet.head)):
@@ -98,30 +102,30 @@ def test_the_estimate_is_exact_in_every_setting(
         "head": HEADS[head],
         "activation": "prelu",
     }
-    found = hl.estimate(mlp(), inputs, "2.*", **arguments)
+    found = estimate(mlp(), inputs, "2.*", **arguments)
     model = hl.hypernetize(mlp(), inputs, "2.*", **arguments)
     assert found == model.summary()
     assert (found.parameters, found.bytes) == counted(model)
 
 
 def test_a_row_holds_the_parameters_that_belong_to_it_alone() -> None:
-    found = hl.estimate(
+    found = estimate(
         mlp(), SPACE, hidden=(10,), head={"0.*": hl.Dense(), "*": hl.Chunked()}, dtype=torch.float64
     )
     assert [row.head for row in found.rows] == ["Dense", "Dense", "Chunked", "Chunked"]
     assert found.rows[0].parameters == 10 * 15
     assert found.rows[0].bytes == 8 * 10 * 15
     assert (found.rows[2].parameters, found.rows[2].bytes) == (None, None)
-    dense = hl.estimate(mlp(), SPACE)
+    dense = estimate(mlp(), SPACE)
     assert sum(row.parameters or 0 for row in dense.rows) == dense.head.parameters
 
 
 def test_training_counts_gradients_and_state_of_what_is_trained() -> None:
     net = mlp()
-    every = hl.estimate(net, SPACE)
+    every = estimate(net, SPACE)
     assert (every.sgd_bytes, every.adam_bytes) == (3 * every.bytes, 4 * every.bytes)
     net.requires_grad_(False)
-    frozen = hl.estimate(net, SPACE)
+    frozen = estimate(net, SPACE)
     assert frozen.bytes == every.bytes
     assert frozen.primary.trained == 0
     rest = frozen.trunk.bytes + frozen.head.bytes
@@ -153,7 +157,8 @@ def test_training_takes_what_torch_optim_holds(optimizer: str) -> None:
 def test_the_estimate_touches_nothing() -> None:
     net = convolutional()
     state, generator = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    hl.estimate(net, SPACE, residual=False, init="relative")
+    estimate(net, SPACE, init="relative")
+    estimate(net, SPACE, residual=False)
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
@@ -162,21 +167,9 @@ def test_the_estimate_touches_nothing() -> None:
 def test_the_estimate_allocates_nothing() -> None:
     with torch.device("meta"):
         net = nn.Linear(10**6, 10**6)
-    found = hl.estimate(net, SPACE, hidden=(1000,))
+    found = estimate(net, SPACE, hidden=(1000,))
     assert found.head.parameters == 1000 * (10**12 + 10**6)
     assert found.bytes > 2**51
-
-
-def test_the_arguments_are_those_of_hypernetize() -> None:
-    ours = inspect.signature(hl.estimate).parameters
-    theirs = inspect.signature(hl.hypernetize).parameters
-    assert list(ours) == list(theirs)
-    for name, parameter in ours.items():
-        assert parameter.kind == theirs[name].kind
-        assert repr(parameter.default) == repr(theirs[name].default)
-        assert parameter.annotation == theirs[name].annotation
-    with pytest.raises(hl.ConfigurationError, match="Did you mean 'zero'"):
-        hl.estimate(mlp(), SPACE, init="zeros")
 
 
 TABLE = """\
@@ -199,14 +192,14 @@ Adam                          89.3 KiB"""
 
 
 def test_the_table() -> None:
-    found = hl.estimate(mlp(), SPACE, head={"0.*": hl.Dense(), "*": hl.Chunked(4)})
+    found = estimate(mlp(), SPACE, head={"0.*": hl.Dense(), "*": hl.Chunked(4)})
     assert str(found) == TABLE
 
 
 def test_the_table_of_a_scalar_and_of_a_very_long_name() -> None:
     net = nn.ModuleDict({"a" * 40: nn.ModuleDict({"b" * 40: nn.PReLU()}), "short": nn.Linear(2, 2)})
     net.register_parameter("gain", nn.Parameter(torch.ones(())))
-    lines = str(hl.estimate(net, SPACE)).splitlines()
+    lines = str(estimate(net, SPACE)).splitlines()
     assert lines[1].split()[:2] == ["gain", "scalar"]
     assert lines[2].split()[0] == "a" * 22 + "..." + "b" * 16 + ".weight"
     assert len(lines[2].split()[0]) == 48
@@ -255,8 +248,8 @@ def test_what_cannot_fit_is_refused_with_the_numbers_and_the_head_that_would(lim
         "The parameters of the hypernetwork (head=Dense, 128 features) need 10.0 GiB; the device "
         "'cpu' has 8.0 GiB. It predicts 20,878,312 entries, most of them for '0.weight' "
         "(16,777,216), '1.weight' (4,096,000), '0.bias' (4,096). Use head=hl.LowRank(64), with "
-        "which they need 417.7 MiB, and 1.6 GiB to train with Adam. hl.estimate(...) lists the "
-        "sizes without allocating anything."
+        "which they need 417.7 MiB, and 1.6 GiB to train with Adam. hl.hypernetize(..., "
+        "device='meta').summary() lists the sizes without allocating anything."
     )
     assert str(pickle.loads(pickle.dumps(caught.value))) == text
 
@@ -307,7 +300,7 @@ def test_where_no_head_fits_the_advice_is_another(limit: Any) -> None:
 
 
 def test_what_fits_but_cannot_be_trained_is_built_with_a_warning(limit: Any) -> None:
-    needed = hl.estimate(mlp(), SPACE).trunk.bytes + hl.estimate(mlp(), SPACE).head.bytes
+    needed = estimate(mlp(), SPACE).trunk.bytes + estimate(mlp(), SPACE).head.bytes
     limit(4 * needed - 1)
     with pytest.warns(
         UserWarning, match=r"need 24.7 KiB, and 98.8 KiB to train .* has 98.7 KiB"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperlight as hl
-from hyperlight import kernels
-from hyperlight.factored import OuterProduct, _is_kept
+from hyperlight.optim import passes
+from hyperlight.optim.outer import OuterProduct, _is_kept
 
 NAMES = ["SGD", "Adam", "AdamW"]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ every = pytest.mark.parametrize("name", OPTIONS)
 @pytest.fixture(autouse=True)
 def small_scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Several blocks even in small heads, and the default implementation afterwards."""
-    monkeypatch.setitem(kernels._SCRATCH, "cpu", 1500)
+    monkeypatch.setitem(passes._SCRATCH, "cpu", 1500)
     torch.set_num_threads(1)
     torch.compiler.reset()  # only so many variants of one function are compiled
     yield
@@ -179,7 +179,7 @@ def test_where_compiling_fails_eager_steps_in_and_says_why(monkeypatch: Any) -> 
 
         return fails
 
-    monkeypatch.setattr(kernels, "_compiled", broken)
+    monkeypatch.setattr(passes, "_compiled", broken)
     hl.optim.set_implementation("compiled")
     model = network()
     twin = copy.deepcopy(model)
@@ -381,132 +381,3 @@ def test_no_step_allocates_a_matrix(name: str, rows: int) -> None:
         backward(twin, 0)
         stock.step()
     assert large.found  # which the counter would have seen
-
-
-# --- moments in bfloat16 --------------------------------------------------------------
-
-
-def small() -> hl.HyperModel:
-    torch.manual_seed(0)
-    primary = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
-    return hl.hypernetize(primary, {"g": hl.Uniform(0.0, 1.0)}, hidden=(6, 10))
-
-
-def descend(model: hl.HyperModel, optimizer: torch.optim.Optimizer, steps: int) -> float:
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        x = torch.randn(16, 3, generator=generator)
-        g = torch.rand((), generator=generator)
-        optimizer.zero_grad()
-        loss = (model(x, g=g) - g * x[:, :2].sin()).square().mean()
-        loss.backward()
-        optimizer.step()
-    return float(loss.detach())
-
-
-def dtypes(optimizer: torch.optim.Optimizer, model: hl.HyperModel) -> set[torch.dtype]:
-    held = optimizer.state[head_of(model)]
-    return {held[name].dtype for name in ("exp_avg", "exp_avg_sq")}
-
-
-@settings(max_examples=50)
-@given(
-    value=st.floats(2.0**-100, 2.0**100, width=32),
-    negative=st.booleans(),
-)
-def test_stochastic_rounding_keeps_the_mean(value: float, negative: bool) -> None:
-    value = -value if negative else value
-    given_values = torch.full((200_000,), value)
-    out = torch.empty(200_000, dtype=torch.bfloat16)
-    kernels.round_stochastically_(given_values.clone(), out)
-    found = out.double().unique()
-    gap = abs(value) * 2.0**-7
-    assert len(found) <= 2
-    assert float((found - value).abs().max()) <= gap
-    # the standard error of the mean of so many is at most gap / 2 / 447
-    assert abs(float(out.double().mean()) - value) <= 6 * gap / 2 / 447 + 1e-7 * abs(value)
-
-
-def test_stochastic_rounding_leaves_what_is_not_finite() -> None:
-    values = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 1.5])
-    out = torch.empty(6, dtype=torch.bfloat16)
-    kernels.round_stochastically_(values.clone(), out)
-    assert torch.equal(out[:2].float(), values[:2])
-    assert out[2].isnan()
-    assert out[3:].tolist()[:1] == [0.0]
-    assert float(out[5]) == 1.5
-
-
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "AdamW amsgrad"])
-def test_moments_in_bfloat16_train_as_well(name: str) -> None:
-    model = small()
-    twin, start = copy.deepcopy(model), copy.deepcopy(model)
-    optimizer = made(hl.optim, name, model, moments=torch.bfloat16)
-    loss = descend(model, optimizer, 300)
-    exact = descend(twin, made(hl.optim, name, twin), 300)
-    first = descend(start, made(hl.optim, name, start), 1)
-    assert dtypes(optimizer, model) == {torch.bfloat16}
-    assert exact < 0.2 * first
-    assert loss < 0.3 * first
-    assert not torch.equal(head_of(model), head_of(twin))
-
-
-def test_a_square_that_grows_slowly_is_not_lost() -> None:
-    # With beta2 = 0.999 it grows by a thousandth of the rest in a step; bfloat16 has 8 bits.
-    weight, square = torch.zeros(64, 64), torch.zeros(64, 64, dtype=torch.bfloat16)
-    mean, step = torch.zeros_like(square), torch.tensor(0.0)
-    kernels.set_implementation("eager")
-    for _ in range(3000):
-        step += 1
-        kernels.adam(
-            weight,
-            mean,
-            square,
-            None,
-            step,
-            torch.ones(1, 64),
-            torch.ones(1, 64),
-            lr=0.0,
-            beta1=0.9,
-            beta2=0.999,
-            eps=1e-8,
-            weight_decay=0.0,
-            maximize=False,
-            decoupled=False,
-        )
-    assert abs(float(square.float().mean()) - (1.0 - 0.999**3000)) < 0.01
-
-
-def test_moments_in_bfloat16_come_back_and_change_over() -> None:
-    model = small()
-    optimizer = made(hl.optim, "Adam", model, moments=torch.bfloat16)
-    descend(model, optimizer, 3)
-    again = made(hl.optim, "Adam", model, moments=torch.bfloat16)
-    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    before = [optimizer.state[head_of(model)][name].clone() for name in ("exp_avg", "exp_avg_sq")]
-    held = again.state[head_of(model)]
-    assert torch.equal(held["exp_avg"].float(), before[0].float())
-    assert torch.equal(held["exp_avg_sq"].float(), before[1].float())
-    descend(model, again, 1)
-    assert dtypes(again, model) == {torch.bfloat16}
-    stock = made(torch.optim, "Adam", model)  # which knows nothing of it
-    stock.load_state_dict(copy.deepcopy(again.state_dict()))
-    descend(model, stock, 1)
-    again.zero_grad()
-    model(torch.ones(2, 3), g=0.5).sum().backward()
-    head_of(model).grad = head_of(model).grad.dense()  # a step of PyTorch's
-    again.step()
-    assert dtypes(again, model) == {torch.float32}
-    descend(model, again, 1)
-    assert dtypes(again, model) == {torch.bfloat16}
-    sent = pickle.loads(pickle.dumps(again))
-    assert sent._short is torch.bfloat16
-
-
-def test_moments_of_another_dtype_are_refused() -> None:
-    with pytest.raises(
-        hl.ConfigurationError,
-        match=r"moments was torch.float16; expected None \(as the weights are\), torch.float32 or "
-        r"torch.bfloat16",
-    ):
-        hl.optim.Adam(small().parameters(), moments=torch.float16)

@@ -13,8 +13,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import hyperlight as hl
-from hyperlight.factored import OuterProduct
-from tests.test_distributed import LIMIT, run
+from hyperlight.optim.outer import OuterProduct
+from tests.test_distributed import LIMIT, preload, run
 
 STEPS = 4
 # name -> how to train
@@ -192,7 +192,9 @@ def with_fabric(fabric: Any, folder: str) -> None:
 @pytest.mark.skipif(not distributed.is_available(), reason="this build of torch has none")
 def test_lightning_fabric_trains_as_one(tmp_path: Path) -> None:
     fabric = pytest.importorskip("lightning_fabric", reason="the extra lab is not there")
-    runner = fabric.Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn")
+    preload()
+    strategy = fabric.strategies.DDPStrategy(start_method="forkserver")
+    runner = fabric.Fabric(accelerator="cpu", devices=2, strategy=strategy)
     runner.launch(with_fabric, str(tmp_path))
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hyperlight as hl
-from hyperlight.bind import LowRankWeight
+from hyperlight.heads import LowRankWeight
 from tests.reference.twins import loop_over_copies
 
 B = 3
@@ -311,6 +311,45 @@ def test_what_vmap_cannot_follow_runs_in_a_loop_and_says_so_once() -> None:
         assert torch.equal(model(x, **gamma), output)
         sweep = model.sweep(x, **gamma)
     _same(model, sweep, loop_over_copies(model, (x,), gamma, per_sample=False))
+
+
+class OutOfMemoryOnce(nn.Module):
+    """Fails in its first forward as a device does that has no memory left."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.error, self.calls = error, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 1:
+            raise self.error
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory (simulated)"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+    ids=["device", "cpu"],
+)
+def test_running_out_of_memory_is_passed_on_and_forgotten(error: RuntimeError) -> None:
+    primary = OutOfMemoryOnce(error)
+    model = hl.hypernetize(primary, {"g": hl.Uniform(0.0, 1.0)})
+    x, g = torch.rand(64, 4), torch.rand(64)
+    with pytest.raises(type(error), match="memory"):
+        model(x, g=g)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no fallback is announced
+        model.primary.calls = 1
+        bound_calls: list[int] = []
+        handle = primary.linear.register_forward_hook(lambda *_: bound_calls.append(1))
+        model(x, g=g)
+        handle.remove()
+    assert len(bound_calls) == 1  # one forward for all 64 samples, not a loop
 
 
 def test_an_error_of_the_primary_is_not_taken_for_one_of_vmap() -> None:

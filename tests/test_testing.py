@@ -245,9 +245,9 @@ class Miscounted(Own):
         return self.shapes[name].numel()
 
 
-class OtherFactored(Own):
-    def factored(self, features: Tensor) -> dict[str, Tensor]:
-        return {name: 2.0 * t for name, t in self.predict(features).items()}
+class OtherSum(Own):
+    def add_to(self, theta0: Any, features: Tensor) -> dict[str, Tensor]:
+        return {name: theta0[name] + 2.0 * t for name, t in self.predict(features).items()}
 
 
 class OwnPlacement(Own):
@@ -431,7 +431,7 @@ WRONG_HEADS: list[tuple[Any, str, str]] = [
     (WrongDtype, "predictions", "float64; expected .* torch.float32"),
     (Infinite, "predictions", "infinite values or NaN; expected finite"),
     (Miscounted, "predictions", "adds up to 32 over all tensors, and the head has 4,096"),
-    (OtherFactored, "predictions", "factored.. and predict.. differ for '0.weight'"),
+    (OtherSum, "predictions", "add_to.. and predict.. differ for '0.weight'"),
     (OwnPlacement, "predictions", "'head.weight' is torch.float64 on cpu; expected torch.f"),
     (Deaf, "dependence", "The prediction of '0.weight' is the same for all values of"),
     (Detached, "gradients", "'hypernet.trunk.layers.0.weight', .* is zero whatever the inputs"),
@@ -466,7 +466,9 @@ def test_what_is_wrong_with_a_head_is_found_by_name(
 def test_every_failure_is_listed() -> None:
     shapes = {name: p.shape for name, p in mlp().named_parameters()}
     error = expect_failure(
-        hl.HyperNet(NUMBERS, shapes, head=Noisy()), "batches", "they differ for '0.weight', relat"
+        hl.HyperNet(NUMBERS, shapes, head=Noisy()),
+        "batches",
+        "they differ for '0.weight' by more than rounding",
     )
     assert {"batches", "copies", "state", "determinism"} <= set(error.failures)
     assert str(error).startswith(

@@ -5,7 +5,7 @@ Learning" (Gonzalez Ortiz, Guttag, Dalca). Start with :func:`hypernetize`.
 """
 
 from . import io, optim, testing
-from .batching import Shared
+from ._version import __version__ as __version__
 from .bind import bind
 from .diagnostics import GradientProfile, ScaleProfile, gradient_profile, scale_profile
 from .encodings import CosSin, Encoding, Identity
@@ -20,19 +20,18 @@ from .errors import (
     ObjectiveError,
     TargetError,
 )
+from .groups import parameter_groups
 from .heads import Chunked, Dense, Head, LowRank
 from .hypernet import HyperNet
 from .init import Initialization, Relative
 from .inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
 from .io import load, save
-from .memory import Summary, estimate
+from .many import Shared
 from .model import HyperModel, hypernetize
-from .parallel import FactorExchange, exchange_factors
-from .sets import Convolution, convolutions
-from .training import OutputRegularizer, parameter_groups, scalarize
+from .optim import FactorExchange, exchange_factors
+from .regularizer import OutputRegularizer
+from .summary import Summary
 from .tune import Tuned, tune
-
-__version__ = "0.1.0"
 
 __all__ = [
     # one call
@@ -40,8 +39,6 @@ __all__ = [
     "HyperModel",
     "HyperNet",
     "Shared",
-    "convolutions",
-    "Convolution",
     # inputs and the spaces they live in
     "Input",
     "Uniform",
@@ -74,7 +71,6 @@ __all__ = [
     "exchange_factors",
     "FactorExchange",
     "OutputRegularizer",
-    "scalarize",
     # after training: the best inputs
     "tune",
     "Tuned",
@@ -83,8 +79,7 @@ __all__ = [
     "ScaleProfile",
     "gradient_profile",
     "GradientProfile",
-    # sizes, before anything is allocated
-    "estimate",
+    # sizes
     "Summary",
     # checks for parts of one's own
     "testing",

@@ -27,7 +27,7 @@ import functools
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,9 +35,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._torch import is_batched
 from .errors import BindError, did_you_mean, listed
+from .heads import LowRankWeight, Weight, dense
+from .targets import attribute
 
-__all__ = ["BindPlan", "LowRankWeight", "bind"]
+__all__ = ["BindPlan", "bind"]
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -53,26 +56,6 @@ _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_back
 _Signature = tuple[type[nn.Module], int, int, int, int]
 
 
-class LowRankWeight:
-    """A weight ``base + left @ right`` that is multiplied out only where it has to be.
-
-    Args:
-        base: the weight without the change.
-        left: ``(rows, rank)``.
-        right: ``(rank, columns)``.
-    """
-
-    def __init__(self, base: Tensor, left: Tensor, right: Tensor) -> None:
-        self.base, self.left, self.right = base, left, right
-        self._dense: Tensor | None = None
-
-    def dense(self) -> Tensor:
-        """The weight as a tensor, made once."""
-        if self._dense is None:
-            self._dense = self.base + (self.left @ self.right).reshape(self.base.shape)
-        return self._dense
-
-
 class _LowRankLinear(nn.Linear):
     """A bound linear layer that applies the two factors of its weight one after the other."""
 
@@ -83,9 +66,7 @@ class _LowRankLinear(nn.Linear):
         return self._low_rank.dense()
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self._low_rank
-        change = F.linear(F.linear(input, weight.right), weight.left)
-        return F.linear(input, weight.base, self.bias) + change
+        return self._low_rank.linear(input, self.bias)
 
 
 class _PaddedEmbedding(nn.Embedding):
@@ -101,10 +82,6 @@ class _PaddedEmbedding(nn.Embedding):
         )
 
 
-def _dense(tensor: Tensor | LowRankWeight) -> Tensor:
-    return tensor.dense() if isinstance(tensor, LowRankWeight) else tensor
-
-
 @dataclass(frozen=True)
 class _Node:
     """A module of the tree: by name, never by identity, so that the plan fits any module
@@ -112,12 +89,12 @@ class _Node:
     """
 
     path: str
-    leaves: tuple[tuple[str, int], ...]
+    leaves: tuple[tuple[str, str], ...]
     children: tuple[tuple[str, _Node], ...]
     watch: tuple[str, ...]
     signature: _Signature
     affected: bool
-    weight: int | None  # of a layer that has a stand-in: which tensor its weight is
+    weight: str | None  # of a layer that has a stand-in: the tensor that its weight is
 
 
 class BindPlan:
@@ -125,22 +102,19 @@ class BindPlan:
 
     Args:
         module: the module to bind into.
-        places: for every tensor, all the parameter names it takes.
+        places: for every tensor, by the name it has in :meth:`bind`, all the names of the
+            parameter that it replaces.
 
     Raises:
         BindError: the module keeps references that cannot be followed.
     """
 
-    def __init__(self, module: nn.Module, places: Sequence[Iterable[str]]) -> None:
-        self.places = tuple(tuple(names) for names in places)
+    def __init__(self, module: nn.Module, places: Mapping[str, Iterable[str]]) -> None:
+        self.places = {name: tuple(aliases) for name, aliases in places.items()}
         self._root = _plan(module, self.places)
 
-    def read(self, module: nn.Module) -> list[Tensor]:
-        """The tensors that stand in the places now, in order."""
-        return [attribute(module, names[0]) for names in self.places]
-
-    def bind(self, module: _M, tensors: Sequence[Tensor | LowRankWeight]) -> _M:
-        """A bound copy of ``module`` with ``tensors`` in the places.
+    def bind(self, module: _M, tensors: Mapping[str, Weight]) -> _M:
+        """A bound copy of ``module`` with ``tensors`` in place of its parameters.
 
         A weight of low rank stays in its factors where it belongs to a linear layer.
         """
@@ -188,32 +162,22 @@ def bind(module: _M, tensors: Mapping[str, Tensor]) -> _M:
                 f"The tensor for parameter {name!r} has shape {tuple(tensor.shape)}; expected "
                 f"{tuple(named[name].shape)}, the shape of the parameter."
             )
-    plan = BindPlan(module, [aliases[id(named[name])] for name in tensors])
-    return plan.bind(module, list(tensors.values()))
-
-
-def attribute(module: nn.Module, path: str) -> Any:
-    """What stands at a dotted path, the module itself at an empty one.
-
-    By attribute, since under an outer bind a parameter is a plain tensor.
-    """
-    value: Any = module
-    for name in path.split(".") if path else ():
-        value = getattr(value, name)
-    return value
+    return BindPlan(module, {name: aliases[id(named[name])] for name in tensors}).bind(
+        module, tensors
+    )
 
 
 # --- the plan ---------------------------------------------------------------
 
 
-def _plan(module: nn.Module, places: tuple[tuple[str, ...], ...]) -> _Node:
-    owners: dict[int, list[tuple[str, int]]] = {}
+def _plan(module: nn.Module, places: Mapping[str, tuple[str, ...]]) -> _Node:
+    owners: dict[int, list[tuple[str, str]]] = {}
     tensors: set[int] = set()
-    for index, names in enumerate(places):
-        for name in names:
-            path, _, leaf = name.rpartition(".")
+    for name, aliases in places.items():
+        for alias in aliases:
+            path, _, leaf = alias.rpartition(".")
             owner = attribute(module, path)
-            entry = (leaf, index)
+            entry = (leaf, name)
             if entry not in owners.setdefault(id(owner), []):
                 owners[id(owner)].append(entry)
             tensors.add(id(getattr(owner, leaf)))
@@ -261,7 +225,7 @@ def _plan(module: nn.Module, places: tuple[tuple[str, ...], ...]) -> _Node:
             watch + hooks,
             _signature(current),
             id(current) in affected,
-            next((index for name, index in leaves if name == "weight"), None)
+            next((name for leaf, name in leaves if leaf == "weight"), None)
             if type(current) is nn.Linear
             or (type(current) is nn.Embedding and current.padding_idx is not None)
             else None,
@@ -380,7 +344,7 @@ _Copies = dict[str, tuple[_Node, nn.Module, nn.Module]]
 def _copy(
     module: Any,
     node: _Node,
-    tensors: Sequence[Tensor | LowRankWeight],
+    tensors: Mapping[str, Weight],
     copies: _Copies,
     compiling: bool,
 ) -> Any:
@@ -412,13 +376,16 @@ def _copy(
         attributes[name] = OrderedDict(hooks) if hooks else OrderedDict()
     if node.leaves:
         attributes["_parameters"] = parameters = dict(held["_parameters"])
-        for name, index in node.leaves:
-            if kind is _LowRankLinear and name == "weight":
-                del parameters[name]
-                attributes["_low_rank"] = tensors[index]
-            else:
-                # Found at once as an attribute, and listed among the parameters.
-                attributes[name] = parameters[name] = _dense(tensors[index])
+        for leaf, name in node.leaves:
+            weight = tensors[name]
+            if isinstance(weight, LowRankWeight):
+                if kind is _LowRankLinear and leaf == "weight":
+                    del parameters[leaf]
+                    attributes["_low_rank"] = weight
+                    continue
+                weight = weight.dense()
+            # Found at once as an attribute, and listed among the parameters.
+            attributes[leaf] = parameters[leaf] = weight
     if not node.children:
         return new
     attributes["_modules"] = modules = dict(held["_modules"])
@@ -432,15 +399,15 @@ def _copy(
     return new
 
 
-def _kind(module: nn.Module, weight: Tensor | LowRankWeight, compiling: bool) -> type:
+def _kind(module: nn.Module, weight: Weight, compiling: bool) -> type:
     """The class of the bound copy: that of the module, or of its stand-in here."""
     if type(module) is nn.Linear:
         return _LowRankLinear if isinstance(weight, LowRankWeight) else nn.Linear
-    batched = compiling or torch._C._functorch.is_batchedtensor(_dense(weight))
+    batched = compiling or is_batched(dense(weight))
     return _PaddedEmbedding if batched else nn.Embedding
 
 
-def _rewrite(copies: _Copies, tensors: Sequence[Tensor | LowRankWeight]) -> None:
+def _rewrite(copies: _Copies, tensors: Mapping[str, Weight]) -> None:
     watched = [
         (new, name, original.__dict__[name])
         for node, original, new in copies.values()
@@ -452,8 +419,8 @@ def _rewrite(copies: _Copies, tensors: Sequence[Tensor | LowRankWeight]) -> None
     fresh: dict[int, object] = {}
     for node, original, new in copies.values():
         fresh[id(original)] = new
-        for name, index in node.leaves:
-            fresh[id(getattr(original, name))] = _dense(tensors[index])
+        for leaf, name in node.leaves:
+            fresh[id(getattr(original, leaf))] = dense(tensors[name])
     for new, name, value in watched:
         moved, changed = _rebound(value, fresh)
         if changed:

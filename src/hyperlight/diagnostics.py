@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .bind import bind
 from .errors import ConfigurationError, MissingExtraError, ObjectiveError, did_you_mean, listed
 from .inputs import Categorical, Input
 from .model import HyperModel
@@ -346,7 +347,7 @@ def _target_norms(
     with torch.no_grad():
         predicted = model.predict(**gamma)
     theta = [t.detach().requires_grad_() for t in predicted.values()]
-    value = loss(model._plan.bind(model.primary, theta), batch)
+    value = loss(bind(model.primary, dict(zip(predicted, theta, strict=True))), batch)
     check_loss("loss(net, batch)", value, torch.Size())
     gradients: tuple[Tensor | None, ...] = (None,)
     if value.requires_grad:
@@ -393,7 +394,7 @@ def check_loss(caller: str, value: Any, batch_shape: torch.Size) -> None:
 
 def median(model: HyperModel, name: str) -> Tensor:
     """The middle of an input's space, as a value that the model takes."""
-    dtype, device = model.hypernet._placement()
+    dtype, device = model.hypernet.dtype, model.hypernet.device
     space = model.inputs[name]
     value = space.quantile(torch.full(space.event_shape, 0.5, dtype=torch.float64))
     return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
@@ -432,7 +433,7 @@ class _Axis:
     def _varied(
         self, space: Input, points: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        dtype, device = self.model.hypernet._placement()
+        dtype, device = self.model.hypernet.dtype, self.model.hypernet.device
         if isinstance(space, Categorical) and not space.event_shape:
             return torch.arange(space.n, device=device), torch.ones(space.n)
         if not space.event_shape:
@@ -480,7 +481,7 @@ class _Axis:
         encoded = hypernet.encode(**{self.name: self.values}, **self._held).norm(dim=-1)
         rows = list(self)
         changes = [_norm(hypernet(**rows[i]).values()) for i in (0, len(rows) // 2, -1)]
-        own = _norm(self.model._plan.read(self.model.primary))
+        own = _norm(self.model.theta0.values())
         missing = [_ENCODING] if _variation(widen(encoded)) > 0.01 else []
         return missing + ([_RESIDUAL] if own < 0.1 * max(changes) else [])
 

@@ -1,9 +1,9 @@
-"""Heads: the last, linear layer of a hypernetwork, which writes all predictions.
+r"""Heads: the last layer of a hypernetwork, and the sum of theta0 and the change it predicts.
 
-A head maps features ``(..., K)`` to one flat vector ``(..., P)`` that holds the
-predicted tensors one behind another (design D4). To write your own, subclass
-:class:`Head`: :meth:`~Head.make` makes the parameters once the sizes are known,
-:meth:`~Head.reset_parameters` draws them, ``forward`` uses them.
+A head maps features ``(..., K)`` to one flat vector ``(..., P)``: the predicted tensors,
+flattened and concatenated. To write your own, subclass :class:`Head`. :meth:`~Head.make` makes
+the parameters once the sizes are known, :meth:`~Head.reset_parameters` draws them, and
+``forward`` uses them.
 """
 
 from __future__ import annotations
@@ -12,41 +12,56 @@ import copy
 import fnmatch
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import ConfigurationError, did_you_mean, listed
-from .factored import dense_product
 from .init import Initialization
+from .optim import dense_product, is_ordinary
 from .precision import rms, widest
 
-__all__ = ["Chunked", "Dense", "Factors", "Head", "LowRank", "Mixed", "find_head"]
+__all__ = ["Chunked", "Dense", "Head", "LowRank", "LowRankWeight", "Mixed", "dense", "find_head"]
 
-# Entries of a tensor that its spread is measured on: known to about 3 % from so many.
+# How many entries of a tensor its spread is measured on: enough for about 3 %.
 _SAMPLE = 512
 
 
-class Factors(NamedTuple):
-    """A predicted matrix that is not multiplied out: ``left @ right``, reshaped.
+class LowRankWeight:
+    r"""A weight :math:`\theta^0 + A B`, multiplied out only where it has to be.
 
-    Attributes:
-        left: ``(..., rows, rank)``.
-        right: ``(..., rank, columns)``.
-        shape: of the predicted tensor, whose first dimension are the rows.
+    Args:
+        theta0: the weight without the change.
+        left: :math:`A`, ``(..., rows, rank)``; the rows are the first dimension of ``theta0``.
+        right: :math:`B`, ``(..., rank, columns)``.
     """
 
-    left: Tensor
-    right: Tensor
-    shape: torch.Size
+    def __init__(self, theta0: Tensor, left: Tensor, right: Tensor) -> None:
+        self.theta0, self.left, self.right = theta0, left, right
+        self._dense: Tensor | None = None
 
     def dense(self) -> Tensor:
-        """The tensor itself, ``(...) + shape``."""
-        product = self.left @ self.right
-        return product.reshape(product.shape[:-2] + self.shape)
+        """The weight as a tensor, ``(...) + theta0.shape``, made once."""
+        if self._dense is None:
+            change = self.left @ self.right
+            self._dense = self.theta0 + change.reshape(change.shape[:-2] + self.theta0.shape)
+        return self._dense
+
+    def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the weight as :func:`torch.nn.functional.linear` does, one factor at a time."""
+        change = F.linear(F.linear(input, self.right), self.left)
+        return F.linear(input, self.theta0, bias) + change
+
+
+Weight = Tensor | LowRankWeight
+
+
+def dense(weight: Weight) -> Tensor:
+    """The weight as a tensor."""
+    return weight.dense() if isinstance(weight, LowRankWeight) else weight
 
 
 class Head(nn.Module, ABC):
@@ -55,10 +70,14 @@ class Head(nn.Module, ABC):
     Attributes:
         features: the number of features ``K`` it reads; 0 before it is built.
         shapes: the shape of every tensor it predicts, by name, in order.
+        outer_product_gradients: the parameters that ``forward`` multiplies by
+            :func:`hyperlight.optim.dense_product`. Their gradients can be kept as two factors,
+            which :func:`~hyperlight.exchange_factors` sends between processes.
     """
 
     features: int
     shapes: dict[str, torch.Size]
+    outer_product_gradients: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,6 +102,8 @@ class Head(nn.Module, ABC):
         self.shapes = dict(shapes)
         self.make(dtype, device)
 
+    # --- to be written by a head --------------------------------------------------------
+
     @abstractmethod
     def make(self, dtype: torch.dtype, device: torch.device) -> None:
         """Make the parameters for ``self.features`` and ``self.shapes``, without filling them."""
@@ -91,14 +112,15 @@ class Head(nn.Module, ABC):
     def reset_parameters(
         self, init: Initialization, generator: torch.Generator | None = None
     ) -> None:
-        """Draw the parameters such that the predictions have the spread ``init.std(name, shape)``
-        for features of norm 1.
+        """Draw the parameters so that the predictions have standard deviation
+        ``init.std(name, shape)`` for features of norm 1.
         """
 
     def calibrate(self, features: Tensor, init: Initialization) -> None:
-        """Scale the parameters such that the predictions have that spread over ``features``.
+        """Scale the parameters so that the predictions have that deviation over ``features``.
 
-        Called after :meth:`reset_parameters` for initialisations that are ``measured``.
+        Called after :meth:`reset_parameters` for initialisations that are ``measured``, such as
+        ``"relative"``. Optional.
 
         Shape:
             ``features`` is ``(S, K)``: what the trunk gives for draws of the inputs.
@@ -109,35 +131,37 @@ class Head(nn.Module, ABC):
             "calibrate(features, init). Write one, or use init='fan_out' or 'zero'."
         )
 
+    def parameter_count(self, name: str) -> int | None:
+        """The number of parameters that serve one predicted tensor alone; None if shared."""
+        return None
+
+    def config(self) -> dict[str, Any] | None:
+        """The arguments of the constructor as JSON holds them; None if it cannot.
+
+        Written by :func:`~hyperlight.save` and compared by :func:`~hyperlight.load`.
+        """
+        return None
+
+    # --- what follows from these --------------------------------------------------------
+
     @property
     def calibrates(self) -> bool:
         """Whether it has a :meth:`calibrate`, which ``init="relative"`` needs."""
         return type(self).calibrate is not Head.calibrate
 
-    def parameter_count(self, name: str) -> int | None:
-        """The parameters that one predicted tensor has alone; None where they are shared."""
-        return None
-
     def predict(self, features: Tensor) -> dict[str, Tensor]:
-        """The predicted tensors, ``{name: (...) + shape}``, in order."""
-        flat = self(features)
-        parts = torch.split(flat, [shape.numel() for shape in self.shapes.values()], dim=-1)
-        batch_shape = flat.shape[:-1]
-        return {
-            name: part.reshape(batch_shape + shape)
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        """The predicted tensors alone, ``{name: (...) + shape}``, in order."""
+        return dict(zip(self.shapes, _split(self(features), self.shapes.values()), strict=True))
 
-    def factored(self, features: Tensor) -> Mapping[str, Tensor | Factors]:
-        """As :meth:`predict`, with matrices of low rank left as their factors."""
-        return self.predict(features)
+    def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
+        r"""The weights :math:`\theta = \theta^0 + h(\gamma)`: ``{name: (...) + shape}``, in order.
 
-    def config(self) -> dict[str, Any] | None:
-        """The arguments of the constructor, as JSON holds them; None where it cannot.
-
-        Kept by :func:`~hyperlight.save` and compared by :func:`~hyperlight.load`.
+        Args:
+            theta0: a tensor for every name in ``self.shapes``, whose dtype the weight keeps.
+            features: ``(..., K)``.
         """
-        return None
+        own = [theta0[name] for name in self.shapes]
+        return dict(zip(self.shapes, _sums(own, self(features)), strict=True))
 
     def extra_repr(self) -> str:
         if not self.features:
@@ -146,10 +170,78 @@ class Head(nn.Module, ABC):
         return f"features={self.features}, predictions={total:,}"
 
 
+# --- the sum ----------------------------------------------------------------------------
+
+
+def _split(flat: Tensor, shapes: Iterable[torch.Size]) -> list[Tensor]:
+    """Cut ``(..., P)`` into tensors of shape ``(...) + shape``."""
+    shapes = list(shapes)
+    parts = torch.split(flat, [shape.numel() for shape in shapes], dim=-1)
+    return [part.view(flat.shape[:-1] + shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _sums(theta0: Sequence[Tensor], flat: Tensor) -> Sequence[Tensor]:
+    """Add to every tensor its part of the flat change ``(..., P)``.
+
+    One node of autograd's graph in place of three for every tensor.
+    """
+    if is_ordinary(flat, *theta0) and all(own.dtype == flat.dtype for own in theta0):
+        sums: tuple[Tensor, ...] = _Sums.apply(flat, *theta0)  # type: ignore[no-untyped-call]
+        return sums
+    parts = _split(flat, [own.shape for own in theta0])
+    return [own + part.to(own.dtype) for own, part in zip(theta0, parts, strict=True)]
+
+
+class _Sums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, *theta0: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.shapes = [own.shape for own in theta0]
+        ctx.save_for_backward(flat[..., :0])
+        return tuple(map(torch.add, theta0, _split(flat, ctx.shapes)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        (like,) = ctx.saved_tensors
+        batch, needed = like.shape[:-1], ctx.needs_input_grad
+        by_flat: Tensor | None = None
+        by_theta0 = gradients
+        if needed[0] or batch:
+            by_flat = torch.cat(
+                [
+                    like.new_zeros((*batch, shape.numel()))
+                    if g is None
+                    else g.reshape(*batch, shape.numel())
+                    for g, shape in zip(gradients, ctx.shapes, strict=True)
+                ],
+                dim=-1,
+            )
+        if batch and any(needed[1:]):
+            assert by_flat is not None
+            totals = _split(by_flat.flatten(0, -2).sum(0), ctx.shapes)
+            pairs = zip(gradients, totals, strict=True)
+            by_theta0 = tuple(None if g is None else total for g, total in pairs)
+        wanted = zip(by_theta0, needed[1:], strict=True)
+        return by_flat if needed[0] else None, *(g if need else None for g, need in wanted)
+
+
+# --- the heads --------------------------------------------------------------------------
+
+
+def _blocks(weight: Tensor, counts: Mapping[str, int]) -> Iterable[tuple[str, Tensor]]:
+    """The rows of a weight that predict each tensor."""
+    return zip(counts, torch.split(weight, list(counts.values())), strict=True)
+
+
 def _ratio(wanted: float, measured: Tensor) -> float:
-    """What brings predictions of that root mean square to the wanted one."""
+    """The factor that brings predictions of that root mean square to the wanted one."""
     found = float(measured)
     return wanted / found if found > 0.0 else 0.0
+
+
+def _positive(call: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{call.format(repr(value))}: expected a positive integer.")
 
 
 class Dense(Head):
@@ -157,41 +249,41 @@ class Dense(Head):
 
     .. math:: \Delta\theta = W f
 
-    There is no bias: the primary's own parameters :math:`\theta^0` are it
-    (design D1).
+    The last layer of the paper's hypernetwork (eq. 1), without its bias: the primary's own
+    parameters :math:`\theta^0` take its place.
 
-    The gradient of :math:`W` is an outer product. For the optimizers of :mod:`hyperlight.optim` it
-    stays one (design D6); to all others it is dense.
+    The gradient of :math:`W` is an outer product. The optimizers of :mod:`hyperlight.optim` read
+    its two factors; to everything else it is dense.
 
     Shape:
         ``(..., K)`` to ``(..., P)``.
     """
 
     weight: nn.Parameter
+    outer_product_gradients = ("weight",)
 
     def config(self) -> dict[str, Any]:
         return {}
 
-    def make(self, dtype: torch.dtype, device: torch.device) -> None:
-        total = sum(shape.numel() for shape in self.shapes.values())
-        self.weight = nn.Parameter(torch.empty(total, self.features, dtype=dtype, device=device))
+    def _counts(self) -> dict[str, int]:
+        return {name: shape.numel() for name, shape in self.shapes.items()}
 
-    def _blocks(self) -> Iterable[tuple[str, torch.Size, Tensor]]:
-        rows = torch.split(self.weight, [shape.numel() for shape in self.shapes.values()])
-        return zip(self.shapes, self.shapes.values(), rows, strict=True)
+    def make(self, dtype: torch.dtype, device: torch.device) -> None:
+        total = sum(self._counts().values())
+        self.weight = nn.Parameter(torch.empty(total, self.features, dtype=dtype, device=device))
 
     @torch.no_grad()
     def reset_parameters(
         self, init: Initialization, generator: torch.Generator | None = None
     ) -> None:
-        for name, shape, block in self._blocks():
-            block.normal_(0.0, init.std(name, shape), generator=generator)
+        for name, block in _blocks(self.weight, self._counts()):
+            block.normal_(0.0, init.std(name, self.shapes[name]), generator=generator)
 
     @torch.no_grad()
     def calibrate(self, features: Tensor, init: Initialization) -> None:
-        for name, shape, block in self._blocks():
+        for name, block in _blocks(self.weight, self._counts()):
             found = rms(F.linear(features, block[:_SAMPLE]))
-            block.mul_(_ratio(init.std(name, shape), found))
+            block.mul_(_ratio(init.std(name, self.shapes[name]), found))
 
     def parameter_count(self, name: str) -> int:
         return self.features * self.shapes[name].numel()
@@ -205,13 +297,13 @@ class LowRank(Head):
 
     .. math:: \Delta\theta = A(f) B(f), \quad A \in R^{o \times r}, B \in R^{r \times i}
 
-    A tensor of more than one dimension counts as the matrix of its first dimension
-    against the others. Vectors, and matrices that the factors would not make smaller, are
-    predicted as :class:`Dense` does. With one set of weights per sample the matrices of
-    linear layers are never multiplied out.
+    A tensor with more than one dimension counts as a matrix of its first dimension by all others.
+    Vectors, and matrices that the factors would not make smaller, are predicted as :class:`Dense`
+    does. With one set of weights per sample, the matrices of linear layers are never multiplied
+    out.
 
-    As both factors are linear in the features, the prediction grows with the square of
-    their norm, which MIP keeps constant.
+    Both factors are linear in the features, so the prediction grows with the square of their
+    norm, which MIP keeps constant.
 
     Args:
         rank: ``r``.
@@ -229,8 +321,7 @@ class LowRank(Head):
 
     def __init__(self, rank: int = 8) -> None:
         super().__init__()
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            raise ConfigurationError(f"LowRank(rank={rank!r}): expected a positive integer.")
+        _positive("LowRank(rank={})", rank)
         self.rank = rank
 
     def config(self) -> dict[str, Any]:
@@ -248,23 +339,22 @@ class LowRank(Head):
         matrix = self._matrix(name)
         return self.rank * sum(matrix) if matrix else self.shapes[name].numel()
 
-    def make(self, dtype: torch.dtype, device: torch.device) -> None:
-        total = sum(self._count(name) for name in self.shapes)
-        self.weight = nn.Parameter(torch.empty(total, self.features, dtype=dtype, device=device))
+    def _counts(self) -> dict[str, int]:
+        return {name: self._count(name) for name in self.shapes}
 
-    def _blocks(self) -> Iterable[tuple[str, Tensor]]:
-        rows = torch.split(self.weight, [self._count(name) for name in self.shapes])
-        return zip(self.shapes, rows, strict=True)
+    def make(self, dtype: torch.dtype, device: torch.device) -> None:
+        total = sum(self._counts().values())
+        self.weight = nn.Parameter(torch.empty(total, self.features, dtype=dtype, device=device))
 
     @torch.no_grad()
     def reset_parameters(
         self, init: Initialization, generator: torch.Generator | None = None
     ) -> None:
-        """The right factor starts as a layer would, with variance 1 / columns, the left one with
-        what brings the product to its spread: at zero for ``init="zero"``, where the right one
-        keeps its gradient alive.
+        """Draw the right factor as a layer would, with variance 1 / columns, and the left factor
+        with the variance that gives the product its deviation. With ``init="zero"`` the left one
+        is zero, and the right one keeps its gradient alive.
         """
-        for name, block in self._blocks():
+        for name, block in _blocks(self.weight, self._counts()):
             std = init.std(name, self.shapes[name])
             matrix = self._matrix(name)
             if matrix is None:
@@ -277,7 +367,7 @@ class LowRank(Head):
 
     @torch.no_grad()
     def calibrate(self, features: Tensor, init: Initialization) -> None:
-        for name, block in self._blocks():
+        for name, block in _blocks(self.weight, self._counts()):
             std = init.std(name, self.shapes[name])
             matrix = self._matrix(name)
             if matrix is None:
@@ -299,29 +389,35 @@ class LowRank(Head):
             right.reshape((*batch_shape, self.rank, columns)),
         )
 
+    def _codes(self, features: Tensor) -> Iterable[tuple[str, Tensor]]:
+        """For every tensor its entries, or those of its factors: ``(..., count)``."""
+        codes = F.linear(features, self.weight)
+        counts = self._counts()
+        return zip(counts, torch.split(codes, list(counts.values()), dim=-1), strict=True)
+
     def parameter_count(self, name: str) -> int:
         return self.features * self._count(name)
 
-    def factored(self, features: Tensor) -> dict[str, Tensor | Factors]:
-        codes = F.linear(features, self.weight)
-        parts = torch.split(codes, [self._count(name) for name in self.shapes], dim=-1)
-        predicted: dict[str, Tensor | Factors] = {}
-        for (name, shape), part in zip(self.shapes.items(), parts, strict=True):
-            matrix = self._matrix(name)
+    def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
+        weights: dict[str, Weight] = {}
+        for name, code in self._codes(features):
+            own, matrix = theta0[name], self._matrix(name)
             if matrix is None:
-                predicted[name] = part.reshape(part.shape[:-1] + shape)
+                (weights[name],) = _sums([own], code)
             else:
-                predicted[name] = Factors(*self._factors(part, matrix), shape)
-        return predicted
-
-    def predict(self, features: Tensor) -> dict[str, Tensor]:
-        return {
-            name: part.dense() if isinstance(part, Factors) else part
-            for name, part in self.factored(features).items()
-        }
+                left, right = self._factors(code, matrix)
+                weights[name] = LowRankWeight(own, left.to(own.dtype), right.to(own.dtype))
+        return weights
 
     def forward(self, features: Tensor) -> Tensor:
-        return _flat(self.predict(features), features.ndim - 1)
+        parts = []
+        for name, code in self._codes(features):
+            matrix = self._matrix(name)
+            if matrix is not None:
+                left, right = self._factors(code, matrix)
+                code = (left @ right).flatten(-2)
+            parts.append(code)
+        return torch.cat(parts, dim=-1)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, {super().extra_repr()}"
@@ -332,14 +428,14 @@ class Chunked(Head):
 
     .. math:: \Delta\theta_c = s \odot W (e_c \odot f)
 
-    for the chunks :math:`c = 1, 2, ...` of ``size`` entries: :math:`W` is shared by all
-    chunks (von Oswald et al. 2020 share a whole network), the embedding :math:`e_c` is
-    learned and starts as random signs. ``size x K`` parameters, and ``K`` for every chunk:
-    the smallest head, for primaries that no other fits.
+    for the chunks :math:`c = 1, 2, ...` of ``size`` entries. :math:`W` is shared by all chunks
+    (von Oswald et al. 2020 share a whole network); the embedding :math:`e_c` is learned and
+    starts as random signs. It has ``size x K`` parameters, and ``K`` more for every chunk: the
+    smallest head, for primaries that no other fits.
 
-    The scale :math:`s`, one learned number per predicted tensor, holds the initialisation,
-    since a chunk may lie across tensors that start with different spreads. A tensor that
-    starts unchanged among others that do not has :math:`s = 0`.
+    The scale :math:`s`, one learned number per predicted tensor, holds the initialisation, since
+    a chunk may span tensors that start with different deviations. A tensor that starts unchanged
+    among others that do not has :math:`s = 0`.
 
     Args:
         size: the number of entries in a chunk.
@@ -354,8 +450,7 @@ class Chunked(Head):
 
     def __init__(self, size: int = 4096) -> None:
         super().__init__()
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ConfigurationError(f"Chunked(size={size!r}): expected a positive integer.")
+        _positive("Chunked(size={})", size)
         self.size = size
 
     def config(self) -> dict[str, Any]:
@@ -366,12 +461,12 @@ class Chunked(Head):
         size = min(self.size, total)
         chunks = -(-total // size)
 
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(*shape, dtype=dtype, device=device)
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device))
 
-        self.weight = nn.Parameter(empty(size, self.features))
-        self.embedding = nn.Parameter(empty(chunks, self.features))
-        self.scale = nn.Parameter(empty(len(self.shapes)))
+        self.weight = empty(size, self.features)
+        self.embedding = empty(chunks, self.features)
+        self.scale = empty(len(self.shapes))
 
     @torch.no_grad()
     def reset_parameters(
@@ -399,19 +494,11 @@ class Chunked(Head):
             self.scale[index] = _ratio(init.std(name, shape), found)
             start += shape.numel()
 
-    def predict(self, features: Tensor) -> dict[str, Tensor]:
-        gated = features.unsqueeze(-2) * self.embedding
-        flat = F.linear(gated, self.weight).flatten(-2)
-        batch_shape, start = flat.shape[:-1], 0
-        predicted = {}
-        for (name, shape), scale in zip(self.shapes.items(), self.scale, strict=True):
-            part = flat.narrow(-1, start, shape.numel())
-            predicted[name] = (part * scale).reshape(batch_shape + shape)
-            start += shape.numel()
-        return predicted
-
     def forward(self, features: Tensor) -> Tensor:
-        return _flat(self.predict(features), features.ndim - 1)
+        chunks = F.linear(features.unsqueeze(-2) * self.embedding, self.weight).flatten(-2)
+        pairs = zip(self.scale, self.shapes.values(), strict=True)
+        scale = torch.cat([one.expand(shape.numel()) for one, shape in pairs])
+        return chunks[..., : len(scale)] * scale
 
     def extra_repr(self) -> str:
         return f"size={self.size}, {super().extra_repr()}"
@@ -420,7 +507,7 @@ class Chunked(Head):
 class Mixed(Head):
     """Several heads, each for the tensors that match its pattern; the first match counts.
 
-    Made where ``head`` is a mapping: ``head={"*attn*": hl.LowRank(8), "*": hl.Dense()}``.
+    Made if ``head`` is a mapping: ``head={"*attn*": hl.LowRank(8), "*": hl.Dense()}``.
 
     Args:
         heads: heads by glob over names.
@@ -428,17 +515,15 @@ class Mixed(Head):
 
     def __init__(self, heads: Mapping[str, Head]) -> None:
         super().__init__()
+        expected = (
+            "expected globs over names and heads, as in "
+            "head={'*attn*': hl.LowRank(8), '*': hl.Dense()}."
+        )
         for pattern, head in heads.items():
             if not isinstance(pattern, str) or not isinstance(head, Head):
-                raise ConfigurationError(
-                    f"head held {pattern!r}: {head!r}; expected a glob over names and a head, as "
-                    "in head={'*attn*': hl.LowRank(8), '*': hl.Dense()}."
-                )
+                raise ConfigurationError(f"head held {pattern!r}: {head!r}; {expected}")
         if not heads:
-            raise ConfigurationError(
-                "head was an empty mapping; expected globs over names and heads, as in "
-                "head={'*attn*': hl.LowRank(8), '*': hl.Dense()}."
-            )
+            raise ConfigurationError(f"head was an empty mapping; {expected}")
         self.patterns = tuple(heads)
         self.parts = nn.ModuleList(copy.deepcopy(head) for head in heads.values())
 
@@ -449,15 +534,13 @@ class Mixed(Head):
     def make(self, dtype: torch.dtype, device: torch.device) -> None:
         taken: dict[str, dict[str, torch.Size]] = {pattern: {} for pattern in self.patterns}
         for name, shape in self.shapes.items():
-            for pattern in self.patterns:
-                if fnmatch.fnmatchcase(name, pattern):
-                    taken[pattern][name] = shape
-                    break
-            else:
+            pattern = next((p for p in self.patterns if fnmatch.fnmatchcase(name, p)), None)
+            if pattern is None:
                 raise ConfigurationError(
                     f"No pattern of head={{...}} matches {name!r}; the patterns are "
                     f"{listed(self.patterns)}. Add '*' for all that is left."
                 )
+            taken[pattern][name] = shape
         for pattern, head in zip(self.patterns, self.heads(), strict=True):
             if not taken[pattern]:
                 raise ConfigurationError(
@@ -488,33 +571,25 @@ class Mixed(Head):
     def parameter_count(self, name: str) -> int | None:
         return self.head_of(name).parameter_count(name)
 
-    def predict(self, features: Tensor) -> dict[str, Tensor]:
-        predicted: dict[str, Tensor] = {}
+    def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
+        weights: dict[str, Weight] = {}
         for head in self.heads():
-            predicted.update(head.predict(features))
-        return {name: predicted[name] for name in self.shapes}
-
-    def factored(self, features: Tensor) -> Mapping[str, Tensor | Factors]:
-        predicted: dict[str, Tensor | Factors] = {}
-        for head in self.heads():
-            predicted.update(head.factored(features))
-        return {name: predicted[name] for name in self.shapes}
+            weights |= head.add_to(theta0, features)
+        return {name: weights[name] for name in self.shapes}
 
     def forward(self, features: Tensor) -> Tensor:
-        return _flat(self.predict(features), features.ndim - 1)
+        predicted: dict[str, Tensor] = {}
+        for head in self.heads():
+            predicted |= head.predict(features)
+        batch = features.shape[:-1]
+        return torch.cat([predicted[name].reshape(*batch, -1) for name in self.shapes], dim=-1)
 
     def extra_repr(self) -> str:
         return f"patterns={list(self.patterns)}"
 
 
-def _flat(predicted: Mapping[str, Tensor], batch: int) -> Tensor:
-    """The predicted tensors one behind another, after ``batch`` batch dimensions."""
-    rows = [part.reshape((*part.shape[:batch], -1)) for part in predicted.values()]
-    return torch.cat(rows, dim=-1)
-
-
 def find_head(head: Head | Mapping[str, Head]) -> Head:
-    """A head of one's own, made of what was given."""
+    """A copy of the given head, or of the given heads by pattern as one."""
     if isinstance(head, Mapping):
         return Mixed(head)
     if not isinstance(head, Head):

@@ -1,11 +1,10 @@
-"""The hypernetwork: inputs -> encoding -> trunk -> head -> named tensors."""
+"""The hypernetwork: inputs, encoding, trunk, head, named tensors."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import keyword
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,17 +14,16 @@ from torch.nn import functional as F
 
 from .encodings import CosSin, Encoding, Identity
 from .errors import ConfigurationError, InputError, did_you_mean, listed
-from .heads import Dense, Factors, Head, find_head
+from .heads import Dense, Head, find_head
 from .init import Init, find_init, gain_of, kaiming_fan_out_
 from .inputs import Categorical, Input
 from .memory import refuse_oversize
-from .precision import widest
 
-__all__ = ["Activation", "HyperNet"]
+__all__ = ["ACTIVATIONS", "Activation", "HyperNet"]
 
 Activation = str | nn.Module | Callable[[], nn.Module]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "relu": nn.ReLU,
     "prelu": nn.PReLU,
@@ -41,99 +39,27 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class Trunk(nn.Module):
-    r"""Fully connected layers, each followed by the activation (paper, eq. 1).
-
-    .. math:: x^{(k+1)} = \phi(W^{(k)} x^{(k)} + b^{(k)})
-
-    With ``skip``, every layer whose input and output agree in size adds its
-    input to its output; the paper's proportionality (eq. 3) holds for these too.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        hidden: Sequence[int],
-        activation: Activation,
-        skip: bool,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        super().__init__()
-        sizes = [inputs, *hidden]
-        self.skip = skip
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b, dtype=dtype, device=device) for a, b in itertools.pairwise(sizes)
-        )
-        self.activations = nn.ModuleList(_activation(activation, dtype, device) for _ in hidden)
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Kaiming initialisation in fan-out mode, biases at zero (paper, section 5.2)."""
-        for layer, activation in zip(self.layers, self.activations, strict=True):
-            assert isinstance(layer, nn.Linear)
-            kaiming_fan_out_(layer.weight, gain_of(activation), generator)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer, activation in zip(self.layers, self.activations, strict=True):
-            y = _activated(activation, layer(x))
-            x = x + y if self.skip and y.shape == x.shape else y
-        return x
-
-    def extra_repr(self) -> str:
-        return "skip=True" if self.skip else ""
-
-
-def _activated(activation: nn.Module, x: Tensor) -> Tensor:
-    """A PReLU with a slope for every feature takes the second dimension for that of features."""
-    several = isinstance(activation, nn.PReLU) and activation.num_parameters > 1
-    rows = x.reshape(-1, x.shape[-1]) if several else x
-    y: Tensor = activation(rows)
-    return y.reshape(x.shape) if several else y
-
-
-def _activation(given: Activation, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    if isinstance(given, str):
-        if given not in _ACTIVATIONS:
-            raise ConfigurationError(
-                f"activation was {given!r}; expected one of {listed(_ACTIVATIONS, most=99)}, or a "
-                f"module such as torch.nn.LeakyReLU(0.2).{did_you_mean(given, _ACTIVATIONS)}"
-            )
-        made: object = _ACTIVATIONS[given]()
-    else:
-        try:
-            made = copy.deepcopy(given) if isinstance(given, nn.Module) else given()
-        except TypeError:  # a function of a tensor
-            made = given
-    if not isinstance(made, nn.Module):
-        raise ConfigurationError(
-            f"activation gave {made!r}; expected a name, a torch.nn.Module or a class of one. "
-            "Instead of torch.nn.functional.elu pass torch.nn.ELU."
-        )
-    return made.to(device=device, dtype=dtype)
-
-
 class HyperNet(nn.Module):
     r"""A network that predicts named tensors from its inputs: ``gamma -> {name: Tensor}``.
 
     .. math:: \Delta\theta = h(\gamma; \omega) = \mathrm{head}(\mathrm{trunk}(E(\gamma)))
 
-    with the architecture and initialisation of section 5.2 of the paper by
-    default. It stands alone; :func:`~hyperlight.hypernetize` couples one with a primary.
+    Its default architecture and initialisation are those of section 5.2 of the paper. It stands
+    alone; :func:`~hyperlight.hypernetize` couples one with a primary.
 
     Args:
         inputs: what it is conditioned on, by name.
         shapes: the shape of every tensor to predict, by name.
         hidden: the widths of the hidden layers.
         activation: a name, a module (copied for every layer) or a class of one.
-        encoding: a module from ``(..., d)`` to ``(..., output_size(d))``;
-            ``None`` is the classical formulation (:class:`~hyperlight.Identity`).
-            It is given all inputs but categories, which have embeddings.
+        encoding: a module from ``(..., d)`` to ``(..., output_size(d))``; ``None`` is the
+            classical formulation (:class:`~hyperlight.Identity`). It is given all inputs but
+            categories, which have embeddings.
         head: the last layer, or several by glob over names.
         init: the initialisation of the head: ``"fan_out"``, ``"zero"``, ``"hyperfan_in"``,
             ``"hyperfan_out"``, an object such as ``hl.Relative(0.1, scales={...})``, or a
-            function of a tensor's name and shape that returns a standard deviation.
-            ``None`` leaves all parameters as the memory was, for values that are loaded next.
+            function of a tensor's name and shape that returns a standard deviation. ``None``
+            leaves all parameters uninitialised, for values that are loaded next.
         skip: residual connections in the trunk.
         dtype: of its parameters; the default is :func:`torch.get_default_dtype`.
         device: of its parameters.
@@ -191,9 +117,11 @@ class HyperNet(nn.Module):
         size = sum(space.numel for space in self.inputs.values() if not space.discrete)
         encoded = _output_size(self.encoding, size, dtype, device) if size else 0
         encoded += sum(space.numel * (space.features or 1) for space in categories)
+        # Weighted by their numbers, encoded numbers and embeddings have norm 1 together.
         total = size + sum(space.numel for space in categories)
         unit = getattr(self.encoding, "unit_norm", False)
-        self._shares = ((size / total) ** 0.5, total**-0.5) if unit else (1.0, 1.0)
+        self._number_weight = (size / total) ** 0.5 if unit else 1.0
+        self._category_weight = total**-0.5 if unit else 1.0
         layers, last = (encoded, *hidden), find_head(head)
         refuse_oversize(last, layers, self.shapes, dtype=dtype, device=device)
         self.trunk = Trunk(encoded, hidden, activation, skip, dtype, device)
@@ -204,6 +132,141 @@ class HyperNet(nn.Module):
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         if found is not None and device.type != "meta":
             self.reset_parameters(found, generator)
+
+    # --- prediction ---------------------------------------------------------------------
+
+    def forward(self, **gamma: Any) -> dict[str, Tensor]:
+        """Predict ``{name: batch_shape + shape}``.
+
+        Args:
+            gamma: every input, by name: a number, or a tensor of shape
+                ``batch_shape + event_shape``.
+
+        Raises:
+            InputError: a name, type, shape, device or value that does not fit.
+        """
+        return self.head.predict(self.features(**gamma))
+
+    def features(self, **gamma: Any) -> Tensor:
+        """What the head reads: ``batch_shape + (K,)``."""
+        features: Tensor = self.trunk(self.encode(**gamma))
+        return features
+
+    def encode(self, **gamma: Any) -> Tensor:
+        r"""What the first layer reads: :math:`E(\gamma)`, ``batch_shape + (encoded,)``."""
+        values = self.collect(gamma)
+        normalized = getattr(self.encoding, "normalized", True)
+        embeddings = iter(self.embeddings)
+        numbers: list[Tensor] = []
+        embedded: list[Tensor] = []
+        for name, space in self.inputs.items():
+            value = values[name]
+            batch_shape, size = value.shape[: value.ndim - len(space.event_shape)], space.numel
+            if space.discrete:
+                value = F.normalize(next(embeddings)(value), dim=-1)
+                size *= value.shape[-1]
+            elif normalized:
+                value = space.normalize(value)
+            (embedded if space.discrete else numbers).append(value.reshape((*batch_shape, size)))
+        if len(values) > 1:
+            batch_shape = self._common_batch_shape(values)
+        parts = [self.encoding(_joined(numbers, batch_shape))] if numbers else []
+        if embedded:
+            parts = [part * self._number_weight for part in parts]
+            parts += [part * self._category_weight for part in embedded]
+        return _joined(parts, batch_shape)
+
+    def collect(self, gamma: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The inputs as tensors on the device of the hypernetwork, in declared order.
+
+        Args:
+            gamma: every input, by name: a number, or a tensor of shape
+                ``batch_shape + event_shape``.
+
+        Raises:
+            InputError: a name, type, dtype, device or shape that does not fit; or a value,
+                if reading it is free (see :meth:`Input.tensor`).
+        """
+        for name in gamma:
+            if name not in self.inputs:
+                raise InputError(
+                    f"{name!r} is not an input of this hypernetwork; its inputs are "
+                    f"{listed(self.inputs)}.{did_you_mean(name, self.inputs)}"
+                )
+        dtype, device = self.dtype, self.device
+        values = {}
+        for name, space in self.inputs.items():
+            if name not in gamma:
+                raise InputError(
+                    f"Hypernetwork input {name!r} is missing; given were "
+                    f"{listed(gamma) or 'none'}. Pass {name}=..., for instance a draw from "
+                    "model.sample()."
+                )
+            try:
+                values[name] = space.tensor(gamma[name], dtype=dtype, device=device)
+            except InputError as error:
+                raise InputError(f"Hypernetwork input {name!r} {error}") from None
+        return values
+
+    def check(self, **gamma: Any) -> None:
+        """Check names, types, shapes, devices and values, wherever the values are.
+
+        ``forward`` does the same, except that it does not wait for an accelerator to read values.
+
+        Raises:
+            InputError: says which input was wrong, how, and what to do.
+        """
+        for name, value in self.collect(gamma).items():
+            try:
+                self.inputs[name].check_values(value)
+            except InputError as error:
+                raise InputError(f"Hypernetwork input {name!r} {error}") from None
+
+    def batch_shape(self, **gamma: Any) -> torch.Size:
+        """The batch shape that the inputs have together; ``()`` for one set of weights."""
+        return self._common_batch_shape(self.collect(gamma))
+
+    def _common_batch_shape(self, values: Mapping[str, Tensor]) -> torch.Size:
+        shapes = {
+            name: value.shape[: value.ndim - len(self.inputs[name].event_shape)]
+            for name, value in values.items()
+        }
+        try:
+            return torch.Size(torch.broadcast_shapes(*shapes.values()))  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            found = ", ".join(f"{name}: {tuple(shape)}" for name, shape in shapes.items())
+            raise InputError(
+                f"The batch shapes of the hypernetwork inputs do not go together ({found}); "
+                "expected shapes that broadcast, such as (8,) and (8,), or (8,) and ()."
+            ) from None
+
+    # --- sampling, initialisation -------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self._like.device
+
+    def sample(
+        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draw every input from its space: ``{name: batch_shape + event_shape}``.
+
+        On the device and in the dtype of the hypernetwork. A CPU generator can be used on any
+        device, so that runs on different devices see the same draws.
+        """
+        drawn_on = self.device if generator is None else generator.device
+        return {
+            name: space.sample(
+                batch_shape, generator=generator, dtype=self.dtype, device=drawn_on
+            ).to(self.device)
+            for name, space in self.inputs.items()
+        }
 
     def reset_parameters(
         self, init: Init = "fan_out", generator: torch.Generator | None = None
@@ -223,137 +286,87 @@ class HyperNet(nn.Module):
                 draws = self.sample((1024,), generator=torch.Generator().manual_seed(0))
                 self.head.calibrate(self.features(**draws), found)
 
-    # --- inputs -------------------------------------------------------------
-
-    def sample(
-        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        """Draw every input from its space: ``{name: batch_shape + event_shape}``.
-
-        On the device and in the dtype of the hypernetwork. A CPU generator can
-        be used whatever the device, so that runs on different devices see the same draws.
-        """
-        dtype, device = self._placement()
-        drawn_on = device if generator is None else generator.device
-        return {
-            name: space.sample(batch_shape, generator=generator, dtype=dtype, device=drawn_on).to(
-                device
-            )
-            for name, space in self.inputs.items()
-        }
-
-    def check(self, **gamma: Any) -> None:
-        """Check names, types, shapes, devices and values, wherever the values are.
-
-        ``forward`` does the same, except for the values of tensors that cannot
-        be read for free: on an accelerator, which it would have to wait for,
-        and while a graph is being captured (compile, export, vmap).
-
-        Raises:
-            InputError: says which input was wrong, how, and what to do.
-        """
-        for name, value in self._collect(gamma).items():
-            self.inputs[name].check_values(name, value)
-
-    def _placement(self) -> tuple[torch.dtype, torch.device]:
-        return self._like.dtype, self._like.device
-
-    def _collect(self, gamma: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The inputs as tensors in declared order, checked as far as that is free."""
-        for name in gamma:
-            if name not in self.inputs:
-                raise InputError(
-                    f"{name!r} is not an input of this hypernetwork; its inputs are "
-                    f"{listed(self.inputs)}.{did_you_mean(name, self.inputs)}"
-                )
-        dtype, device = self._placement()
-        values = {}
-        for name, space in self.inputs.items():
-            if name not in gamma:
-                raise InputError(
-                    f"Hypernetwork input {name!r} is missing; given were "
-                    f"{listed(gamma) or 'none'}. Pass {name}=..., for instance a draw from "
-                    "model.sample()."
-                )
-            values[name] = _as_tensor(name, space, gamma[name], dtype, device)
-        return values
-
-    # --- prediction ---------------------------------------------------------
-
-    def encode(self, **gamma: Any) -> Tensor:
-        r"""What the first layer sees: :math:`E(\gamma)`, of shape ``batch_shape + (encoded,)``."""
-        values = self._collect(gamma)
-        batch_shape = self._batch_shape(values)
-        normalized = getattr(self.encoding, "normalized", True)
-        numbers, embedded = [], []
-        embeddings = iter(self.embeddings)
-        for name, space in self.inputs.items():
-            value = values[name]
-            if space.discrete:
-                value = F.normalize(next(embeddings)(value), dim=-1)
-                size = space.numel * value.shape[-1]
-                value = value.reshape(
-                    (*value.shape[: value.ndim - len(space.event_shape) - 1], size)
-                )
-                embedded.append(value.expand((*batch_shape, size)))
-                continue
-            if normalized:
-                value = space.normalize(value)
-            value = value.expand(batch_shape + space.event_shape)
-            numbers.append(value.reshape((*batch_shape, space.numel)))
-        flat = [self.encoding(_joined(numbers))] if numbers else []
-        if embedded:  # by their shares, so that a vector of norm 1 keeps it
-            of_numbers, of_category = self._shares
-            flat = [part * of_numbers for part in flat] + [part * of_category for part in embedded]
-        return _joined(flat)
-
-    def features(self, **gamma: Any) -> Tensor:
-        """What the head reads: ``batch_shape + (K,)``."""
-        features: Tensor = self.trunk(self.encode(**gamma))
-        return features
-
-    def forward(self, **gamma: Any) -> dict[str, Tensor]:
-        """Predict ``{name: batch_shape + shape}``.
-
-        Args:
-            gamma: every input, by name: a number, or a tensor of shape
-                ``batch_shape + event_shape``.
-
-        Raises:
-            InputError: a name, type, shape, device or value that does not fit.
-        """
-        return self.head.predict(self.features(**gamma))
-
-    def factored(self, **gamma: Any) -> Mapping[str, Tensor | Factors]:
-        """As :meth:`forward`, with matrices of low rank left as their factors."""
-        return self.head.factored(self.features(**gamma))
-
-    def batch_shape(self, **gamma: Any) -> torch.Size:
-        """The batch shape that inputs have together; ``()`` for one set of weights."""
-        return self._batch_shape(self._collect(gamma))
-
-    def _batch_shape(self, values: Mapping[str, Tensor]) -> torch.Size:
-        shapes = {
-            name: value.shape[: value.ndim - len(self.inputs[name].event_shape)]
-            for name, value in values.items()
-        }
-        try:
-            return torch.Size(torch.broadcast_shapes(*shapes.values()))  # type: ignore[no-untyped-call]
-        except RuntimeError:
-            found = ", ".join(f"{name}: {tuple(shape)}" for name, shape in shapes.items())
-            raise InputError(
-                f"The batch shapes of the hypernetwork inputs do not go together ({found}); "
-                "expected shapes that broadcast, such as (8,) and (8,), or (8,) and ()."
-            ) from None
-
     def extra_repr(self) -> str:
         spaces = ", ".join(f"{name}={space!r}" for name, space in self.inputs.items())
         total = sum(shape.numel() for shape in self.shapes.values())
         return f"inputs: {spaces}\npredicts: {total:,} entries in {len(self.shapes)} tensors"
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
+class Trunk(nn.Module):
+    r"""Fully connected layers, each followed by the activation (paper, eq. 1).
+
+    .. math:: x^{(k+1)} = \phi(W^{(k)} x^{(k)} + b^{(k)})
+
+    With ``skip``, every layer whose input and output agree in size adds its input to its output;
+    the paper's proportionality (eq. 3) holds for these too.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        activation: Activation,
+        skip: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        sizes = [inputs, *hidden]
+        self.skip = skip
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b, dtype=dtype, device=device) for a, b in itertools.pairwise(sizes)
+        )
+        self.activations = nn.ModuleList(_activation(activation, dtype, device) for _ in hidden)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Kaiming initialisation in fan-out mode, biases at zero (paper, section 5.2)."""
+        for layer, activation in zip(self.layers, self.activations, strict=True):
+            assert isinstance(layer, nn.Linear)
+            kaiming_fan_out_(layer.weight, gain_of(activation), generator)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, activation in zip(self.layers, self.activations, strict=True):
+            y = _activated(activation, layer(x))
+            x = x + y if self.skip and y.shape == x.shape else y
+        return x
+
+    def extra_repr(self) -> str:
+        return "skip=True" if self.skip else ""
+
+
+def _activated(activation: nn.Module, x: Tensor) -> Tensor:
+    """Apply the activation; a PReLU with several slopes takes dimension 1 for the features."""
+    several = isinstance(activation, nn.PReLU) and activation.num_parameters > 1
+    rows = x.reshape(-1, x.shape[-1]) if several else x
+    y: Tensor = activation(rows)
+    return y.reshape(x.shape) if several else y
+
+
+def _activation(given: Activation, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    if isinstance(given, str):
+        if given not in ACTIVATIONS:
+            raise ConfigurationError(
+                f"activation was {given!r}; expected one of {listed(ACTIVATIONS, most=99)}, or a "
+                f"module such as torch.nn.LeakyReLU(0.2).{did_you_mean(given, ACTIVATIONS)}"
+            )
+        made: object = ACTIVATIONS[given]()
+    else:
+        try:
+            made = copy.deepcopy(given) if isinstance(given, nn.Module) else given()
+        except TypeError:  # a function of a tensor
+            made = given
+    if not isinstance(made, nn.Module):
+        raise ConfigurationError(
+            f"activation gave {made!r}; expected a name, a torch.nn.Module or a class of one. "
+            "Instead of torch.nn.functional.elu pass torch.nn.ELU."
+        )
+    return made.to(device=device, dtype=dtype)
+
+
+def _joined(parts: Sequence[Tensor], batch_shape: torch.Size) -> Tensor:
+    parts = [part.expand((*batch_shape, part.shape[-1])) for part in parts]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def _checked_inputs(inputs: Mapping[str, Input]) -> dict[str, Input]:
@@ -391,75 +404,3 @@ def _output_size(encoding: nn.Module, size: int, dtype: torch.dtype, device: tor
             f"(1, {size}); expected a module from (..., {size}) to (..., features)."
         )
     return encoded.shape[-1]
-
-
-def _as_tensor(
-    name: str, space: Input, value: Any, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    event, given = space.event_shape, value
-    if not isinstance(value, Tensor):
-        tracing = torch.compiler.is_compiling()
-        if isinstance(value, bool) or value is None or isinstance(value, str):
-            raise InputError(
-                f"Hypernetwork input {name!r} was {value!r}; expected a number or a tensor of "
-                f"shape {event} or batch shape + {event}."
-            )
-        if tracing or isinstance(value, numbers.Real):
-            if not tracing:
-                space.check_number(name, float(value))
-            kind = torch.int64 if space.discrete else dtype
-            number = torch.full((), value, dtype=kind, device=device)
-            if event:
-                raise InputError(
-                    f"Hypernetwork input {name!r} was the number {value!r}; expected a tensor of "
-                    f"shape {event}, since it was declared as {space!r}."
-                )
-            return number
-        try:  # numbers in lists keep their precision, arrays have their own
-            value = torch.as_tensor(value)
-            if value.is_floating_point() and isinstance(given, (list, tuple)):
-                value = torch.as_tensor(given, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError):
-            raise InputError(
-                f"Hypernetwork input {name!r} was of type {type(given).__name__}; expected a "
-                f"number or a tensor of shape {event} or batch shape + {event}."
-            ) from None
-        keep = space.discrete or value.is_complex() or value.is_floating_point()
-        kind = value.dtype if keep else dtype
-        value = value.to(device, widest(device) if kind == torch.float64 else kind)
-    if space.discrete:
-        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-            raise InputError(
-                f"Hypernetwork input {name!r} has dtype {value.dtype}; expected integers, since "
-                f"it was declared as {space!r}. Convert it: {name}.long()."
-            )
-        dtype = torch.int64
-    elif not value.is_floating_point():
-        raise InputError(
-            f"Hypernetwork input {name!r} has dtype {value.dtype}; expected a floating-point "
-            f"tensor. Convert it: {name}.float()."
-        )
-    if value.device != device:
-        raise InputError(
-            f"Hypernetwork input {name!r} is on {value.device}, the hypernetwork on {device}. "
-            f"Move it: {name}.to({str(device)!r})."
-        )
-    if value.ndim < len(event) or value.shape[value.ndim - len(event) :] != event:
-        raise InputError(
-            f"Hypernetwork input {name!r} has shape {tuple(value.shape)}; expected {event}, or "
-            f"batch shape + {event}, since it was declared as {space!r}."
-        )
-    if _readable(value):
-        space.check_values(name, value)
-    tensor: Tensor = value.to(dtype)
-    return tensor
-
-
-def _readable(value: Tensor) -> bool:
-    """Whether looking at the values costs nothing and does not break a graph."""
-    return (
-        value.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and type(value) in (Tensor, nn.Parameter)
-        and not torch._C._functorch.is_batchedtensor(value)
-    )

@@ -18,10 +18,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from .bind import attribute
+from ._torch import ConvTranspose
 from .errors import ConfigurationError, did_you_mean, listed
 from .precision import rms
-from .targets import Target
+from .targets import Target, attribute
 
 __all__ = [
     "FanOut",
@@ -171,7 +171,7 @@ class _HyperFan(Initialization):
             matrices = [target for target in members if len(target.shape) > 1]
             for target in matrices:
                 into, out = _fans(target.shape)
-                if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+                if isinstance(layer, ConvTranspose):
                     into, out = out, into
                 elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
                     into, out = 1, target.shape[1]

@@ -1,23 +1,25 @@
-"""Hypernetwork inputs: objects that know the space they live in (design D2).
+"""Hypernetwork inputs: objects that know the space they live in.
 
-An input maps values of its own space to ``[0, 1]`` as section 4 of the paper
-prescribes (min-max scaling, its logarithm first where the space spans orders
-of magnitude, the logistic function where it is unbounded), checks values, and
-draws them. Shapes follow :mod:`torch.distributions`: a value has the shape
-``batch_shape + event_shape``, where the event shape belongs to the input.
+An input maps values of its space to ``[0, 1]`` as section 4 of the paper (arXiv:2304.07645)
+prescribes: min-max scaling, of the logarithm if the space spans orders of magnitude, or the
+logistic function if it is unbounded. It also checks values and draws them. Shapes follow
+:mod:`torch.distributions`: a value has the shape ``batch_shape + event_shape``, and the event
+shape belongs to the input.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ._torch import drawn_gamma, is_batched
 from .errors import ConfigurationError, InputError
 from .precision import widen, widest
 
@@ -67,7 +69,8 @@ class Input(ABC):
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one value, without batch dimensions."""
-        return _event_shape(self.shape)
+        shape = self.shape
+        return (shape,) if isinstance(shape, int) else shape
 
     @property
     def numel(self) -> int:
@@ -153,14 +156,88 @@ class Input(ABC):
         values = self.quantile(column.expand((points, *self.event_shape)))
         return self._rounded(values, dtype).clone().to(device)
 
-    def check_number(self, name: str, value: float) -> None:
-        """Refuse a Python number that is not in the space."""
+    def tensor(self, value: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Turn what a user passed into a tensor of that dtype (int64 for categories).
+
+        Args:
+            value: a number, a tensor, or whatever :func:`torch.as_tensor` takes, of shape
+                ``batch_shape + event_shape``.
+            dtype: of the hypernetwork.
+            device: of the hypernetwork, on which a tensor must be.
+
+        Raises:
+            InputError: a type, dtype, device, shape or value that does not fit. The values of a
+                tensor are read only if that is free: not on an accelerator, which would have to
+                be waited for, and not while a graph is captured (compile, export, vmap).
+        """
+        event = self.event_shape
+        expected = f"a number or a tensor of shape {event} or batch shape + {event}"
+        if not isinstance(value, Tensor):
+            if isinstance(value, bool) or value is None or isinstance(value, str):
+                raise InputError(f"was {value!r}; expected {expected}.")
+            tracing = torch.compiler.is_compiling()
+            if tracing or isinstance(value, numbers.Real):
+                if not tracing:
+                    self.check_number(float(value))
+                if event:
+                    raise InputError(
+                        f"was the number {value!r}; expected a tensor of shape {event}, since it "
+                        f"was declared as {self!r}."
+                    )
+                kind = torch.int64 if self.discrete else dtype
+                return torch.full((), value, dtype=kind, device=device)
+            value = self._from_array(value, expected, dtype, device)
+        self._check_tensor(value, device)
+        converted: Tensor = value.to(torch.int64 if self.discrete else dtype)
+        return converted
+
+    def _from_array(
+        self, given: Any, expected: str, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        try:  # numbers in lists keep their precision, arrays have their own
+            value = torch.as_tensor(given)
+            if value.is_floating_point() and isinstance(given, (list, tuple)):
+                value = torch.as_tensor(given, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"was of type {type(given).__name__}; expected {expected}.") from None
+        keep = self.discrete or value.is_complex() or value.is_floating_point()
+        kind = value.dtype if keep else dtype
+        return value.to(device, widest(device) if kind == torch.float64 else kind)
+
+    def _check_tensor(self, value: Tensor, device: torch.device) -> None:
+        event = self.event_shape
+        if self.discrete:
+            if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+                raise InputError(
+                    f"has dtype {value.dtype}; expected integers, since it was declared as "
+                    f"{self!r}. Convert it with .long()."
+                )
+        elif not value.is_floating_point():
+            raise InputError(
+                f"has dtype {value.dtype}; expected a floating-point tensor. Convert it with "
+                ".float()."
+            )
+        if value.device != device:
+            raise InputError(
+                f"is on {value.device}, the hypernetwork on {device}. Move it with "
+                f".to({str(device)!r})."
+            )
+        if value.ndim < len(event) or value.shape[value.ndim - len(event) :] != event:
+            raise InputError(
+                f"has shape {tuple(value.shape)}; expected {event}, or batch shape + {event}, "
+                f"since it was declared as {self!r}."
+            )
+        if _is_free_to_read(value):
+            self.check_values(value)
+
+    def check_number(self, value: float) -> None:
+        """Refuse a Python number outside the space."""
         low, high = self.support
         if math.isnan(value) or not low <= value <= high or math.isinf(value):
-            raise InputError(self._outside(name, f"{value!r}"))
+            raise self._outside(f"{value!r}")
 
-    def check_values(self, name: str, value: Tensor) -> None:
-        """Refuse a tensor with an entry outside the space or with NaN.
+    def check_values(self, value: Tensor) -> None:
+        """Refuse a tensor with an entry outside the space, or with NaN.
 
         Reads the values: on an accelerator this waits for the device.
         """
@@ -177,28 +254,36 @@ class Input(ABC):
         inside = low - below <= smallest and largest <= high + room
         if not inside or math.isinf(smallest) or math.isinf(largest):
             if math.isnan(smallest) or math.isnan(largest):
-                found = "NaN"
-            elif smallest == largest:
-                found = f"{smallest:.6g}"
-            else:
-                found = f"values from {smallest:.6g} to {largest:.6g}"
-            raise InputError(self._outside(name, found))
+                raise self._outside("NaN")
+            raise self._outside(_range(smallest, largest))
 
-    def _outside(self, name: str, found: str) -> str:
+    def _outside(self, found: str) -> InputError:
         low, high = self.support
-        if math.isinf(low) and math.isinf(high):
-            expected = "finite values"
-        else:
-            expected = f"values in [{low:g}, {high:g}]"
+        finite = math.isfinite(low) or math.isfinite(high)
+        expected = f"values in [{low:g}, {high:g}]" if finite else "finite values"
         fix = (
             "Find where it became NaN before it reaches the model"
             if "nan" in found.lower()
             else "Pass a value inside, or declare a wider space in inputs={...}"
         )
-        return (
-            f"Hypernetwork input {name!r} was {found}; expected {expected}, "
-            f"since it was declared as {self!r}. {fix}."
+        return InputError(
+            f"was {found}; expected {expected}, since it was declared as {self!r}. {fix}."
         )
+
+
+def _range(*ends: float) -> str:
+    smallest, largest = (f"{end:.6g}" if isinstance(end, float) else f"{end}" for end in ends)
+    return smallest if smallest == largest else f"values from {smallest} to {largest}"
+
+
+def _is_free_to_read(value: Tensor) -> bool:
+    """Whether looking at the values costs nothing and does not break a graph."""
+    return (
+        value.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(value) in (Tensor, nn.Parameter)
+        and not is_batched(value)
+    )
 
 
 class _Interval(Input):
@@ -425,7 +510,8 @@ class Simplex(Input):
             raise ConfigurationError(f"Simplex(alpha={self.alpha}): expected alpha above zero.")
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The event shape, ``(size,)``."""
         return (self.size,)
 
     @property
@@ -449,18 +535,17 @@ class Simplex(Input):
     def _draw(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
         """From the Dirichlet distribution."""
         alpha = torch.full_like(like, self.alpha)
-        gamma = torch._standard_gamma(alpha, generator).clamp_min(1e-30)
+        gamma = drawn_gamma(alpha, generator).clamp_min(1e-30)
         return gamma / gamma.sum(dim=-1, keepdim=True)
 
-    def check_values(self, name: str, value: Tensor) -> None:
-        super().check_values(name, value)
-        error = (widen(value.detach()).sum(dim=-1) - 1.0).abs()
-        room = self.size * _slack(value.dtype)
-        if value.numel() and not float(error.max()) <= room:
-            wrong = float(widen(value.detach()).sum(dim=-1).flatten()[error.argmax()])
+    def check_values(self, value: Tensor) -> None:
+        super().check_values(value)
+        total = widen(value.detach()).sum(dim=-1)
+        error = (total - 1.0).abs()
+        if value.numel() and not float(error.max()) <= self.size * _slack(value.dtype):
             raise InputError(
-                f"Hypernetwork input {name!r} had entries that sum to {wrong:.6g}; expected a sum "
-                f"of 1, since it was declared as {self!r}. Divide it by its sum."
+                f"had entries that sum to {float(total.flatten()[error.argmax()]):.6g}; expected "
+                f"a sum of 1, since it was declared as {self!r}. Divide it by its sum."
             )
 
 
@@ -518,22 +603,18 @@ class Categorical(Input):
     def _rounded(self, value: Tensor, dtype: torch.dtype | None) -> Tensor:
         return value
 
-    def check_number(self, name: str, value: float) -> None:
+    def check_number(self, value: float) -> None:
         if not (0 <= value < self.n and value == int(value)):
-            raise InputError(self._outside(name, f"{value:g}"))
+            raise self._outside(f"{value:g}")
 
-    def check_values(self, name: str, value: Tensor) -> None:
+    def check_values(self, value: Tensor) -> None:
         if value.numel():
             smallest, largest = (int(v) for v in torch.aminmax(value.detach()))
             if not 0 <= smallest <= largest < self.n:
-                found = f"values from {smallest} to {largest}"
-                raise InputError(
-                    self._outside(name, f"{smallest}" if smallest == largest else found)
-                )
+                raise self._outside(_range(smallest, largest))
 
-    def _outside(self, name: str, found: str) -> str:
-        return (
-            f"Hypernetwork input {name!r} was {found}; expected categories, integers from 0 to "
-            f"{self.n - 1}, since it was declared as {self!r}. Pass one of them, or declare more "
-            "categories in inputs={...}."
+    def _outside(self, found: str) -> InputError:
+        return InputError(
+            f"was {found}; expected categories, integers from 0 to {self.n - 1}, since it was "
+            f"declared as {self!r}. Pass one of them, or declare more categories in inputs={{...}}."
         )

@@ -1,27 +1,32 @@
-"""A primary and the hypernetwork that predicts changes to its weights."""
+"""A primary and the hypernetwork that predicts changes to its weights.
+
+Read ``HyperModel.forward`` first and follow the calls downwards: ``hypernet`` (the inputs, their
+encoding, the trunk), ``heads`` (the change, and its sum with theta0), ``bind`` (the weights in
+the primary). docs/architecture.md has the whole tour.
+"""
 
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from .batching import refuse_mixing, run_each, split_samples
-from .bind import BindPlan, LowRankWeight
+from ._torch import pytree
+from .bind import BindPlan
 from .encodings import CosSin
 from .errors import ConfigurationError, InputError, did_you_mean, listed
-from .factored import split_sums
-from .heads import Dense, Factors, Head, find_head
+from .heads import Dense, Head, dense, find_head
 from .hypernet import Activation, HyperNet
 from .init import Init, Zero, find_init
 from .inputs import Input
-from .memory import Summary, summarize
-from .targets import Targets, select
+from .many import refuse_mixing, run_each, split_samples
+from .summary import Summary, summarize
+from .targets import Targets, attribute, select
 
 __all__ = ["HyperModel", "hypernetize"]
 
@@ -31,16 +36,16 @@ class HyperModel(nn.Module):
 
     .. math:: \theta = \theta^0 + h(\gamma; \omega)
 
-    The primary's own parameters are :math:`\theta^0` (design D1), ``hypernet``
-    is :math:`h`. Made by :func:`hypernetize`.
+    The primary's own parameters are :math:`\theta^0`; ``hypernet`` is :math:`h`. Made by
+    :func:`hypernetize`.
 
     Args:
         primary: the network; it is not changed, and not copied.
         hypernet: predicts tensors by the names of parameters of the primary.
 
     Attributes:
-        primary: the network that was given; holds ``theta0`` under its own names.
-        hypernet: the hypernetwork; holds ``omega``.
+        primary: the network that was given; it holds ``theta0`` under its own names.
+        hypernet: the hypernetwork; it holds ``omega``.
     """
 
     def __init__(self, primary: nn.Module, hypernet: HyperNet) -> None:
@@ -64,14 +69,70 @@ class HyperModel(nn.Module):
         self.primary = primary
         self.hypernet = hypernet
         self._names = tuple(target.name for target in targets)
-        self._plan = BindPlan(primary, [target.aliases for target in targets])
-        # Whether sets of weights run one by one; set once the primary proved too much for vmap.
+        self._plan = BindPlan(primary, {target.name: target.aliases for target in targets})
+        # Whether sets of weights run one by one: True once vmap has failed. It would fail silently
+        # for these embeddings: see bind._PaddedEmbedding.
         self._loop = any(
-            isinstance(module, nn.Embedding)  # see hyperlight.bind._PaddedEmbedding
+            isinstance(module, nn.Embedding)
             and type(module) is not nn.Embedding
             and module.padding_idx is not None
             for module in primary.modules()
         )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the primary with the weights for the given inputs.
+
+        The batch shape of the inputs decides what is shared. With ``()`` the whole batch has one
+        set of weights. With ``(B,)`` every sample has its own, in one forward: every tensor among
+        the arguments then holds one entry per sample in its first dimension (wrap one that does
+        not in :class:`~hyperlight.Shared`), the primary sees batches of one, and its outputs are
+        stacked, where a leading dimension of 1 is that of the batch. Dropout draws for every
+        sample separately.
+
+        Args:
+            args: passed to the primary.
+            kwargs: the inputs of the hypernetwork, by name, each a number or a tensor of
+                shape ``batch_shape + event_shape``. All others are passed to the primary.
+
+        Returns:
+            What the primary returns.
+
+        Raises:
+            InputError: as for :meth:`predict`; or with one value per sample: another batch
+                shape than ``(B,)``, a tensor of another size, or a layer that takes
+                statistics over the batch in training mode.
+        """
+        theta0, features = self.theta0, self.hypernet.features(**self._take_inputs(kwargs))
+        if features.ndim > 2:
+            raise InputError(
+                f"The inputs {listed(self.inputs)} have batch shape {tuple(features.shape[:-1])}; "
+                "expected () for one set of weights, or (B,) for one per sample. Flatten them, or "
+                "use model.sweep for the same data under every set."
+            )
+        theta = self.hypernet.head.add_to(theta0, features)
+        if features.ndim == 1:
+            return self._plan.bind(self.primary, theta)(*args, **kwargs)
+        refuse_mixing(self.primary)
+        bind = functools.partial(self._plan.bind, self.primary)
+        arguments = split_samples(args, kwargs, len(features))
+        output, self._loop = run_each(bind, theta, *arguments, loop=self._loop)
+        return output
+
+    @property
+    def theta0(self) -> dict[str, Tensor]:
+        r"""The predicted parameters as the primary holds them, :math:`\theta^0`, by name.
+
+        To each of these the hypernetwork adds its change (paper, section 4, "Output Encoding").
+        They are the primary's own parameters, not copies: train them, freeze them with
+        ``requires_grad_(False)``, or load pretrained values with
+        ``model.primary.load_state_dict``. In the classical formulation (``residual=False``) they
+        start at zero and are the bias of the hypernetwork's last layer.
+
+        >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
+        >>> model.theta0["weight"] is model.primary.weight
+        True
+        """
+        return {name: attribute(self.primary, name) for name in self._names}
 
     @property
     def inputs(self) -> dict[str, Input]:
@@ -90,10 +151,10 @@ class HyperModel(nn.Module):
         return self.hypernet.sample(batch_shape, generator=generator)
 
     def predict(self, **gamma: Any) -> dict[str, Tensor]:
-        r"""The weights :math:`\theta^0 + h(\gamma)`: ``{name: batch_shape + shape}``.
+        r"""The weights :math:`\theta = \theta^0 + h(\gamma)`: ``{name: batch_shape + shape}``.
 
-        Named and ordered as the targets are in ``primary.named_parameters()``.
-        Every tensor has the dtype of its parameter.
+        Named and ordered as the targets are in ``primary.named_parameters()``. Every tensor has
+        the dtype of its parameter.
 
         Args:
             gamma: every input, by name: a number, or a tensor of shape
@@ -102,33 +163,17 @@ class HyperModel(nn.Module):
         Raises:
             InputError: a name, type, shape, device or value that does not fit.
         """
-        theta = self._theta(self.hypernet.features(**gamma))
-        return dict(zip(self._names, theta, strict=True))
-
-    def _theta(self, features: Tensor) -> list[Tensor]:
-        """The weights that the head makes of the features, in order."""
-        head, theta0 = self.hypernet.head, self._plan.read(self.primary)
-        if self._is_flat():
-            return split_sums(head(features), theta0)
-        delta = head.predict(features)
-        return [
-            own + delta[name].to(own.dtype) for name, own in zip(self._names, theta0, strict=True)
-        ]
-
-    def _is_flat(self) -> bool:
-        """Whether the head writes all tensors in one flat vector, in their order."""
-        kind = type(self.hypernet.head)
-        usual = kind.predict is Head.predict and kind.factored is Head.factored
-        return usual and self._names == tuple(self.hypernet.head.shapes)
+        theta = self.hypernet.head.add_to(self.theta0, self.hypernet.features(**gamma))
+        return {name: dense(theta[name]) for name in self._names}
 
     def bind(self, **gamma: Any) -> Any:
         """The primary with the weights for ``gamma`` in place, predicted once.
 
-        The bound network is a module of the primary's own class: call it, call
-        its other methods, keep it. Its modules, mode (train or eval) and hooks are
-        its own, and what its forward assigns to ``self`` stays on it. Buffers and
-        parameters that are not predicted are those of the primary: move or cast the
-        model, not the bound network. Gradients flow to the hypernetwork and to ``theta0``.
+        The bound network is a module of the primary's own class: call it, call its other methods,
+        keep it. Its modules, mode (train or eval) and hooks are its own, and what its forward
+        assigns to ``self`` stays on it. Buffers and parameters that are not predicted are those
+        of the primary: move or cast the model, not the bound network. Gradients flow to the
+        hypernetwork and to ``theta0``.
 
         Args:
             gamma: every input, by name, without batch dimensions.
@@ -146,14 +191,12 @@ class HyperModel(nn.Module):
         if batch_shape:
             raise InputError(
                 f"The inputs {listed(self.inputs)} have batch shape {batch_shape}: that is "
-                f"{_times(batch_shape)} sets of weights, and one network holds one. Pass a single "
-                "value for each input (batch shape ()); model(x, ...) takes one value per sample, "
-                "model.sweep the same data under all of them."
+                f"{' x '.join(map(str, batch_shape))} sets of weights, and one network holds one. "
+                "Pass a single value for each input (batch shape ()); model(x, ...) takes one "
+                "value per sample, model.sweep the same data under all of them."
             )
-        return self._bound(features)
-
-    def _bound(self, features: Tensor) -> Any:
-        return self._plan.bind(self.primary, self._theta(features))
+        theta = self.hypernet.head.add_to(self.theta0, features)
+        return self._plan.bind(self.primary, {name: dense(w) for name, w in theta.items()})
 
     def at(self, **gamma: Any) -> Any:
         """The primary for one ``gamma`` as an independent module, to export and ship.
@@ -177,8 +220,8 @@ class HyperModel(nn.Module):
         with torch.no_grad():
             bound = self.bind(**gamma)
             plain = _copied(self.primary, "model.at copies the primary")
-            for name, tensor in zip(self._names, self._plan.read(bound), strict=True):
-                plain.get_parameter(name).copy_(tensor)
+            for name in self._names:
+                plain.get_parameter(name).copy_(attribute(bound, name))
         return plain
 
     def sweep(self, *args: Any, **kwargs: Any) -> Any:
@@ -202,7 +245,7 @@ class HyperModel(nn.Module):
         >>> model.sweep(torch.rand(4, 2), scale=torch.linspace(0.0, 0.5, 7)).shape
         torch.Size([7, 4, 3])
         """
-        features = self.hypernet.features(**self._split(kwargs))
+        features = self.hypernet.features(**self._take_inputs(kwargs))
         batch_shape = features.shape[:-1]
         if not batch_shape:
             raise InputError(
@@ -211,8 +254,10 @@ class HyperModel(nn.Module):
                 "call model(x, ...)."
             )
         refuse_mixing(self.primary)
+        theta = self.hypernet.head.add_to(self.theta0, features.flatten(0, -2))
         leaves, structure = pytree.tree_flatten((args, kwargs))
-        output = self._run_each(features.flatten(0, -2), leaves, [False] * len(leaves), structure)
+        bind, split = functools.partial(self._plan.bind, self.primary), [False] * len(leaves)
+        output, self._loop = run_each(bind, theta, leaves, split, structure, loop=self._loop)
         if len(batch_shape) == 1:
             return output
         return pytree.tree_map_only(Tensor, lambda t: t.unflatten(0, batch_shape), output)
@@ -226,62 +271,7 @@ class HyperModel(nn.Module):
         """
         return summarize(self.hypernet, self.primary)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the primary with the weights for the given inputs.
-
-        The batch shape of the inputs decides what is shared (design D3): with ``()`` all of
-        the batch has one set of weights; with ``(B,)`` every sample has its own, in one
-        forward. Then every tensor among the arguments holds one entry per sample in its first
-        dimension (wrap one that does not in :class:`~hyperlight.Shared`); the primary sees
-        batches of one; and what it returns is stacked, where a leading dimension of 1 is that
-        of the batch. Dropout draws for every sample on its own.
-
-        Args:
-            args: passed to the primary.
-            kwargs: the inputs of the hypernetwork, by name, each a number or a tensor of
-                shape ``batch_shape + event_shape``. All others are passed to the primary.
-
-        Returns:
-            What the primary returns.
-
-        Raises:
-            InputError: as for :meth:`predict`; or with one value per sample: another batch
-                shape than ``(B,)``, a tensor of another size, or a layer that takes
-                statistics over the batch in training mode.
-        """
-        features = self.hypernet.features(**self._split(kwargs))
-        if features.ndim == 1:
-            return self._bound(features)(*args, **kwargs)
-        if features.ndim > 2:
-            raise InputError(
-                f"The inputs {listed(self.inputs)} have batch shape {tuple(features.shape[:-1])}; "
-                "expected () for one set of weights, or (B,) for one per sample. Flatten them, or "
-                "use model.sweep for the same data under every set."
-            )
-        refuse_mixing(self.primary)
-        return self._run_each(features, *split_samples(args, kwargs, len(features)))
-
-    def _run_each(
-        self, features: Tensor, leaves: list[Any], split: list[bool], structure: Any
-    ) -> Any:
-        theta0 = self._plan.read(self.primary)
-        theta: Sequence[Tensor | Factors]
-        if self._is_flat():
-            theta = self._theta(features)
-        else:
-            delta = self.hypernet.head.factored(features)
-            theta = [_plus(own, delta[n]) for n, own in zip(self._names, theta0, strict=True)]
-
-        def bound(weights: Sequence[Tensor | Factors]) -> Any:
-            pairs = zip(weights, theta0, strict=True)
-            return self._plan.bind(self.primary, [_weight(own, base) for own, base in pairs])
-
-        output, self._loop = run_each(
-            bound, theta, len(features), leaves, split, structure, self._loop
-        )
-        return output
-
-    def _split(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _take_inputs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Take the inputs of the hypernetwork out of the keyword arguments."""
         inputs = self.hypernet.inputs
         gamma = {name: kwargs.pop(name) for name in inputs if name in kwargs}
@@ -296,21 +286,6 @@ class HyperModel(nn.Module):
             f"Hypernetwork input {name!r} is missing.{hint} Pass it by keyword: "
             f"model(x, {name}=...). The inputs of this model are {listed(self.inputs)}."
         )
-
-
-def _plus(own: Tensor, change: Tensor | Factors) -> Tensor | Factors:
-    """``own + change``, but for what is predicted by its factors."""
-    return change if isinstance(change, Factors) else own + change.to(own.dtype)
-
-
-def _weight(given: Tensor | Factors, own: Tensor) -> Tensor | LowRankWeight:
-    if isinstance(given, Factors):
-        return LowRankWeight(own, given.left.to(own.dtype), given.right.to(own.dtype))
-    return given
-
-
-def _times(batch: tuple[int, ...]) -> str:
-    return " x ".join(str(n) for n in batch)
 
 
 def _refuse_clashes(primary: nn.Module, inputs: Mapping[str, Input]) -> None:
@@ -351,10 +326,11 @@ def hypernetize(
 ) -> HyperModel:
     r"""Turn a network into a hypernetwork model: its weights become functions of ``inputs``.
 
-    The defaults are the paper's Magnitude Invariant Parametrization (MIP,
-    section 4): :math:`\theta = \theta^0 + h(E_{L2}(\gamma); \omega)`. Its two
-    parts are two switches, and nothing else differs between their settings:
-    the number of parameters, the random draws and the cost are the same.
+    The defaults are the Magnitude Invariant Parametrization (MIP, section 4 of the paper,
+    arXiv:2304.07645), :math:`\theta = \theta^0 + h(E_{L2}(\gamma); \omega)`, with the encoding of
+    all inputs together brought to norm 1 and ``init="relative"``. Its two parts are two switches.
+    Nothing else differs between their settings: the number of parameters, the random draws and
+    the cost are the same.
 
     ================== =================== ==========================================
     ``encoding``       ``residual``        formulation

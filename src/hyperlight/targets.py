@@ -11,17 +11,18 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
+from ._torch import NormBase
 from .errors import TargetError, did_you_mean, listed
 
-__all__ = ["NORMALIZATION", "Target", "Targets", "select"]
+__all__ = ["NORMALIZATION", "Target", "Targets", "attribute", "select"]
 
-NORMALIZATION: tuple[type[nn.Module], ...] = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMALIZATION: tuple[type[nn.Module], ...] = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Normalisation layers, whose gains and biases are learned as usual (paper, section A.2)."""
 
 # Other libraries write their own: LlamaRMSNorm and T5LayerNorm are no subclasses of torch's.
@@ -49,6 +50,17 @@ class Target:
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """What stands at a dotted path; the module itself at an empty one.
+
+    By attribute, since inside an outer bind a parameter is a plain tensor.
+    """
+    value: Any = module
+    for name in path.split(".") if path else ():
+        value = getattr(value, name)
+    return value
 
 
 def _modules_named(

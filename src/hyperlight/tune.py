@@ -129,8 +129,8 @@ def _tune(
 ) -> Tuned:
     middle = {name: median(model, name) for name in model.inputs}
     model.hypernet.check(**{**middle, **fixed, **start})
-    values = model.hypernet._collect({**middle, **fixed, **start})
-    batch_shape = model.hypernet._batch_shape(values)
+    values = model.hypernet.collect({**middle, **fixed, **start})
+    batch_shape = model.hypernet.batch_shape(**values)
     if len(batch_shape) > 1:
         raise InputError(
             f"The start values have batch shape {tuple(batch_shape)}; expected (), or (B,) for "
@@ -186,8 +186,7 @@ class _Search:
         self.model, self.objective = model, objective
         self.free, self.batch_shape = free, batch_shape
         self.best = {name: value.clone() for name, value in first.items()}
-        _, device = model.hypernet._placement()
-        self.loss = torch.full(batch_shape, math.inf, device=device)
+        self.loss = torch.full(batch_shape, math.inf, device=model.hypernet.device)
         self.history: list[Tensor] = []
 
     def run(self, begin: dict[str, Tensor], steps: int, lr: float) -> None:

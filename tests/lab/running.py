@@ -24,7 +24,9 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 def prepare() -> None:
     """Have the server begin to import; this does not wait for it."""
-    _CONTEXT.set_forkserver_preload(["hyperlight.lab.cli", __name__])
+    _CONTEXT.set_forkserver_preload(
+        ["hyperlight.lab.cli", "sklearn.datasets", "torch.utils.tensorboard", __name__]
+    )
     forkserver.ensure_running()
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import ConfigurationError, did_you_mean, listed
+from .._torch import fused_adam, fused_adamw, fused_sgd, onednn_linear
+from ..errors import ConfigurationError, did_you_mean, listed
 
 __all__ = ["Implementation", "by_features", "product", "set_implementation", "status"]
 
@@ -34,8 +35,6 @@ _COMPILED_ROWS = 4
 _LARGE = 2**16
 # Entries from which, and rows up to which, a long sum is taken in so many parts.
 _SPLIT_ENTRIES, _SPLIT_ROWS, _PARTS = 2**20, 64, 64
-# Random numbers that stochastic rounding goes round; a prime, so that no block falls in step.
-_NOISE = 1_048_573
 
 _chosen: Implementation = "auto"
 _obstacle: str | None = None
@@ -116,15 +115,6 @@ def _product(row: Tensor, weight: Tensor) -> Tensor:
     return (weight * row).sum(-1)
 
 
-def _linear_of_onednn(features: Tensor, weight: Tensor) -> Tensor:
-    """``F.linear``, for which PyTorch asks MKL: up to twice as slow on a tall weight."""
-    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # a build may be without it
-    if linear is None or not torch.backends.mkldnn.enabled or not weight.is_contiguous():
-        return F.linear(features, weight)
-    found: Tensor = linear(features, weight, None, "none", [], "")
-    return found
-
-
 def product(features: Tensor, weight: Tensor) -> Tensor:
     """``features @ weight.T``: ``(..., K)`` and ``(P, K)`` to ``(..., P)``."""
     rows = features.numel() // features.shape[-1]
@@ -138,7 +128,8 @@ def product(features: Tensor, weight: Tensor) -> Tensor:
     ):
         return F.linear(features, weight)
     if rows >= 4:
-        return _linear_of_onednn(features, weight)
+        found = onednn_linear(features, weight)
+        return F.linear(features, weight) if found is None else found
     if rows == 1 and _compile(weight, 1):
         done, result = _attempt(_product, features.reshape(-1), weight)
         if done:
@@ -244,11 +235,10 @@ def adam(
 ) -> None:
     """One step of Adam or (``decoupled``) AdamW in place; ``step`` counts it already.
 
-    With ``largest`` it is AMSGrad. Moments in bfloat16 are rounded stochastically.
+    With ``largest`` it is AMSGrad.
     """
     weight = weight.detach()  # a compiler would look at its .grad too
-    short = mean.dtype != weight.dtype
-    if not short and _compile(weight, len(left)):
+    if _compile(weight, len(left)):
         rate, count = float(lr), float(step)
         root = (1.0 - beta2**count) ** 0.5
         numbers = [rate, rate / (1.0 - beta1**count), beta1, beta2, root, eps, weight_decay]
@@ -256,16 +246,15 @@ def adam(
         state = (weight, mean, square, largest)
         if _attempt(_adam, *state, left, right, held, maximize, decoupled)[0]:
             return
-    fused: Any = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    fused = fused_adamw if decoupled else fused_adam
     count_there = step.to(weight.device)
     for rows, block in _blocks(left, right):
-        kept = [mean[rows], square[rows], *([] if largest is None else [largest[rows]])]
-        used = [moment.to(weight.dtype) for moment in kept] if short else kept
         fused(
             [weight[rows]],
             [block],
-            *([moment] for moment in used[:2]),
-            used[2:],
+            [mean[rows]],
+            [square[rows]],
+            [] if largest is None else [largest[rows]],
             [count_there],
             lr=lr,
             beta1=beta1,
@@ -275,32 +264,6 @@ def adam(
             amsgrad=largest is not None,
             maximize=maximize,
         )
-        if short:
-            for moment, value in zip(kept, used, strict=True):
-                round_stochastically_(value, moment)
-
-
-@functools.cache
-def _noise(device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(2**16, (_NOISE,), dtype=torch.int32, generator=generator).to(device)
-
-
-def round_stochastically_(value: Tensor, out: Tensor) -> None:
-    """Write float32 ``value`` to bfloat16 ``out``, up or down with the chances that keep its mean.
-
-    ``value`` is used up. Rounding to the nearest would lose a change that is smaller than half
-    of the gap between two numbers, every time (Gupta et al. 2015, Deep Learning with Limited
-    Numerical Precision). The chances are from one table, read from a place drawn anew by each
-    call: drawing them all would take longer than the step.
-    """
-    bits, noise = value.view(torch.int32).view(-1), _noise(value.device)
-    done, start = 0, int(torch.randint(_NOISE, ()))
-    while done < len(bits):
-        count = min(_NOISE - start, len(bits) - done)
-        bits[done : done + count].add_(noise[start : start + count])
-        done, start = done + count, 0
-    out.copy_(value.view(torch.int32).bitwise_and_(-(2**16)).view(torch.float32))
 
 
 def _sgd(
@@ -344,7 +307,7 @@ def sgd(
         if _attempt(_sgd, weight, buffer, left, right, held, first, nesterov, maximize)[0]:
             return
     for rows, block in _blocks(left, right):
-        torch._fused_sgd_(
+        fused_sgd(
             [weight[rows]],
             [block],
             [] if buffer is None else [buffer[rows]],

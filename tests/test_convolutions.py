@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,10 +14,36 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hyperlight as hl
-from hyperlight.sets import Implementation, SetConvolutions
+from hyperlight.many import convolutions
+from hyperlight.many.convolutions import SetConvolutions
 
-WAYS = (None, *get_args(Implementation))
+WAYS = (None, "grouped", "loop")  # None is the choice of the library
 FUNCTIONS: dict[int, Any] = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
+
+
+@contextlib.contextmanager
+def running(way: str | None = None) -> Iterator[list[str]]:
+    """Have convolutions run that way, and list the ways in which they ran."""
+    seen: list[str] = []
+
+    def noting(name: str) -> mock._patch[Any]:
+        own = getattr(convolutions, name)
+
+        def noted(*args: Any) -> Tensor:
+            seen.append(name.removeprefix("_"))
+            result: Tensor = own(*args)
+            return result
+
+        return mock.patch.object(convolutions, name, noted)
+
+    with contextlib.ExitStack() as stack:
+        for name in ("_product", "_loop", "_grouped"):
+            stack.enter_context(noting(name))
+        if way is not None:
+            for rule, answer in (("_is_covered", False), ("_loop_is_faster", way == "loop")):
+                fixed = mock.Mock(return_value=answer)
+                stack.enter_context(mock.patch.object(convolutions, rule, fixed))
+        yield seen
 
 
 def one_by_one(function: Any, x: Tensor, w: Tensor, b: Tensor | None, own: bool, **how: Any) -> Any:
@@ -62,13 +91,12 @@ def test_every_way_equals_one_after_the_other(data: st.DataObject, way: Any) -> 
         return result
 
     dims = (0 if own else None, 0, 0 if biased else None)
-    with hl.convolutions(way) as seen, SetConvolutions():
+    with running(way) as seen, SetConvolutions():
         found = torch.vmap(run, dims)(x, w, b)
     twin = one_by_one(function, x, w, b, own, **how)
     torch.testing.assert_close(found, twin, rtol=1e-11, atol=1e-11)
     assert len(seen) == 1
-    assert seen[0].implementation == way or way is None
-    assert seen[0].shared == (not own)
+    assert way is None or seen == [way if own else "grouped"]
     wanted = [tensor for tensor in (x, w, b) if tensor is not None]
     weights = torch.randn(twin.shape, dtype=torch.float64, generator=generator)
     for a, c in zip(
@@ -164,12 +192,11 @@ def model() -> hl.HyperModel:
 def test_a_model_runs_its_layers_as_it_is_told(way: Any) -> None:
     net, g = model(), torch.rand(5, dtype=torch.float64)
     x = torch.randn(5, 2, 8, 8, dtype=torch.float64)
-    with hl.convolutions(way) as seen:
+    with running(way) as seen:
         y = net(x, g=g)
         swept = net.sweep(x[:2], g=g)
-    assert [layer.implementation for layer in seen] == [way or "grouped"] * 4
-    assert [layer.weight for layer in seen] == [(4, 2, 3, 3), (3, 4, 3, 3)] * 2
-    assert [layer.shared for layer in seen] == [False, False, True, False]
+    chosen = way or "grouped"
+    assert seen == [chosen, chosen, "grouped", chosen]  # the image of a sweep is shared at first
     for i in range(5):
         torch.testing.assert_close(y[i : i + 1], net(x[i : i + 1], g=g[i]), rtol=1e-11, atol=1e-11)
         torch.testing.assert_close(swept[i], net(x[:2], g=g[i]), rtol=1e-11, atol=1e-11)
@@ -178,18 +205,9 @@ def test_a_model_runs_its_layers_as_it_is_told(way: Any) -> None:
 def test_large_inputs_of_several_images_run_in_a_loop() -> None:
     x, w = torch.randn(2, 4, 4, 64, 64), torch.randn(2, 3, 4, 3, 3)
     for images, expected in ((4, "loop"), (1, "grouped")):
-        with hl.convolutions() as seen, SetConvolutions():
+        with running() as seen, SetConvolutions():
             torch.vmap(torch.conv2d)(x[:, :images], w)
-        assert [layer.implementation for layer in seen] == [expected]
-
-
-def test_outside_and_after_the_block_nothing_is_recorded() -> None:
-    net = model()
-    with hl.convolutions() as seen:
-        pass
-    net(torch.randn(2, 2, 8, 8, dtype=torch.float64), g=torch.rand(2))
-    net(torch.randn(2, 2, 8, 8, dtype=torch.float64), g=0.5)
-    assert seen == []
+        assert seen == [expected]
 
 
 def test_sets_of_sets() -> None:
@@ -201,15 +219,3 @@ def test_sets_of_sets() -> None:
         [one_by_one(torch.conv2d, a, b, None, True) for a, b in zip(x, w, strict=True)]
     )
     torch.testing.assert_close(found, twin, rtol=1e-11, atol=1e-11)
-
-
-def test_another_name_is_refused() -> None:
-    with (
-        pytest.raises(
-            hl.ConfigurationError,
-            match=r"implementation was 'group'; expected one of .*'grouped'.*, or None for the "
-            r"library's choice.",
-        ),
-        hl.convolutions("group"),  # type: ignore[arg-type]
-    ):
-        pass

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from .errors import FormatError, listed
-from .hypernet import HyperNet
-from .inputs import Input
+from ..errors import FormatError, listed
+from ..hypernet import HyperNet
+from ..inputs import Input
 
 __all__ = [
     "differences",

@@ -13,9 +13,10 @@ from typing import Any, overload
 
 from torch import nn
 
-from .hypernet import HyperNet
-from .io import load, save
-from .model import HyperModel
+from ..errors import MissingExtraError
+from ..hypernet import HyperNet
+from ..model import HyperModel
+from .files import load, save
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
@@ -36,7 +37,7 @@ def save_pretrained(
         FormatError: the model cannot be saved.
 
     >>> import tempfile
-    >>> from hyperlight import hub
+    >>> from hyperlight.io import hub
     >>> model, folder = hl.hypernetize(nn.Linear(2, 1), {"g": hl.Normal()}), tempfile.mkdtemp()
     >>> hub.save_pretrained(model, folder)
     >>> again = hub.from_pretrained(folder, nn.Linear(2, 1))
@@ -92,7 +93,7 @@ def from_pretrained(
 
     Raises:
         FormatError: as for :func:`~hyperlight.load`.
-        ImportError: the extra ``hub`` is not installed.
+        MissingExtraError: the extra ``hub`` is not installed.
         FileNotFoundError: the folder holds no model.
     """
     if isinstance(source, os.PathLike) or Path(source).is_dir():
@@ -128,7 +129,7 @@ def push_to_hub(
 
     Raises:
         FormatError: the model cannot be saved.
-        ImportError: the extra ``hub`` is not installed.
+        MissingExtraError: the extra ``hub`` is not installed.
     """
     api = _hub().HfApi(token=token)
     with tempfile.TemporaryDirectory() as name:
@@ -149,7 +150,7 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             "The Hugging Face Hub needs the package huggingface_hub, which is not installed. "
             "Install it: pip install 'hyperlight[hub]'."
         ) from error
@@ -167,6 +168,6 @@ def _card(model: HyperModel | HyperNet) -> str:
     return (
         "---\nlibrary_name: hyperlight\ntags:\n- hypernetwork\n---\n\n"
         f"{what}, whose weights depend on these inputs:\n\n{spaces}\n\n"
-        "```python\nfrom hyperlight import hub\n\n"
+        "```python\nfrom hyperlight.io import hub\n\n"
         f'model = hub.from_pretrained("..."{given})\n```\n\n{note}'
     )

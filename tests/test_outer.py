@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hyperlight as hl
-from hyperlight import kernels
-from hyperlight.factored import OuterProduct, dense_product, keep_factored, split_sums
+from hyperlight.optim import passes
+from hyperlight.optim.outer import OuterProduct, dense_product, keep_factored
 from tests.reference.optim import outer_products
 
 P, K = 7, 5
@@ -374,54 +374,6 @@ def test_a_model_is_compiled_into_one_graph(batch: tuple[int, ...]) -> None:
 # --- one node that splits the prediction ----------------------------------------------
 
 
-@settings(max_examples=40)
-@given(
-    shapes=st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=5),
-    frozen=st.sets(st.integers(0, 4)),
-    unused=st.sets(st.integers(0, 4)),
-    fixed=st.booleans(),
-    batch=st.lists(st.integers(1, 3), max_size=2).map(tuple),
-)
-def test_split_sums_are_the_sums(
-    shapes: Any, frozen: Any, unused: Any, fixed: bool, batch: Any
-) -> None:
-    tensors = [
-        torch.randn(shape, dtype=torch.float64).requires_grad_(i not in frozen)
-        for i, shape in enumerate(shapes)
-    ]
-    flat = torch.randn((*batch, sum(t.numel() for t in tensors)), dtype=torch.float64)
-    flat.requires_grad_(not fixed)
-    parts = flat.split([t.numel() for t in tensors], dim=-1)
-    twin = [t + part.view(batch + t.shape) for t, part in zip(tensors, parts, strict=True)]
-    found = split_sums(flat, tensors)
-    wanted = [t for t in (flat, *tensors) if t.requires_grad]
-    assert all(torch.equal(a, b) for a, b in zip(found, twin, strict=True))
-    if not wanted or set(range(len(shapes))) <= unused:
-        return
-    results = []
-    for sums in (found, twin):
-        loss = sum((s.square() + s).sum() for i, s in enumerate(sums) if i not in unused)
-        if not loss.requires_grad:
-            return
-        first = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
-        total = sum(g.square().sum() for g in first)
-        second = (
-            torch.autograd.grad(total, wanted, materialize_grads=True)
-            if total.requires_grad
-            else ()
-        )
-        results.append([*first, *second])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-
-
-def test_split_sums_keep_the_dtype_of_each_tensor() -> None:
-    tensors = [torch.zeros(2, dtype=torch.bfloat16), torch.zeros(3)]
-    found = split_sums(torch.arange(5.0), tensors)
-    assert [t.dtype for t in found] == [torch.bfloat16, torch.float32]
-    assert found[1].tolist() == [2.0, 3.0, 4.0]
-
-
 @pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 64])
 @pytest.mark.parametrize("onednn", [True, False])
 def test_the_prediction_of_a_large_head(rows: int, onednn: bool) -> None:
@@ -429,9 +381,9 @@ def test_the_prediction_of_a_large_head(rows: int, onednn: bool) -> None:
     twin = (features.double() @ weight.double().T).float()
     with torch.backends.mkldnn.flags(enabled=onednn):
         for held in (weight, weight.T.contiguous().T):
-            found = kernels.product(features, held)
+            found = passes.product(features, held)
             torch.testing.assert_close(found, twin, rtol=1e-5, atol=1e-5)
-            found = kernels.product(features.unsqueeze(1), held)
+            found = passes.product(features.unsqueeze(1), held)
             assert found.shape == (rows, 1, len(weight))
 
 
@@ -439,9 +391,9 @@ def test_the_prediction_of_a_large_head(rows: int, onednn: bool) -> None:
 def test_the_gradient_of_the_features_of_a_large_head(rows: int) -> None:
     weight = torch.randn(2**15 + 7, 33, dtype=torch.float64)
     gradient = torch.randn(rows, len(weight), dtype=torch.float64)
-    found = kernels.by_features(gradient, weight)
+    found = passes.by_features(gradient, weight)
     torch.testing.assert_close(found, gradient @ weight, rtol=1e-11, atol=1e-9)
     if rows == 1:
-        assert kernels.by_features(gradient[0], weight).shape == (33,)
+        assert passes.by_features(gradient[0], weight).shape == (33,)
     other = weight.T.contiguous().T  # columns one behind another
-    torch.testing.assert_close(kernels.by_features(gradient, other), found, rtol=1e-11, atol=1e-9)
+    torch.testing.assert_close(passes.by_features(gradient, other), found, rtol=1e-11, atol=1e-9)

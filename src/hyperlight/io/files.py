@@ -6,8 +6,6 @@ and in its metadata, under the key ``hyperlight``, a JSON object: the name and v
 format, the version of the library, the inputs, the predicted names and shapes, the settings of
 the hypernetwork, and the class name of the primary. The primary itself is code; who loads a
 file brings it along.
-
-:func:`from_hyperlight` brings over checkpoints of the earlier release, HyperLight 0.0.5.
 """
 
 from __future__ import annotations
@@ -25,13 +23,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from .encodings import CosSin, Identity
-from .errors import ConfigurationError, FormatError, did_you_mean, listed
-from .heads import Chunked, Dense, Head, LowRank, Mixed
-from .hypernet import _ACTIVATIONS, Activation, HyperNet
-from .inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
-from .legacy import from_hyperlight
-from .model import HyperModel
+from .._version import __version__
+from ..encodings import CosSin, Identity
+from ..errors import ConfigurationError, FormatError, did_you_mean, listed
+from ..heads import Chunked, Dense, Head, LowRank, Mixed
+from ..hypernet import ACTIVATIONS, Activation, HyperNet
+from ..inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
+from ..model import HyperModel
 from .state import (
     differences,
     dtype_name,
@@ -44,7 +42,7 @@ from .state import (
     under,
 )
 
-__all__ = ["from_hyperlight", "load", "save"]
+__all__ = ["load", "save"]
 
 FORMAT = "hyperlight"
 VERSION = 1
@@ -136,7 +134,7 @@ def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -
     about = {
         "format": FORMAT,
         "version": VERSION,
-        "library": _library_version(),
+        "library": __version__,
         "primary": None if primary is None else type(primary).__name__,
         **_describe(hypernet),
         "aliases": aliases,
@@ -254,7 +252,7 @@ def _describe(hypernet: HyperNet) -> Description:
         "skip": hypernet.trunk.skip,
         "encoding": _described(hypernet.encoding, _ENCODINGS),
         "head": _describe_head(hypernet.head),
-        "dtype": dtype_name(hypernet._like.dtype),
+        "dtype": dtype_name(hypernet.dtype),
     }
 
 
@@ -288,7 +286,7 @@ def _describe_head(head: Head) -> Description:
 
 def _describe_activations(modules: Iterable[nn.Module]) -> Description | None:
     found: list[Description] = []
-    names = {kind: name for name, kind in _ACTIVATIONS.items()}
+    names = {kind: name for name, kind in ACTIVATIONS.items()}
     for module in modules:
         if type(module) in names:
             # The constants of these classes are the arguments of their constructors.
@@ -339,7 +337,7 @@ def _rebuild(
     for role, known in (
         ("encoding", _ENCODINGS),
         ("head", _HEADS),
-        ("activation", _ACTIVATIONS),
+        ("activation", ACTIVATIONS),
     ):
         description = about[role]
         if settings[role] is not None:
@@ -411,12 +409,6 @@ def _article(name: str) -> str:
     return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
 
 
-def _library_version() -> str:
-    from . import __version__
-
-    return __version__
-
-
 # --- tensors ---------------------------------------------------------------------
 
 
@@ -441,7 +433,7 @@ def _refuse_unsavable(state: Mapping[str, Any], hypernet: HyperNet) -> None:
             kind = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
             kind = "quantized" if tensor.is_quantized else kind
             raise FormatError(f"{name!r} is {kind}; only dense tensors with values can be saved.")
-    dtype = hypernet._like.dtype
+    dtype = hypernet.dtype
     odd = [
         name
         for name, tensor in hypernet.state_dict().items()
@@ -516,7 +508,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
     if version > VERSION:
         raise FormatError(
             f"{path} has version {version} of the format, written by HyperLight "
-            f"{about.get('library')}; this is HyperLight {_library_version()}, which reads "
+            f"{about.get('library')}; this is HyperLight {__version__}, which reads "
             f"versions up to {VERSION}. Upgrade: pip install --upgrade hyperlight."
         )
     _check_metadata(path, about)

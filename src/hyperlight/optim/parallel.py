@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import ConfigurationError
-from .factored import OuterProduct
-from .heads import Dense
+from .._torch import ignore_in_ddp, ignored_in_ddp, running_ddp
+from ..errors import ConfigurationError
+from .outer import OuterProduct
 
 __all__ = ["FactorExchange", "exchange_factors"]
 
@@ -68,17 +68,18 @@ def exchange_factors(
             "exchange_factors: the module is wrapped in DistributedDataParallel already, which "
             "has taken its parameters. Call exchange_factors(model) first and wrap it then."
         )
-    weights = {
-        f"{name}.weight".lstrip("."): (head, head.weight)
-        for name, head in module.named_modules()
-        if isinstance(head, Dense) and head.weight.requires_grad
-    }
+    weights: dict[str, tuple[nn.Module, nn.Parameter]] = {}
+    for name, head in module.named_modules():
+        for leaf in getattr(head, "outer_product_gradients", ()):
+            weight = head.get_parameter(leaf)
+            if weight.requires_grad:
+                weights[f"{name}.{leaf}".lstrip(".")] = (head, weight)
     if not weights:
         raise ConfigurationError(
             f"exchange_factors: {type(module).__name__} has no hyperlight.Dense head that is "
             "trained; there are no factors to exchange. Leave the call out."
         )
-    ignored: list[str] = list(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
+    ignored = ignored_in_ddp(module)
     if set(ignored) & set(weights):
         raise ConfigurationError(
             f"exchange_factors was called for this {type(module).__name__} before; once is enough."
@@ -97,7 +98,7 @@ class FactorExchange:
     def __init__(
         self,
         module: nn.Module,
-        weights: dict[str, tuple[Dense, nn.Parameter]],
+        weights: dict[str, tuple[nn.Module, nn.Parameter]],
         ignored: list[str],
         group: distributed.ProcessGroup | None,
     ) -> None:
@@ -112,13 +113,11 @@ class FactorExchange:
             distributed.broadcast(weight.detach(), ranks[0], group=self._group)
             head.register_forward_pre_hook(self._note)
             weight.register_post_accumulate_grad_hook(self._average)  # type: ignore[no-untyped-call]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
-            module, [*ignored, *weights]
-        )
+        ignore_in_ddp(module, [*ignored, *weights])
 
     def _note(self, head: nn.Module, args: Any) -> None:
         """Whether this forward goes through a wrapper, which can be in ``no_sync``."""
-        wrapper = DistributedDataParallel._active_ddp_module
+        wrapper = running_ddp()
         if torch.is_grad_enabled():
             self._wrapper = None if wrapper is None else weakref.ref(wrapper)
 

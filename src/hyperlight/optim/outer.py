@@ -15,15 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import kernels
-from .precision import widen
+from .._torch import (
+    aten,
+    forward_mode_level,
+    no_torch_function,
+    pytree,
+    tracing_state,
+    transforms_active,
+    unscale,
+    wrapper_tensor,
+)
+from ..precision import widen
+from . import passes
 
-__all__ = ["OuterProduct", "dense_product", "keep_factored", "split_sums"]
-
-aten = torch.ops.aten
+__all__ = ["OuterProduct", "dense_product", "is_ordinary", "keep_factored"]
 
 # Weights whose gradient is handed over as factors, and the optimizers that asked for it.
 _kept: MutableMapping[Tensor, weakref.WeakSet[Any]] = WeakTensorKeyDictionary()
@@ -44,78 +51,15 @@ def _is_kept(weight: Tensor) -> bool:
 # --- forward and backward ------------------------------------------------------------
 
 
-def _ordinary(*tensors: Tensor) -> bool:
+def is_ordinary(*tensors: Tensor) -> bool:
     """Whether autograd alone follows these tensors: no tracing, no transform, no subclass."""
     return not (
         torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
+        or tracing_state() is not None
+        or transforms_active()
+        or forward_mode_level() >= 0
         or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors)
     )
-
-
-def split_sums(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What ``flat`` holds one behind another, each part added to its tensor: ``tensor + part``.
-
-    One node of autograd's graph in place of three for every tensor.
-
-    Args:
-        flat: ``(..., P)``.
-        tensors: with P entries together.
-
-    Returns:
-        Tensors of shape ``(...) + tensor.shape``.
-    """
-    if _ordinary(flat, *tensors) and all(tensor.dtype == flat.dtype for tensor in tensors):
-        sums: tuple[Tensor, ...] = _SplitSums.apply(flat, *tensors)  # type: ignore[no-untyped-call]
-        return list(sums)
-    return [
-        tensor + part.to(tensor.dtype)
-        for tensor, part in zip(
-            tensors, _split(flat, [tensor.shape for tensor in tensors]), strict=True
-        )
-    ]
-
-
-def _split(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    parts = torch.split(flat, [shape.numel() for shape in shapes], dim=-1)
-    batch = flat.shape[:-1]
-    return [part.view(batch + shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-class _SplitSums(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, flat: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.shapes = [tensor.shape for tensor in tensors]
-        ctx.save_for_backward(flat[..., :0])
-        parts = _split(flat, ctx.shapes)
-        return tuple(torch.add(tensor, part) for tensor, part in zip(tensors, parts, strict=True))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        (like,) = ctx.saved_tensors
-        batch, needed = like.shape[:-1], ctx.needs_input_grad
-        by_flat: Tensor | None = None
-        by_tensors = gradients
-        if needed[0] or batch:
-            by_flat = torch.cat(
-                [
-                    like.new_zeros((*batch, shape.numel()))
-                    if g is None
-                    else g.reshape(*batch, shape.numel())
-                    for g, shape in zip(gradients, ctx.shapes, strict=True)
-                ],
-                dim=-1,
-            )
-        if batch and any(needed[1:]):
-            assert by_flat is not None
-            sums = _split(by_flat.flatten(0, -2).sum(0), ctx.shapes)
-            pairs = zip(gradients, sums, strict=True)
-            by_tensors = tuple(None if g is None else total for g, total in pairs)
-        wanted = zip(by_tensors, needed[1:], strict=True)
-        return by_flat if needed[0] else None, *(g if need else None for g, need in wanted)
 
 
 def dense_product(features: Tensor, weight: Tensor) -> Tensor:
@@ -127,19 +71,19 @@ def dense_product(features: Tensor, weight: Tensor) -> Tensor:
     Shape:
         ``(..., K)`` and ``(P, K)`` to ``(..., P)``.
     """
-    if not _ordinary(features, weight):
+    if not is_ordinary(features, weight):
         return F.linear(features, weight)
     if torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad):
         product: Tensor = _DenseProduct.apply(features, weight)  # type: ignore[no-untyped-call]
         return product
-    return kernels.product(features, weight)
+    return passes.product(features, weight)
 
 
 class _DenseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(features, weight)
-        return kernels.product(features, weight)
+        return passes.product(features, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -149,7 +93,7 @@ class _DenseProduct(torch.autograd.Function):
         by_weight: Tensor | None = None
         twice = torch.is_grad_enabled()  # a graph of this backward is wanted
         if ctx.needs_input_grad[0]:
-            found = gradient @ weight if twice else kernels.by_features(gradient, weight)
+            found = gradient @ weight if twice else passes.by_features(gradient, weight)
             by_features = found.to(features.dtype)
         if ctx.needs_input_grad[1]:
             left = gradient.reshape(-1, gradient.shape[-1])
@@ -190,8 +134,8 @@ class OuterProduct(Tensor):
     Shape:
         ``(P, K)``.
 
-    >>> from hyperlight.factored import OuterProduct
-    >>> gradient = OuterProduct(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0, 2.0]]))
+    >>> left, right = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0, 2.0]])
+    >>> gradient = hl.optim.OuterProduct(left, right)
     >>> gradient.shape, gradient.factored
     (torch.Size([2, 3]), True)
     >>> gradient.mul_(2.0).norm() == 2 * 5**1.5
@@ -202,11 +146,11 @@ class OuterProduct(Tensor):
 
     _content: _Content
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function
 
     @staticmethod
     def __new__(cls, left: Tensor, right: Tensor) -> OuterProduct:
-        self: OuterProduct = Tensor._make_wrapper_subclass(
+        self: OuterProduct = wrapper_tensor(
             cls, (left.shape[1], right.shape[1]), dtype=left.dtype, device=left.device
         )
         self._content = _Content(left, right)
@@ -472,4 +416,4 @@ def _check_and_unscale_(tensors: Sequence[Tensor], found_inf: Tensor, inv_scale:
             found_inf.copy_(torch.maximum(found_inf, (~bound.isfinite()).to(found_inf)))
             tensor._content.left = left * inv_scale.to(left.dtype)
     if rest:
-        torch._amp_foreach_non_finite_check_and_unscale_(rest, found_inf, inv_scale)
+        unscale(rest, found_inf, inv_scale)

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .encodings import CosSin
-from .errors import FormatError, did_you_mean, listed
-from .hypernet import _ACTIVATIONS
-from .inputs import Input, Simplex, Uniform
-from .model import HyperModel
+from ..encodings import CosSin
+from ..errors import FormatError, did_you_mean, listed
+from ..hypernet import ACTIVATIONS
+from ..inputs import Input, Simplex, Uniform
+from ..model import HyperModel
 from .state import differences, empty_hypernet, load_in_place, own_tensors, under
 
 __all__ = ["from_hyperlight"]
@@ -101,7 +101,7 @@ def from_hyperlight(
     if encoding != "cos|sin":  # Identity appends as many zeros
         first["weight"] = torch.cat([first["weight"], torch.zeros_like(first["weight"])], dim=1)
 
-    names = {kind: name for name, kind in _ACTIVATIONS.items()}
+    names = {kind: name for name, kind in ACTIVATIONS.items()}
     kind = _nonlinearity(nonlinearity)
     hypernet = empty_hypernet(
         dict(sorted(inputs.items())),

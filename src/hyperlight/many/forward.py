@@ -1,37 +1,33 @@
-"""Many sets of weights in one forward (design D3): one per sample, or the same data under each.
+"""The run: the bound network once under :func:`torch.vmap`, over the predicted tensors.
 
-The bound network runs once under :func:`torch.vmap`, over the predicted tensors. What a
-primary does that vmap cannot follow (control flow on values, say) is done one set after the
-other instead: slower, with the same result.
+What vmap cannot follow (control flow on values, say) runs once for each set instead: slower, with
+the same result.
 """
 
 from __future__ import annotations
 
-import threading
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils import _pytree as pytree
 
-from .errors import InputError
-from .heads import Factors
-from .sets import SetConvolutions
+from .._torch import BatchNorm, InstanceNorm, pytree
+from ..errors import InputError
+from ..heads import LowRankWeight, Weight
+from .convolutions import SetConvolutions
 
 __all__ = ["Shared", "refuse_mixing", "run_each", "split_samples"]
 
-Weights = Sequence[Tensor | Factors]
-Bind = Callable[[Weights], Callable[..., Any]]
+Bind = Callable[[Mapping[str, Weight]], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A tensor argument that all samples share, in a forward with one ``gamma`` per sample.
+    """A tensor argument that all samples share, in a forward with one set of weights per sample.
 
     There, every tensor among the arguments is taken to hold one entry per sample in its first
     dimension. Wrap those that do not, such as a mask: ``model(x, hl.Shared(mask), gamma=g)``.
@@ -44,41 +40,12 @@ class Shared:
     value: Tensor
 
 
-class _NoFastPath:
-    """Keeps torch's transformer layers off their inference path, which has no gradient.
-
-    They take it where no argument requires a gradient, and under vmap none seems to. The
-    switch is global, so threads inside are counted: the last one out turns it back.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._was = True
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._was = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                torch.backends.mha.set_fastpath_enabled(self._was)
-
-
-_no_fast_path = _NoFastPath()
-
-
 def refuse_mixing(primary: nn.Module) -> None:
-    """Refuse layers that mix the entries of a batch, where each has weights of its own."""
+    """Refuse layers that mix the entries of a batch, each of which has weights of its own."""
     for name, module in primary.named_modules():
-        if isinstance(module, _InstanceNorm):
+        if isinstance(module, InstanceNorm):
             mixes = module.training and module.track_running_stats
-        elif isinstance(module, _BatchNorm):
+        elif isinstance(module, BatchNorm):
             mixes = module.training or not module.track_running_stats
         else:
             continue
@@ -113,87 +80,99 @@ def split_samples(args: Any, kwargs: Any, samples: int) -> tuple[list[Any], list
 
 def run_each(
     bind: Bind,
-    weights: Weights,
-    sets: int,
+    weights: Mapping[str, Weight],
     leaves: list[Any],
     split: list[bool],
     structure: Any,
-    loop: bool = False,
+    *,
+    loop: bool,
 ) -> tuple[Any, bool]:
     """Run the bound network once per set of weights and stack what it returns.
 
     Args:
         bind: makes a network of one set of weights.
-        weights: every predicted tensor, with the sets in its first dimension.
-        sets: how many.
-        leaves: of the arguments; tensors are split along their first dimension where
-            ``split`` says so, and handed on as a batch of one, else shared.
+        weights: every predicted tensor by name, with the sets in its first dimension.
+        leaves: of the arguments. A tensor is split along its first dimension if ``split`` says
+            so, and passed on as a batch of one; otherwise all sets share it.
         split: for every leaf.
         structure: of the arguments.
-        loop: run one set after the other.
+        loop: run one set after another.
 
     Returns:
         The outputs, and whether they came from a loop.
     """
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     per_sample = any(split)
-    returned: list[Any] = []
+    plain = loop or torch.compiler.is_compiling()
+    returned: list[Any] = []  # the output of the last run, tensors and all else
 
-    def run(theta: Weights, given: Sequence[Tensor]) -> list[Tensor]:
+    def run(parts: Mapping[str, tuple[Tensor, ...]], given: Sequence[Tensor]) -> list[Tensor]:
         values = list(leaves)
         for i, tensor in zip(tensors, given, strict=True):
             values[i] = tensor.unsqueeze(0) if split[i] else tensor
         args, kwargs = pytree.tree_unflatten(values, structure)
-        output = bind(theta)(*args, **kwargs)
-        found, form = pytree.tree_flatten(output)
-        returned[:] = [(found, form)]
-        out = [leaf for leaf in found if isinstance(leaf, Tensor)]
+        theta: dict[str, Weight] = {}
+        for name, own in parts.items():
+            weight = weights[name]
+            if isinstance(weight, LowRankWeight):
+                theta[name] = LowRankWeight(weight.theta0, *own)
+            else:
+                theta[name] = own[0]
+        network = bind(theta)
+        with contextlib.nullcontext() if plain else SetConvolutions():
+            returned[:] = pytree.tree_flatten(network(*args, **kwargs))
+        out = [leaf for leaf in returned[0] if isinstance(leaf, Tensor)]
         if per_sample:
             out = [t.squeeze(0) if t.ndim and t.shape[0] == 1 else t for t in out]
         return out
 
+    every = {
+        name: (weight.left, weight.right) if isinstance(weight, LowRankWeight) else (weight,)
+        for name, weight in weights.items()
+    }
+    sets = len(next(iter(every.values()))[0])
+    given = [leaves[i] for i in tensors]
+
     def one_by_one() -> list[Tensor]:
-        rows = []
-        for i in range(sets):
-            theta = [
-                Factors(w.left[i], w.right[i], w.shape) if isinstance(w, Factors) else w[i]
-                for w in weights
-            ]
-            rows.append(run(theta, [leaves[j][i] if split[j] else leaves[j] for j in tensors]))
+        rows = [
+            run(
+                {name: tuple(part[i] for part in parts) for name, parts in every.items()},
+                [leaves[j][i] if split[j] else leaves[j] for j in tensors],
+            )
+            for i in range(sets)
+        ]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
     def at_once() -> list[Tensor]:
         dims = [0 if split[i] else None for i in tensors]
-        plain = [(w.left, w.right) if isinstance(w, Factors) else (w,) for w in weights]
-
-        def mapped(theta: Sequence[Sequence[Tensor]], given: Sequence[Tensor]) -> list[Tensor]:
-            parts = [
-                Factors(parts[0], parts[1], w.shape) if isinstance(w, Factors) else parts[0]
-                for parts, w in zip(theta, weights, strict=True)
-            ]
-            return run(parts, given)
-
-        outputs: list[Tensor] = torch.vmap(mapped, in_dims=(0, dims), randomness="different")(
-            plain, [leaves[i] for i in tensors]
-        )
+        mapped = torch.vmap(run, in_dims=(0, dims), randomness="different")
+        outputs: list[Tensor] = mapped(every, given)
         return outputs
 
-    if loop or torch.compiler.is_compiling():
-        out = one_by_one() if loop else at_once()
+    if loop:
+        out = one_by_one()
+    elif torch.compiler.is_compiling():
+        out = at_once()
     else:
         try:
-            with _no_fast_path, SetConvolutions():
-                out = at_once()
+            out = at_once()
         except RuntimeError as error:
-            out = one_by_one()  # where the primary itself is at fault, this says so in its words
-            loop = True
+            if _is_out_of_memory(error):
+                raise
+            loop = plain = True
+            out = one_by_one()  # if the primary itself fails, this raises its own error
             warnings.warn(
                 "The primary cannot run under torch.vmap and runs once for every set of weights "
                 "instead, with the same results but slower. The reason: "
                 f"{str(error).strip().splitlines()[0]}",
-                stacklevel=4,
+                stacklevel=3,
             )
-    found, form = returned[0]
+    found, form = returned
     tensors_out = iter(out)
     filled = [next(tensors_out) if isinstance(leaf, Tensor) else leaf for leaf in found]
     return pytree.tree_unflatten(filled, form), loop
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device, not vmap, was too small; the CPU's allocator has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

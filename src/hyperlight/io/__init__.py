@@ -1,0 +1,12 @@
+r"""Saving and loading: one safetensors file, no pickle.
+
+The files, in reading order: ``files`` (:func:`save` and :func:`load`), ``state`` (how state dicts
+are compared and copied), ``legacy`` (checkpoints of HyperLight 0.0.5), ``hub`` (the Hugging Face
+Hub).
+"""
+
+from . import hub
+from .files import load, save
+from .legacy import from_hyperlight
+
+__all__ = ["from_hyperlight", "hub", "load", "save"]
