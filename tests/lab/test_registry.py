@@ -40,6 +40,7 @@ from hyperlight.lab.tasks.base import (
     Task,
     evaluating,
 )
+from tests.architecture import import_circles
 
 Captured = pytest.CaptureFixture[str]
 
@@ -247,19 +248,7 @@ def _graph() -> dict[str, set[str]]:
 def test_imports_of_the_lab_run_one_way() -> None:
     graph = _graph()
     assert "lab.data.images" in graph["lab.data.augment"]
-    done: dict[str, bool] = {}
-
-    def visit(module: str, path: tuple[str, ...]) -> None:
-        assert done.get(module, True), f"a circle of imports: {' -> '.join((*path, module))}"
-        if module in done:
-            return
-        done[module] = False
-        for other in sorted(graph.get(module, ())):
-            visit(other, (*path, module))
-        done[module] = True
-
-    for module in graph:
-        visit(module, ())
+    assert import_circles(graph) == []
 
 
 @pytest.mark.parametrize(

@@ -683,6 +683,29 @@ def test_one_run_that_cannot_be_kept_keeps_none_from_it(
     assert found == ["classical-seed0", "plain-seed0"]
 
 
+def test_every_model_is_built_once(
+    task: BayesTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, model = [], task.model
+
+    def counted(name: Any, seed: int) -> Any:
+        built.append((name, seed))
+        return model(name, seed)
+
+    monkeypatch.setattr(task, "model", counted)
+    training = dataclasses.replace(TRAINING, seeds=2)
+    names = ["classical", "mip"]
+    session = _session(task, tmp_path, training=training, formulations=names)
+    session.claim()
+    assert built == [(name, 0) for name in names]
+    first = session.run()
+    assert built == [(name, seed) for seed in range(2) for name in names]
+    again = session.run()  # finished: models are built to hold the weights that were kept
+    assert built[4:] == built[:4]
+    assert all(equal_runs(a, b) for a, b in zip(first, again, strict=True))
+    assert first[0].model is not again[0].model
+
+
 @pytest.mark.parametrize("name", ["config.json", "record.json", "report.html"])
 @pytest.mark.usefixtures("no_figures")
 def test_a_full_disk_ends_with_a_message_and_the_same_command_goes_on(

@@ -22,7 +22,7 @@ from torch import Tensor, optim
 
 from .. import HyperModel, save
 from .errors import LabError
-from .files import csv_text, replace_file, write_text
+from .files import replace_file, write_csv, write_text
 from .provenance import provenance
 from .tasks.base import Fixed, Formulation, Model
 
@@ -275,7 +275,7 @@ class RunFolder:
             LabError: it cannot be written.
         """
         try:
-            write_text(self.path / "metrics.csv", csv_text(heading, rows))
+            write_csv(self.path / "metrics.csv", heading, rows)
         except OSError as error:
             raise LabError(
                 f"{self.path / 'metrics.csv'} could not be written ({error}). Free some space; the "

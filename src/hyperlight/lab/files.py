@@ -12,7 +12,7 @@ from typing import Any
 
 from .errors import LabError
 
-__all__ = ["claim_folder", "csv_text", "replace_file", "write_bytes", "write_text"]
+__all__ = ["claim_folder", "csv_text", "replace_file", "write_bytes", "write_csv", "write_text"]
 
 
 def csv_text(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -27,6 +27,11 @@ def csv_text(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write text in UTF-8, completely or not at all."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as csv, completely or not at all."""
+    write_text(path, csv_text(heading, rows))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

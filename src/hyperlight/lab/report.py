@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from . import figures, pages
-from .files import csv_text, write_text
+from .files import write_csv, write_text
 from .provenance import provenance
 from .record import Run
 from .summary import TITLES, Spread, Summary, claims, shown_steps
@@ -149,46 +149,38 @@ def write(
     """
     origin = provenance(command)
     names = list(summaries[0].test)
-    write_text(
+    write_csv(
         folder / "metrics.csv",
-        csv_text(
-            ["formulation", "seed", "step", "train_loss", *(f"test_{name}" for name in names)],
-            (
-                [r.formulation, r.seed, p.step, p.train_loss, *(p.figures[n] for n in names)]
-                for r in runs
-                for p in r.points
-            ),
+        ["formulation", "seed", "step", "train_loss", *(f"test_{name}" for name in names)],
+        (
+            [r.formulation, r.seed, p.step, p.train_loss, *(p.figures[n] for n in names)]
+            for r in runs
+            for p in r.points
         ),
     )
-    write_text(
+    write_csv(
         folder / "times.csv",
-        csv_text(
-            ["formulation", "seed", "step", "seconds"],
-            ([r.formulation, r.seed, p.step, p.seconds] for r in runs for p in r.points),
-        ),
+        ["formulation", "seed", "step", "seconds"],
+        ([r.formulation, r.seed, p.step, p.seconds] for r in runs for p in r.points),
     )
-    write_text(
+    write_csv(
         folder / "steps.csv",
-        csv_text(
-            ["formulation", "seed", "step", "train_loss", "gradient_norm"],
-            (
-                [run.formulation, run.seed, i + 1, loss, norm]
-                for run in runs
-                for i, (loss, norm) in enumerate(zip(run.loss, run.gradient_norm, strict=True))
-            ),
+        ["formulation", "seed", "step", "train_loss", "gradient_norm"],
+        (
+            [run.formulation, run.seed, i + 1, loss, norm]
+            for run in runs
+            for i, (loss, norm) in enumerate(zip(run.loss, run.gradient_norm, strict=True))
         ),
     )
-    write_text(
+    write_csv(
         folder / "scales.csv",
-        csv_text(
-            ["formulation", "seed", "when", "gamma_norm", "std"],
-            (
-                [run.formulation, run.seed, when, float(magnitude), float(std)]
-                for run in runs
-                for when, profile in (("initial", run.initial), ("final", run.final))
-                if profile is not None
-                for magnitude, std in zip(profile.magnitude, profile.std, strict=True)
-            ),
+        ["formulation", "seed", "when", "gamma_norm", "std"],
+        (
+            [run.formulation, run.seed, when, float(magnitude), float(std)]
+            for run in runs
+            for when, profile in (("initial", run.initial), ("final", run.final))
+            if profile is not None
+            for magnitude, std in zip(profile.magnitude, profile.std, strict=True)
         ),
     )
     _write_outcomes(folder, runs)
@@ -253,15 +245,13 @@ def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
     found = [(run, run.outcome) for run in runs if run.outcome is not None]
     if not found:
         return
-    write_text(
+    write_csv(
         folder / "outcome.csv",
-        csv_text(
-            ["formulation", "seed", "figure", "value"],
-            (
-                [run.formulation, run.seed, name, value]
-                for run, outcome in found
-                for name, value in outcome.figures.items()
-            ),
+        ["formulation", "seed", "figure", "value"],
+        (
+            [run.formulation, run.seed, name, value]
+            for run, outcome in found
+            for name, value in outcome.figures.items()
         ),
     )
     tables: dict[str, tuple[Sequence[str], list[list[Any]]]] = {}
@@ -271,8 +261,7 @@ def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
             kept += [[run.formulation, run.seed, *row] for row in rows]
     for title, (heading, kept) in tables.items():
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-        text = csv_text(["formulation", "seed", *heading], kept)
-        write_text(folder / f"outcome-{name}.csv", text)
+        write_csv(folder / f"outcome-{name}.csv", ["formulation", "seed", *heading], kept)
 
 
 def _shown_outcomes(runs: Sequence[Run], page: Path) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def fetch(folder: Path, url: str, files: Sequence[Remote], downloader: Any = Non
             if found == file.digest or not file.confirmed:
                 part.chmod(0o644)
                 part.replace(folder / file.name)
-        except Exception as error:  # requests, the disk and the connection have many
+        except Exception as error:  # from requests, the disk or the connection
             raise DataError(
                 f"{file.name} could not be fetched from {url}: {error}. Nothing of it was kept. "
                 "Check the connection and the space on the disk and try again, or put the "
