@@ -1,23 +1,34 @@
-"""``python -m hyperlight``: the lab's command line, with a word where the lab is missing."""
+"""``python -m hyperlight``: the command line of the lab, which needs the extra ``lab``."""
 
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
+
+# The packages of the extra, checked at the start: most are imported only where they are used.
+_EXTRA = (
+    *("tyro", "rich", "numpy", "lightning_fabric", "matplotlib", "jinja2", "sklearn", "scipy"),
+    *("distributed", "nibabel", "PIL", "pooch", "tensorboard"),
+)
 
 
 def main() -> None:
     """Run the command line of :mod:`hyperlight.lab`."""
-    try:
-        from .lab.cli import entry
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "hyperlight":
-            raise
+    if sys.argv[1:] == ["--version"]:
+        from . import __version__
+
+        print(f"hyperlight {__version__}")
+        return
+    missing = [name for name in _EXTRA if find_spec(name) is None]
+    if missing:
         print(
-            f"The command line needs the package {error.name!r}, which is part of the extra 'lab': "
-            "pip install 'hyperlight[lab]'.",
+            f"The command line needs {', '.join(missing)}. Install the extra 'lab': "
+            "pip install 'hyperlight[lab]'",
             file=sys.stderr,
         )
         sys.exit(2)
+    from .lab.cli import entry
+
     entry()
 
 

@@ -20,8 +20,8 @@ from torch import nn
 import hyperlight as hl
 from hyperlight import HyperModel, ScaleProfile
 from hyperlight.lab import figures
+from hyperlight.lab.record import Point, Run
 from hyperlight.lab.tasks.base import Fixed, Metric, Outcome
-from hyperlight.lab.train import Point, Run
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"

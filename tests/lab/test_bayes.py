@@ -309,7 +309,7 @@ def test_mnist_and_flowers_are_asked_for_as_the_paper_has_them(
         asked.append((folder, size, options))
         return digits(32)
 
-    monkeypatch.setattr(bayes, "flowers102", stand_in)
+    monkeypatch.setattr("hyperlight.lab.data.flowers.flowers102", stand_in)
     BayesTask(replace(SMALL, data="flowers102", data_dir=tmp_path), CPU)
     BayesTask(replace(SMALL, data="flowers102", size=64, use_valid=True, augment=False), CPU)
     assert asked == [
@@ -328,11 +328,11 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         (Bayes(data="mnist", size=32), "--size was 32; MNIST is 28 pixels high and wide."),
         (
             Bayes(data="mnist", grey=True),
-            "--grey was given with --data mnist; it is for --data folder alone.",
+            "--grey was given with --data mnist; it is for --data folder only.",
         ),
         (
             Bayes(use_valid=True),
-            "--use-valid was given with --data digits; it is for --data flowers102 alone.",
+            "--use-valid was given with --data digits; it is for --data flowers102 only.",
         ),
         (
             Bayes(size=15, stages=(4, 4, 4, 4)),

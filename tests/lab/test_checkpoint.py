@@ -26,11 +26,12 @@ from hyperlight.lab import checkpoint
 from hyperlight.lab.checkpoint import RunFolder, differences, digest, identity
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.provenance import provenance
+from hyperlight.lab.record import Point, Run
 from hyperlight.lab.tasks import KINDS
 from hyperlight.lab.tasks.base import Fixed, Formulation, Model, Outcome
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 from hyperlight.lab.tasks.hypermorph import Hypermorph
-from hyperlight.lab.train import Point, Run, Training, train
+from hyperlight.lab.train import Training, train
 from tests.lab.making import (
     equal_profiles,
     equal_tensors,
@@ -531,7 +532,7 @@ def test_a_run_of_other_settings_is_refused_with_what_differs(tmp_path: Path, na
     with pytest.raises(LabError) as raised:
         getattr(RunFolder(tmp_path, other), "load" if name == "checkpoint" else "finished")()
     assert str(raised.value) == (
-        f"{path} is of a run with other settings (prior: the default, now normal; lr: the "
+        f"{path} is from a run with other settings (prior: the default, now normal; lr: the "
         "default, now 0.001; formulation: mip, now classical). Choose another --out, or pass "
         "--overwrite to replace it."
     )
@@ -589,7 +590,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     assert message.startswith(f"The checkpoint {run_folder.checkpoint} could not be written (")
     assert "No space left on device" in message
     assert message.endswith(
-        "The one before it is kept; make space and call the same command again to go on from there."
+        "The previous one is kept. Free some space; the same command then resumes from there."
     )
     assert listing(run_folder.path) == ["checkpoint.safetensors"]
     patch.undo()
@@ -611,9 +612,7 @@ def test_a_full_disk_in_the_end_keeps_the_checkpoint(
     message = str(raised.value)
     assert message.startswith(f"The results in {run_folder.path} could not be written (")
     assert "No space left on device" in message
-    assert message.endswith(
-        "Make space and call the same command again; what was trained is not lost."
-    )
+    assert message.endswith("Free some space and repeat the same command; no training is lost.")
     assert listing(run_folder.path) == ["checkpoint.safetensors"]
     patch.undo()
     assert run_folder.finished() is None
@@ -678,8 +677,8 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     with pytest.raises(LabError) as raised:
         RunFolder(tmp_path / "file" / "run", ABOUT)
     assert str(raised.value) == (
-        f"The folder {tmp_path / 'file' / 'run'} cannot be made (Not a directory). Choose another "
-        "--out."
+        f"The folder {tmp_path / 'file' / 'run'} cannot be created (Not a directory). Choose "
+        "another --out."
     )
 
 

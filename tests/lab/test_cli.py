@@ -61,8 +61,33 @@ LAB_ONLY = [
     *("jinja2", "hyperlight.lab"),
 ]
 
+# What help must not wait for: packages that training, drawing, data or schedulers need.
+HEAVY = [
+    *("torchmetrics", "transformers", "scipy", "sklearn", "matplotlib", "lightning_fabric"),
+    *("distributed", "dask", "nibabel", "tensorboard", "pooch", "jinja2", "torch._dynamo"),
+]
+
+COMMANDS = [
+    *(["--help"], ["demo", "--help"], ["report", "--help"]),
+    *(["train", "--help"], ["train", "bayes", "--help"], ["train", "scale-space", "--help"]),
+    *(["study", "--help"], ["study", "--list"], ["data", "--help"], ["data", "mnist", "--help"]),
+]
+
 SCRIPTS = {
-    "help": ["-m", "hyperlight", "--help"],
+    "help to a closed pipe": ["-m", "hyperlight", "--help"],
+    "list to a closed pipe": ["-m", "hyperlight", "study", "--list"],
+    "version": ["-m", "hyperlight", "--version"],
+    "loaded": [
+        "-c",
+        "import sys\n"
+        "from hyperlight.lab.cli import main\n"
+        f"for arguments in {COMMANDS}:\n"
+        "    try:\n"
+        "        assert main(arguments) == 0\n"
+        "    except SystemExit as ended:\n"
+        "        assert ended.code == 0\n"
+        "print(*sys.modules, file=sys.stderr)",
+    ],
     # The library alone, then its command line where the first package of the extra is missing.
     "bare": [
         "-c",
@@ -78,10 +103,12 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pr
     """Started before the first test here, as they take their time to import; read by the last."""
     folder = tmp_path_factory.mktemp("processes")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    reading, closed = os.pipe()
+    os.close(reading)
     started = {
         name: subprocess.Popen(
             [sys.executable, *arguments],
-            stdout=subprocess.PIPE,
+            stdout=closed if "closed" in name else subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=folder,
@@ -89,6 +116,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pr
         )
         for name, arguments in SCRIPTS.items()
     }
+    os.close(closed)
     yield started
     for process in started.values():
         process.kill()
@@ -226,7 +254,7 @@ def test_the_same_command_finds_its_folder_and_its_finished_runs(
     (folder,) = runs.iterdir()
     record = folder / "mip-seed0" / "record.json"
     kept = record.read_bytes(), record.stat().st_mtime_ns
-    assert "nothing is trained" not in capsys.readouterr().out
+    assert "runs are finished" not in capsys.readouterr().out
     # What the numbers do not depend on is no other command.
     for options in (
         [],
@@ -237,7 +265,7 @@ def test_the_same_command_finds_its_folder_and_its_finished_runs(
     ):
         assert main(["train", "bayes", *TINY, *options]) == 0
         printed = capsys.readouterr().out
-        assert "These runs are finished; nothing is trained." in printed
+        assert "These runs are finished. Pass --overwrite to train them again." in printed
         assert f"Report: runs/{folder.name}/report.html" in printed
         assert list(runs.iterdir()) == [folder]
         assert (record.read_bytes(), record.stat().st_mtime_ns) == kept
@@ -276,9 +304,9 @@ def test_more_seeds_later_keep_the_first_ones(tmp_path: Path, capsys: Captured, 
     assert (record.read_bytes(), record.stat().st_mtime_ns) == kept
     assert (folder / "mip-seed1" / "record.json").is_file()
     assert {row["seed"] for row in _rows(folder / "metrics.csv")} == {"0", "1"}
-    assert "nothing is trained" not in capsys.readouterr().out
+    assert "runs are finished" not in capsys.readouterr().out
     assert main([*command, "--seeds", "1"]) == 0
-    assert "nothing is trained" in capsys.readouterr().out
+    assert "runs are finished" in capsys.readouterr().out
     assert {row["seed"] for row in _rows(folder / "metrics.csv")} == {"0"}
     assert (folder / "mip-seed1" / "record.json").is_file()
 
@@ -368,7 +396,7 @@ def test_train_hypermorph_on_the_digits(tmp_path: Path, capsys: Captured) -> Non
     # The same pictures and numbers come from what is kept.
     page = (folder / "report.html").read_bytes()
     assert main(["train", "hypermorph", *TINY, *options]) == 0
-    assert "nothing is trained" in capsys.readouterr().out
+    assert "runs are finished" in capsys.readouterr().out
     assert (folder / "report.html").read_bytes() == page
 
 
@@ -440,7 +468,7 @@ def test_an_interruption_ends_with_status_130(
 
     monkeypatch.setattr(session, "train", interrupted)
     assert main(["demo", *TINY, "--out", str(tmp_path / "out")]) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+    assert capsys.readouterr().err == "interrupted; the same command resumes from here\n"
 
 
 # --- names with brackets ----------------------------------------------------------
@@ -590,51 +618,30 @@ def test_the_program_reads_its_arguments(
     assert folder in capsys.readouterr().out
 
 
-class _Missing:
-    """A finder that finds one package nowhere."""
-
-    def __init__(self, package: str) -> None:
-        self.package = package
-
-    def find_spec(self, name: str, *_: object) -> None:
-        if name.partition(".")[0] == self.package:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-def _forget(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    for name in list(sys.modules):
-        if name == package or name.startswith(f"{package}."):
-            monkeypatch.delitem(sys.modules, name)
-
-
-@pytest.mark.parametrize(
-    "package",
-    ["tyro", "lightning_fabric", "rich", "jinja2", "matplotlib", "torchmetrics", "numpy"],
-)
+@pytest.mark.parametrize("package", ["tyro", "lightning_fabric", "matplotlib", "distributed"])
 def test_a_missing_package_is_named_with_the_extra(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    monkeypatch.setattr(hyperlight, "lab", hyperlight.lab)  # to be put back
-    _forget(monkeypatch, "hyperlight.lab")
-    _forget(monkeypatch, package)
-    monkeypatch.setattr(sys, "meta_path", [_Missing(package), *sys.meta_path])
+    """Before anything is trained, though most are imported only where they are used."""
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(cli, "main", None)
+    monkeypatch.setattr(sys, "argv", ["hyperlight", "demo"])
     with pytest.raises(SystemExit) as raised:
         hyperlight.__main__.main()
     assert raised.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert repr(package) in err
-    assert "pip install 'hyperlight[lab]'" in err
+    assert capsys.readouterr() == (
+        "",
+        f"The command line needs {package}. Install the extra 'lab': pip install "
+        "'hyperlight[lab]'\n",
+    )
 
 
-def test_a_part_of_hyperlight_that_is_missing_is_no_missing_extra(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(hyperlight, "lab", hyperlight.lab)  # to be put back
-    _forget(monkeypatch, "hyperlight.lab")
-    monkeypatch.setitem(sys.modules, "hyperlight.lab.report", None)
-    with pytest.raises(ModuleNotFoundError, match=r"hyperlight\.lab\.report"):
-        hyperlight.__main__.main()
+def test_the_packages_of_the_extra_are_those_that_are_declared() -> None:
+    path = Path(__file__).parents[2] / "pyproject.toml"
+    project = tomllib.loads(path.read_text("utf-8"))["project"]
+    names = {"pillow": "PIL", "scikit-learn": "sklearn", "lightning-fabric": "lightning_fabric"}
+    declared = {line.partition(">")[0] for line in project["optional-dependencies"]["lab"]}
+    assert set(hyperlight.__main__._EXTRA) == {names.get(name, name) for name in declared}
 
 
 # --- what the processes gave ------------------------------------------------------
@@ -649,7 +656,7 @@ def test_the_library_alone_brings_nothing_of_the_lab_along(
     assert "hyperlight.model" in loaded, err
     assert [name for name in LAB_ONLY if name in loaded] == []
     assert processes["bare"].returncode == 2
-    assert "'tyro'" in err
+    assert "needs tyro." in err
     assert "pip install 'hyperlight[lab]'" in err
     assert "Traceback" not in err
 
@@ -661,8 +668,26 @@ def test_the_library_requires_torch_and_safetensors_alone() -> None:
     assert required == ["safetensors", "torch"]
 
 
-def test_python_m_hyperlight(processes: dict[str, Process]) -> None:
-    out, err = processes["help"].communicate(timeout=300)
-    assert processes["help"].returncode == 0, err
-    assert out.startswith("usage: hyperlight ")
-    assert all(command in out for command in ("demo", "train", "data"))
+def test_help_and_lists_import_no_more_than_they_show(processes: dict[str, Process]) -> None:
+    out, err = processes["loaded"].communicate(timeout=300)
+    assert processes["loaded"].returncode == 0, err
+    assert out.count("usage: hyperlight") == len(COMMANDS) - 1
+    loaded = err.split()
+    assert "hyperlight.lab.studies.fig1a" in loaded
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+@pytest.mark.parametrize("name", ["help to a closed pipe", "list to a closed pipe"])
+def test_a_closed_pipe_ends_quietly(processes: dict[str, Process], name: str) -> None:
+    """As of ``hyperlight --help | head -1``, which reads no further."""
+    _, err = processes[name].communicate(timeout=300)
+    assert err == ""
+    assert processes[name].returncode == 1
+
+
+def test_the_version_is_printed(processes: dict[str, Process]) -> None:
+    assert processes["version"].communicate(timeout=300) == (
+        f"hyperlight {hyperlight.__version__}\n",
+        "",
+    )
+    assert processes["version"].returncode == 0

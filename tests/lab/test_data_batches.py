@@ -117,12 +117,12 @@ def test_a_state_of_other_data_is_refused() -> None:
         Batches(_images(10), 2, seed=0).load_state_dict(batches.state_dict())
 
 
-shares = st.integers(1, 4)
+counts = st.integers(1, 4)
 
 
 @settings(max_examples=30)
-@given(shares, st.integers(1, 3), st.integers(0, 3), st.booleans(), st.integers(0, 3))
-def test_the_shares_of_all_processes_are_the_batch_of_one(
+@given(counts, st.integers(1, 3), st.integers(0, 3), st.booleans(), st.integers(0, 3))
+def test_the_shards_of_all_processes_are_the_batch_of_one(
     processes: int, each: int, seed: int, augmented: bool, drawn_before: int
 ) -> None:
     """Entry by entry, also where an epoch ends and after a state was taken over."""
@@ -141,30 +141,30 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(
     for _ in range(5):
         batch = next(whole)
         for i, part in enumerate(parts):
-            share = next(part)
-            assert len(share) == each
-            assert torch.equal(share.labels, batch.labels[i::processes])
-            assert torch.equal(share.images, batch.images[i::processes])
+            shard = next(part)
+            assert len(shard) == each
+            assert torch.equal(shard.labels, batch.labels[i::processes])
+            assert torch.equal(shard.images, batch.images[i::processes])
         assert torch.equal(next(resumed).images, batch.images[processes - 1 :: processes])
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda size, share: Batches(_images(4), size, 0, None, share),
-        lambda size, share: PairBatches(_scans([0] * 4), size, 0, share),
+        lambda size, shard: Batches(_images(4), size, 0, None, shard),
+        lambda size, shard: PairBatches(_scans([0] * 4), size, 0, shard),
     ],
     ids=["batches", "pairs"],
 )
 @pytest.mark.parametrize(("size", "processes"), [(3, 2), (1, 2), (4, 3)])
-def test_a_batch_that_processes_cannot_share_is_refused(
+def test_a_batch_that_cannot_be_divided_is_refused(
     make: Callable[[int, tuple[int, int]], object], size: int, processes: int
 ) -> None:
     with pytest.raises(DataError) as raised:
         make(size, (0, processes))
     assert str(raised.value) == (
-        f"The batch size was {size}, with {processes} processes; expected a multiple of that, so "
-        "that each has as much of a batch."
+        f"The batch size was {size}, with {processes} processes; expected a multiple of the number "
+        "of processes."
     )
 
 
@@ -199,7 +199,7 @@ def test_pairs_resume() -> None:
 
 
 @settings(max_examples=30)
-@given(shares, st.integers(1, 3), st.integers(0, 3), st.integers(0, 3))
+@given(counts, st.integers(1, 3), st.integers(0, 3), st.integers(0, 3))
 def test_the_shares_of_pairs_are_the_pairs_of_one_process(
     processes: int, each: int, seed: int, drawn_before: int
 ) -> None:
@@ -221,7 +221,7 @@ def test_the_shares_of_pairs_are_the_pairs_of_one_process(
 
 
 def test_a_scan_alone_in_its_group_is_refused() -> None:
-    with pytest.raises(DataError, match="A group of scans has one alone"):
+    with pytest.raises(DataError, match="A group has a single scan"):
         PairBatches(_scans([0, 0, 1]), 1, seed=0)
 
 

@@ -53,7 +53,7 @@ def test_a_file_that_differs_is_refused_and_a_second_try_works(tmp_path: Path) -
 
 def test_a_checksum_that_is_not_the_publishers_gives_a_warning(tmp_path: Path) -> None:
     found = hashlib.md5(b"newer").hexdigest()
-    with pytest.warns(UserWarning, match=f"its md5 is {found}, others have noted 0123"):
+    with pytest.warns(UserWarning, match=f"its md5 is {found}, expected 0123"):
         fetch(tmp_path, URL, [Remote("a.tar", "0123", "md5", confirmed=False)], _gives(b"newer"))
     assert listing(tmp_path) == ["a.tar"]
 

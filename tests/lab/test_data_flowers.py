@@ -178,7 +178,7 @@ def test_without_space_for_it_all_goes_on_in_memory(
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "cache")
     monkeypatch.setattr("hyperlight.lab.data.pictures.KEEP_ABOVE", 0)
-    with pytest.warns(UserWarning, match="could not be kept"):
+    with pytest.warns(UserWarning, match="could not be written"):
         split = flowers102(folder, 16)
     assert torch.equal(split.train.images, expected.train.images)
 
@@ -238,7 +238,7 @@ def test_ids_out_of_range_or_twice(folder: Path, value: int) -> None:
     parts["trnid"][0] = value
     _write(folder, _mats(parts=parts))
     message = _refused(folder)
-    assert "expected each of 1 to 60 no more than once" in message
+    assert "expected each of 1 to 60 at most once" in message
     assert ("1 of them twice" in message) == (value == 1)
 
 
@@ -248,7 +248,7 @@ def test_a_damaged_image_is_named(folder: Path, content: bytes | None) -> None:
     path.write_bytes(_image(25)[:-200] if content is None else content)
     message = _refused(folder)
     assert f"{path} cannot be read as an image" in message
-    assert "Replace it or take it out" in message
+    assert "Replace it or remove it" in message
 
 
 def test_damaged_archives_are_named(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
     path.write_bytes(whole)
     assert f"{path}/jpg/image_000" in _refused(place)
     _zip(path, {**_images(), "jpg/image_00001.jpg": bytes(64 * 2**20 + 1)})
-    assert "expected images of no more than 64 MiB" in _refused(place)
+    assert "expected images of at most 64 MiB" in _refused(place)
     _zip(place / "second.zip", _images())
     assert "found 2 zip archives" in _refused(place)
 
@@ -296,7 +296,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> _Server:
     for constant, name in (
         ("ARCHIVE", "102flowers.tgz"),
         ("LABELS", "imagelabels.mat"),
-        ("SETS", "setid.mat"),
+        ("SPLITS", "setid.mat"),
     ):
         digest = hashlib.sha256(files[name]).hexdigest()
         monkeypatch.setattr(MODULE, constant, Remote(name, digest))

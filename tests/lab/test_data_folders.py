@@ -119,7 +119,7 @@ def _refused(folder: Path, **options: Any) -> str:
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'no'} is not there or no folder" in _refused(tmp_path / "no")
+    assert f"{tmp_path / 'no'} is not a folder" in _refused(tmp_path / "no")
     message = _refused(tmp_path)
     assert f"{tmp_path} has the class folders none; expected two or more" in message
     folder = _folder(tmp_path / "a", each=10)
@@ -165,4 +165,4 @@ def test_a_damaged_image_is_named(
         )
     message = _refused(folder)
     assert f"{path} cannot be read as an image" in message
-    assert "Replace it or take it out" in message
+    assert "Replace it or remove it" in message

@@ -17,9 +17,10 @@ from hyperlight.lab import engine
 from hyperlight.lab.checkpoint import RunFolder
 from hyperlight.lab.engine import Spec, run_grid
 from hyperlight.lab.errors import LabError
+from hyperlight.lab.record import Run
 from hyperlight.lab.tasks import KINDS
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
-from hyperlight.lab.train import Run, Training
+from hyperlight.lab.train import Training
 
 CONFIG = Bayes(hidden=(4, 8), evaluation_gammas=2, evaluation_images=40, posterior_samples=2)
 TRAINING = Training(steps=4, evaluate_every=2, batch_size=16, target=None, device="cpu")
@@ -142,7 +143,7 @@ def test_a_run_that_fails_leaves_the_others(tmp_path: Path) -> None:
     assert "1 of 2 runs failed; the others are kept in" in text
     assert bad.key in text
     assert "--dimensions was 0; expected 1 or more" in text
-    assert text.endswith("Call the same command again to try them once more.")
+    assert text.endswith("Repeat the same command to try them again.")
     assert seen.calls == [(SPECS[0].key, True)]
     assert RunFolder(tmp_path / SPECS[0].key, SPECS[0].about).finished() is not None
 
@@ -162,7 +163,7 @@ def test_an_engine_that_is_not_there(
     with pytest.raises(LabError) as caught:
         run_grid([spec()], tmp_path, engine=address)
     text = str(caught.value)
-    assert text.startswith(f"There is no engine at {address} (")
+    assert text.startswith(f"There is no Dask scheduler at {address} (")
     assert text.endswith(
         "Expected the address of a Dask scheduler, as `dask scheduler` prints it: tcp://host:8786."
     )

@@ -133,7 +133,7 @@ def test_a_folder_with_files_is_refused_unless_told(tmp_path: Path, name: str) -
     with pytest.raises(LabError) as raised:
         claim_folder(tmp_path, overwrite=False)
     assert str(tmp_path) in str(raised.value)
-    assert "holds files already" in str(raised.value)
+    assert "already has files" in str(raised.value)
     assert "another --out" in str(raised.value)
     assert "--overwrite" in str(raised.value)
     claim_folder(tmp_path, overwrite=True)
@@ -151,5 +151,5 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, overwrite:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(LabError, match=r"cannot be made .* another --out"):
+    with pytest.raises(LabError, match=r"cannot be created .* another --out"):
         claim_folder(tmp_path / "file" / "below", overwrite)

@@ -104,7 +104,7 @@ def test_what_has_diverged_is_reported(task: HypermorphTask, tmp_path: Path) -> 
 
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(
-        LabError, match="--levels was 6; a U-Net of so many halves images .* at most 5"
+        LabError, match="--levels was 6; expected at most 5 for images of 16 pixels"
     ):
         HypermorphTask(Hypermorph(size=(16, 16), levels=6), CPU)
     with pytest.raises(LabError, match="--evaluation-gammas was 1; expected 2 or more"):
@@ -113,5 +113,5 @@ def test_bad_settings_are_refused() -> None:
         HypermorphTask(Hypermorph(image_sigma=0.0), CPU)
     with pytest.raises(LabError, match="--data folder needs --data-dir"):
         HypermorphTask(Hypermorph(data="folder"), CPU)
-    with pytest.raises(LabError, match=r"--size was \(8, 9\); the digits are square"):
+    with pytest.raises(LabError, match=r"--size was \(8, 9\); these images are square"):
         HypermorphTask(Hypermorph(size=(8, 9)), CPU)

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from hyperlight.lab import figures, report
 from hyperlight.lab.files import write_text
+from hyperlight.lab.record import Run
 from hyperlight.lab.summary import Summary, claims, summarize
 from hyperlight.lab.tasks.base import Metric, Outcome
-from hyperlight.lab.train import Run
 from tests.lab.making import ACCURACY, RISING, STEEP, diverged, listing, make_run, plain_run
 
 COMMAND = "hyperlight demo --steps 10 --out 'a <b>'"
@@ -342,14 +342,14 @@ def test_the_page_has_the_tables(folder: Path) -> None:
     assert ["", "classical", "MIP"] in rows
     assert ["steps to 90 % accuracy", "not within 10", "8 ± 4"] in rows
     assert ["milliseconds per step", "15.0 ± 0.0", "16.0 ± 1.4"] in rows
-    assert ["of these waiting for data (%)", "25.0 ± 0.0", "37.5 ± 17.7"] in rows
+    assert ["time spent waiting for data (%)", "25.0 ± 0.0", "37.5 ± 17.7"] in rows
     assert ["gradient norm, std / mean, first 100 steps", "0.50", "0.50"] in rows
     heading = ["step", "accuracy (%), classical", "accuracy (%), MIP"]
     assert [*heading, "loss, classical", "loss, MIP"] in rows
     assert ["10", "10.5 ± 0.7", "92.0 ± 1.4", "2.00 ± 0.00", "1.05 ± 1.34"] in rows
     start, end = (make_run("mip", initial=s).initial.variation for s in (RISING, STEEP))
     assert f"{start:.1%}" != f"{end:.1%}"
-    name = "weights' scale varies along gamma: start, end"
+    name = "variation of the weights' scale along gamma: start, end"
     assert [name, f"{start:.1%}, {end:.1%}", "0.0%, 0.0%"] in rows
 
 
@@ -414,7 +414,10 @@ def test_a_page_of_one_run(tmp_path: Path) -> None:
 def test_a_page_of_a_plain_network(tmp_path: Path) -> None:
     page = _write(tmp_path, [plain_run(0), plain_run(1)])
     rows = _Page(page.read_text("utf-8")).rows
-    assert ["weights' scale varies along gamma: start, end", "does not depend on gamma"] in rows
+    assert [
+        "variation of the weights' scale along gamma: start, end",
+        "does not depend on gamma",
+    ] in rows
     assert ["steps to 90 % accuracy", "10 ± 0"] in rows
     assert len(_svgs(page)) == 2
     assert "scales.svg" not in listing(tmp_path)
@@ -520,8 +523,8 @@ def test_what_was_found_out_has_a_table_for_a_terminal(tmp_path: Path) -> None:
     made = report.table(_summaries(_registered(tmp_path), None, DICE), None)
     assert [table.title for table in made] == [
         "On test data (mean ± std over 2 seeds)",
-        "In the end, on all test data (mean ± std over 2 seeds)",
-        "In short (mean ± std over 2 seeds)",
+        "Final results on all test data (mean ± std over 2 seeds)",
+        "Summary (mean ± std over 2 seeds)",
     ]
     assert list(made[1].columns[0].cells) == ["best gamma", "dice there"]
     assert list(made[1].columns[1].cells) == ["0.375 ± 0.18", "0.625 ± 0.18"]
@@ -530,15 +533,15 @@ def test_what_was_found_out_has_a_table_for_a_terminal(tmp_path: Path) -> None:
 def test_the_conclusion_compares_both(runs: list[Run]) -> None:
     sentence = report.conclusion(_summaries(runs), 90.0)
     assert "After 10 steps" in sentence
-    assert "92.0 % against 10.5 %" in sentence
+    assert "has 92.0 % test accuracy, the classical one 10.5 %." in sentence
     assert "Steps to 90 %: MIP 8 ± 4, classical not within 10." in sentence
-    assert "1.07 of the time" in sentence
+    assert "takes 1.07 times as long" in sentence
     slow = [make_run("mip", seconds=(0.3,)), make_run("classical", seconds=(0.2,))]
-    assert "1.50 of the time" in report.conclusion(_summaries(slow), 90.0)
+    assert "takes 1.50 times as long" in report.conclusion(_summaries(slow), 90.0)
     assert report.conclusion(_summaries([make_run("mip")]), 90.0) == ""
     assert report.conclusion(_summaries([make_run("classical")]), 90.0) == ""
     untold = report.conclusion(_summaries(runs, None), None)
-    assert "92.0 % against 10.5 % test accuracy" in untold
+    assert "has 92.0 % test accuracy, the classical one 10.5 %." in untold
     assert "Steps to" not in untold
 
 
@@ -548,7 +551,7 @@ def test_the_conclusion_speaks_of_the_metric() -> None:
         for name, last in (("mip", 0.75), ("classical", 0.5))
     ]
     sentence = report.conclusion(_summaries(runs, 0.7, DICE), 0.7)
-    assert "0.750 against 0.500 test dice" in sentence
+    assert "has 0.750 test dice, the classical one 0.500." in sentence
     assert "Steps to 0.7: MIP 5, classical not within 5." in sentence
 
 

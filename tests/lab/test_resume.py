@@ -19,10 +19,11 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 from hyperlight.lab.checkpoint import RunFolder, identity
+from hyperlight.lab.record import Run
 from hyperlight.lab.tasks.base import Formulation, Task
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 from hyperlight.lab.tasks.hypermorph import Hypermorph, HypermorphTask
-from hyperlight.lab.train import Run, Training, train
+from hyperlight.lab.train import Training, train
 from tests.lab.making import equal_runs, equal_values, listing
 
 STEPS, EVERY = 4, 3

@@ -419,7 +419,7 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     refused(r"--stages was \(8, 0\); expected feature channels", stages=(8, 0))
     refused(r"--stages was \(\); expected feature channels", stages=())
     refused("--gamma was 0.6; expected a number from 0 to 0.5", gamma=0.6)
-    refused("--label-smoothing was 1.0; expected a share", label_smoothing=1.0)
+    refused("--label-smoothing was 1.0; expected a number", label_smoothing=1.0)
     refused(
         "--init was relative, which is measured without .* expected fan_out or zero",
         normalization="layernorm-h",
@@ -427,7 +427,7 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     )
     refused("--final-images was 0; expected 1 or more", final_images=0)
     refused(r"--size was \(8, 0\); expected a height and width of 1", size=(8, 0))
-    refused(r"--size was \(8, 9\); the images of digits are square", size=(8, 9))
+    refused(r"--size was \(8, 9\); these images are square", size=(8, 9))
     refused("--data folder needs --problem: classification .* or segm", data="folder")
     refused(
         "--problem was segmentation; flowers102 is for classification. Leave it out",

@@ -216,8 +216,8 @@ def test_a_demo_that_is_interrupted_goes_on(tmp_path: Path) -> None:
         _checkpoints(process, runs[i] / CHECKPOINT, 2)
         _end(process, number)
         printed = log.read_text("utf-8")
-        assert printed.count("stopping after this step; once more stops at once") == i + 1
-        assert printed.count("interrupted; the same command goes on from here\n") == i + 1
+        assert printed.count("stopping after this step; interrupt again to stop at once") == i + 1
+        assert printed.count("interrupted; the same command resumes from here\n") == i + 1
         assert "Traceback" not in printed
         assert all((run / CHECKPOINT).is_file() for run in runs)
         assert not (out / "report.html").exists()
@@ -289,7 +289,7 @@ def test_two_processes_that_are_interrupted_go_on_as_one(tmp_path: Path, one: Pa
         process.join(300)
         assert process.exitcode == 130
     logs = [log.with_name(f"log{rank}").read_text("utf-8") for rank in range(2)]
-    assert logs[0].count("interrupted; the same command goes on from here") == 1
+    assert logs[0].count("interrupted; the same command resumes from here") == 1
     assert "interrupted" not in logs[1]
     assert not any("Traceback" in text for text in logs)
     alone = running.start(command, log)
@@ -476,7 +476,7 @@ def test_a_folder_of_something_else_is_refused(
     with pytest.raises(LabError) as raised:
         _session(task, tmp_path).claim()
     assert str(raised.value) == (
-        f"{tmp_path} holds files already. Choose another --out, or pass --overwrite to replace "
+        f"{tmp_path} already has files. Choose another --out, or pass --overwrite to replace "
         "the results in it."
     )
     assert _tree(tmp_path) == before
@@ -566,7 +566,7 @@ def test_devices_that_are_not_there_are_named() -> None:
     assert (
         f"--device was {device} and --devices 1; this machine or this PyTorch does not" in message
     )
-    assert message.endswith("Choose cpu or auto, or fewer.")
+    assert message.endswith("Choose cpu or auto, or fewer devices.")
 
 
 def test_settings_are_checked_before_anything_is_started() -> None:
@@ -590,7 +590,7 @@ def test_the_first_signal_asks_and_the_second_stops() -> None:
                 os.kill(os.getpid(), number)
                 time.sleep(10.0)
             assert stop()
-    assert out.getvalue() == 2 * "stopping after this step; once more stops at once\n"
+    assert out.getvalue() == 2 * "stopping after this step; interrupt again to stop at once\n"
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -681,6 +681,29 @@ def test_one_run_that_cannot_be_kept_keeps_none_from_it(
         session.run()
     found = sorted(path.parent.name for path in tmp_path.glob(f"*/{CHECKPOINT}"))
     assert found == ["classical-seed0", "plain-seed0"]
+
+
+def test_every_model_is_built_once(
+    task: BayesTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, model = [], task.model
+
+    def counted(name: Any, seed: int) -> Any:
+        built.append((name, seed))
+        return model(name, seed)
+
+    monkeypatch.setattr(task, "model", counted)
+    training = dataclasses.replace(TRAINING, seeds=2)
+    names = ["classical", "mip"]
+    session = _session(task, tmp_path, training=training, formulations=names)
+    session.claim()
+    assert built == [(name, 0) for name in names]
+    first = session.run()
+    assert built == [(name, seed) for seed in range(2) for name in names]
+    again = session.run()  # finished: models are built to hold the weights that were kept
+    assert built[4:] == built[:4]
+    assert all(equal_runs(a, b) for a, b in zip(first, again, strict=True))
+    assert first[0].model is not again[0].model
 
 
 @pytest.mark.parametrize("name", ["config.json", "record.json", "report.html"])

@@ -18,9 +18,10 @@ from hyperlight import CosSin, HyperModel, Normal, Uniform, scale_profile
 from hyperlight.encodings import Identity
 from hyperlight.lab.data import Images
 from hyperlight.lab.errors import DataError, LabError
+from hyperlight.lab.record import Run
 from hyperlight.lab.tasks.base import SWITCHES, Fixed, Formulation
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
-from hyperlight.lab.train import Run, Training, train
+from hyperlight.lab.train import Training, train
 from tests.lab.making import equal_runs
 
 FORMULATIONS: tuple[Formulation, ...] = get_args(Formulation)

@@ -1,4 +1,4 @@
-"""The paper, runnable: tasks, training, figures and reports (extra ``lab``).
+"""The experiments of the paper: tasks, training, studies and reports (extra ``lab``).
 
 Built on :mod:`hyperlight`, which never imports this package.
 """

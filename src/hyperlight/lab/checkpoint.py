@@ -1,10 +1,9 @@
-"""A run on disk: what it is, the checkpoint that it goes on from, and what it leaves behind.
+"""A run on disk: its identity, its checkpoint and its results.
 
-While it is trained, the folder of a run holds ``checkpoint.safetensors``: every tensor that the
-next steps depend on, and in its metadata all that was measured so far. ``metrics.csv`` follows the
-training. In the end it holds
-``model.safetensors`` (see :func:`hyperlight.save`) and ``record.json``, which is written last:
-a run with a record is finished. Every file appears whole or not at all.
+During training the folder of a run holds ``checkpoint.safetensors``, with every tensor that the
+next steps depend on and, as metadata, all measurements so far; and ``metrics.csv``. After training
+it holds ``model.safetensors`` (see :func:`hyperlight.save`) and ``record.json``, which is written
+last: a run with a record is finished. Every file is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -23,36 +22,36 @@ from torch import Tensor, optim
 
 from .. import HyperModel, save
 from .errors import LabError
-from .files import csv_text, replace_file, write_text
+from .files import replace_file, write_csv, write_text
 from .provenance import provenance
 from .tasks.base import Fixed, Formulation, Model
 
 __all__ = ["Checkpoint", "RunFolder", "differences", "digest", "identity"]
 
-# Counted up when a default or the meaning of a setting changes: a run of old is then none of the
-# new. Runs of format 1 named all settings, also those that were the defaults.
+# Increased when a default or the meaning of a setting changes, so that old runs are never mistaken
+# for new ones. Format 1 recorded all settings, including the defaults.
 FORMAT = 2
 
 Identity = dict[str, Any]
 
-# Files that are not whole: ours, and those of safetensors' own writer.
+# Temporary files: ours, and those of safetensors.
 _PARTS = (".*.safetensors.*", ".*.json.*", ".*.csv.*", ".tmp*")
 
 
 def identity(
     task: str, config: Any, training: Any, formulation: Formulation, seed: int
 ) -> Identity:
-    """Everything that the numbers of a run depend on, and nothing else, as JSON has it.
+    """Everything that the numbers of a run depend on, and nothing else, as JSON values.
 
-    Settings count where they differ from their defaults: an option that is added later leaves
-    the runs of before what they were. Where the data lie, on what device and how often a
-    checkpoint is kept is no part of it; the folder of a user's own data is.
+    Only settings that differ from their defaults are included, so that adding an option leaves the
+    identity of earlier runs unchanged. The device, the checkpoint interval and the folder of a
+    public data set are not included; the folder of the user's own data is.
 
     Args:
         task: its name.
         config: its settings, a dataclass.
         training: a :class:`~hyperlight.lab.train.Training`.
-        formulation: how weights are made.
+        formulation: how the weights are made.
         seed: the replica.
     """
     about = _changed(config)
@@ -86,13 +85,13 @@ def _changed(settings: Any) -> dict[str, Any]:
 
 
 def digest(about: Identity, length: int = 12) -> str:
-    """A name for an identity: the first digits of the sha256 of its JSON."""
+    """A short name for an identity: the first digits of the sha256 of its JSON."""
     text = json.dumps(about, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """What two identities differ in, a line each: ``lr: 0.001, now the default``."""
+    """The differences of two identities, a line each: ``lr: 0.001, now the default``."""
     lines = []
     for key in dict.fromkeys((*found, *expected)):
         a, b = found.get(key, "the default"), expected.get(key, "the default")
@@ -112,12 +111,12 @@ def _mapping(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from.
+    """The state from which an interrupted run resumes.
 
     Attributes:
-        record: what was measured so far, as JSON has it.
-        tensors: of the model, the optimizer and the draws, by name.
-        optimizer: the rest of the optimizer's state, as JSON has it.
+        record: the measurements so far, from :meth:`Run.record`.
+        tensors: of the model, the optimizer and the random draws, by name.
+        optimizer: the rest of the optimizer's state, as JSON values.
     """
 
     record: dict[str, Any]
@@ -125,11 +124,11 @@ class Checkpoint:
     optimizer: dict[str, Any]
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names start with ``prefix``, without it."""
+        """The tensors whose names start with ``prefix``, which is removed."""
         return {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
 
     def restore(self, optimizer: optim.Optimizer) -> None:
-        """Load the state of the optimizer."""
+        """Restore the state of an optimizer."""
         state: dict[int, dict[str, Any]] = {
             int(index): dict(values) for index, values in self.optimizer["state"].items()
         }
@@ -147,8 +146,11 @@ class RunFolder:
     """The folder of one run.
 
     Args:
-        path: of the folder, which is made.
+        path: of the folder, which is created.
         about: the identity of the run.
+
+    Raises:
+        LabError: the folder cannot be created.
     """
 
     def __init__(self, path: Path, about: Identity) -> None:
@@ -162,7 +164,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LabError(
-                f"The folder {path} cannot be made ({error.strerror}). Choose another --out."
+                f"The folder {path} cannot be created ({error.strerror}). Choose another --out."
             ) from error
 
     def keep(
@@ -172,10 +174,10 @@ class RunFolder:
         optimizer: optim.Optimizer,
         draws: Mapping[str, Tensor],
     ) -> None:
-        """Write the checkpoint, in the place of the last.
+        """Write a checkpoint, which replaces the previous one.
 
         Raises:
-            LabError: it cannot be written; the last one is still there.
+            LabError: it cannot be written; the previous one is kept.
         """
         if not self._swept:
             self._sweep()
@@ -202,15 +204,15 @@ class RunFolder:
             )
         except (OSError, SafetensorError) as error:
             raise LabError(
-                f"The checkpoint {self.checkpoint} could not be written ({error}). The one before "
-                "it is kept; make space and call the same command again to go on from there."
+                f"The checkpoint {self.checkpoint} could not be written ({error}). The previous "
+                "one is kept. Free some space; the same command then resumes from there."
             ) from error
 
     def load(self) -> Checkpoint | None:
-        """The checkpoint, or None where there is none.
+        """The checkpoint, if there is one.
 
         Raises:
-            LabError: it is damaged, or of a run with other settings.
+            LabError: it is damaged, or from a run with other settings.
         """
         if not self.checkpoint.is_file():
             return None
@@ -232,7 +234,7 @@ class RunFolder:
         return found
 
     def finish(self, record: dict[str, Any], model: Model) -> None:
-        """Write the model and, last, the record; the checkpoint is not needed any more.
+        """Write the model and then the record, and delete the checkpoint.
 
         Raises:
             LabError: a file cannot be written; the checkpoint is kept.
@@ -249,42 +251,42 @@ class RunFolder:
             self.write_record(record)
         except (OSError, SafetensorError) as error:
             raise LabError(
-                f"The results in {self.path} could not be written ({error}). Make space and call "
-                "the same command again; what was trained is not lost."
+                f"The results in {self.path} could not be written ({error}). Free some space and "
+                "repeat the same command; no training is lost."
             ) from error
         self.checkpoint.unlink(missing_ok=True)
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what a process that was killed had begun to write."""
+        """Remove the temporary files of a killed process."""
         for pattern in _PARTS:
             for part in self.path.glob(pattern):
                 part.unlink(missing_ok=True)
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Write the record alone, which makes the run a finished one."""
+        """Write the record, which marks the run as finished."""
         made = {"identity": self.about, "provenance": provenance(), **record}
         write_text(self.record, json.dumps(made) + "\n")
 
     def write_metrics(self, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Write what was measured so far as ``metrics.csv``, to be looked at during training.
+        """Write the points so far as ``metrics.csv``.
 
         Raises:
             LabError: it cannot be written.
         """
         try:
-            write_text(self.path / "metrics.csv", csv_text(heading, rows))
+            write_csv(self.path / "metrics.csv", heading, rows)
         except OSError as error:
             raise LabError(
-                f"{self.path / 'metrics.csv'} could not be written ({error}). Make space and call "
-                "the same command again to go on from the last checkpoint."
+                f"{self.path / 'metrics.csv'} could not be written ({error}). Free some space; the "
+                "same command then resumes from the last checkpoint."
             ) from error
 
     def finished(self) -> dict[str, Any] | None:
-        """The record of a finished run, or None where it is not finished.
+        """The record of the run, if it is finished.
 
         Raises:
-            LabError: it is damaged, or of a run with other settings.
+            LabError: it is damaged, or from a run with other settings.
         """
         if not self.record.is_file():
             return None
@@ -300,7 +302,7 @@ class RunFolder:
         return record
 
     def load_model(self, model: Model) -> None:
-        """Put the trained weights into a new model.
+        """Load the trained weights into a model.
 
         Raises:
             LabError: they are missing or damaged.
@@ -318,6 +320,6 @@ class RunFolder:
         lines = differences(found, self.about)
         if lines:
             raise LabError(
-                f"{path} is of a run with other settings ({'; '.join(lines)}). Choose another "
+                f"{path} is from a run with other settings ({'; '.join(lines)}). Choose another "
                 "--out, or pass --overwrite to replace it."
             )

@@ -1,43 +1,50 @@
 """The command line: ``hyperlight demo | train | study | report | data``.
 
-Every option is a field of a typed configuration; ``--help`` is made from them.
+Options are the fields of dataclasses, from which ``--help`` is made. The commands of ``train`` and
+``data`` are made from the registries of tasks and data sets.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
 from ..errors import HyperLightError, did_you_mean, listed
 from .checkpoint import digest, identity
-from .data import fetch_flowers102, fetch_mnist, fetch_oasis
-from .errors import LabError
+from .data import DATA
+from .errors import LabError, at_least
 from .session import Session, launch, say, say_claim
-from .studies import STUDIES, Place, Size, page
+from .studies import STUDIES, Setup, Size, page
 from .studies.run import run_study
 from .summary import TITLES
-from .tasks import KINDS, bayes, hypermorph, scale_space
-from .tasks.base import Formulation, Task
-from .tasks.bayes import Bayes, BayesTask
-from .tasks.hypermorph import Hypermorph
-from .tasks.scale_space import ScaleSpace
+from .tasks import KINDS, Kind
+from .tasks.base import Formulation
+from .tasks.bayes import Bayes
 from .train import Training
 
 console = Console()
 
 
+def _training(kind: Kind, **changes: Any) -> Training:
+    """How the paper trains a kind of task."""
+    return Training(**{"target": kind.target, **kind.training, **changes})
+
+
 def _session(
-    task: type[Task],
+    kind: Kind,
     config: Any,
     training: Training,
     formulations: Sequence[Formulation],
@@ -46,157 +53,109 @@ def _session(
 ) -> Session:
     fabric = launch(training)
     console.quiet = not fabric.is_global_zero
-    made = Session(
-        task(config, fabric.device),  # type: ignore[call-arg]
-        training,
-        formulations,
-        fabric,
-        folder,
-        title,
-        command=_command(),
-        console=console,
-    )
+    task = kind.task(config, fabric.device)
     say(Text(title, style="bold"), console)
-    say(made.task.note, console)
-    return made
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Train a classical and a MIP hypernetwork, same seeds, data and compute, and compare them."""
-
-    task: tyro.conf.OmitArgPrefixes[Bayes] = field(default_factory=Bayes)
-    training: tyro.conf.OmitArgPrefixes[Training] = field(
-        default_factory=lambda: Training(**bayes.TRAINING, steps=400)
+    say(task.note, console)
+    return Session(
+        *(task, training, formulations, fabric, folder, title), _command(), console=console
     )
-    out: Path = Path("runs/demo")
-    """Folder for the report; what an earlier demo left there is replaced, and one that was
-    interrupted goes on."""
-
-    def run(self) -> None:
-        title = f"Classical and MIP hypernetworks on {self.task.data}"
-        session = _session(
-            BayesTask, self.task, self.training, ["classical", "mip"], self.out, title
-        )
-        _train(session, restart=True)
 
 
-@dataclass(frozen=True)
-class _Train:
-    """What the commands that train have in common."""
-
-    parametrization: Formulation = "mip"
-    """MIP, classical, one of MIP's two parts alone (the input encoding, or the output encoding:
-    predictions are changes to learned weights), or the plain network without a hypernetwork,
-    trained for the one gamma that is given with --gamma where the task has one."""
-    out: Path | None = None
-    """Folder for the results; by default one in runs/, named after the settings, so that the same
-    command goes on where it was interrupted."""
-    overwrite: bool = False
-    """Replace what the folder holds."""
-    task: Any = None
-    training: Any = None
-    kind: ClassVar[str] = ""
-
-    def run(self) -> None:
-        kind, what = KINDS[self.kind], self.parametrization
-        about = identity(self.kind, self.task, self.training, what, 0)
-        parts = (self.kind, self.task.data, what, self.training.optimizer, digest(about, 8))
-        folder = Path("runs") / "-".join(parts) if self.out is None else self.out
-        title = f"{kind.title} on {self.task.data}: {TITLES[what]}"
-        session = _session(kind.task, self.task, self.training, [what], folder, title)
-        _train(session, overwrite=self.overwrite)
-
-
-def _train(session: Session, overwrite: bool = False, restart: bool = False) -> None:
+def _run(session: Session, overwrite: bool = False, restart: bool = False) -> None:
     try:
         session.claim(overwrite, restart=restart)
         if session.finished:
-            done = "These runs are finished; nothing is trained. --overwrite trains them again."
-            say(done, console)
+            say("These runs are finished. Pass --overwrite to train them again.", console)
         runs = session.run()
         if session.fabric.is_global_zero:
             session.report(runs)
     except OSError as error:
         raise LabError(
-            f"A file in {session.folder} could not be read or written ({error}). Put that right, "
-            "or choose another --out; the same command goes on from what is kept there."
+            f"A file in {session.folder} could not be read or written ({error}). Fix that, or "
+            "choose another --out; the same command then resumes from the last checkpoint."
         ) from error
 
 
 @dataclass(frozen=True)
-class TrainBayes(_Train):
-    """Train Bayesian hypernetworks that classify images (paper, sections 5.1 and A.2)."""
+class Demo:
+    """Train a classical and a MIP hypernetwork with the same seeds, data and compute."""
 
-    task: tyro.conf.OmitArgPrefixes[Bayes] = field(default_factory=Bayes)
-    training: tyro.conf.OmitArgPrefixes[Training] = field(
-        default_factory=lambda: Training(**bayes.TRAINING)
-    )
-    kind: ClassVar[str] = "bayes"
+    task: Bayes = field(default_factory=Bayes)
+    training: Training = field(default_factory=lambda: _training(KINDS["bayes"], steps=400))
+    out: Path = Path("runs/demo")
+    """Folder for the report. An earlier demo in it is replaced; an interrupted one resumes."""
 
-
-@dataclass(frozen=True)
-class TrainHypermorph(_Train):
-    """Train hypernetworks that register images, for every weight of smoothness (section A.3)."""
-
-    task: tyro.conf.OmitArgPrefixes[Hypermorph] = field(default_factory=Hypermorph)
-    training: tyro.conf.OmitArgPrefixes[Training] = field(
-        default_factory=lambda: Training(**hypermorph.TRAINING, target=None)
-    )
-    kind: ClassVar[str] = "hypermorph"
+    def run(self) -> None:
+        title = f"Classical and MIP hypernetworks on {self.task.data}"
+        compared: list[Formulation] = ["classical", "mip"]
+        _run(
+            _session(KINDS["bayes"], self.task, self.training, compared, self.out, title),
+            restart=True,
+        )
 
 
 @dataclass(frozen=True)
-class TrainScaleSpace(_Train):
-    """Train hypernetworks for every rescaling factor of their primary (section A.4)."""
+class Train:
+    """Train one formulation of a task, whose command adds its settings."""
 
-    task: tyro.conf.OmitArgPrefixes[ScaleSpace] = field(default_factory=ScaleSpace)
-    training: tyro.conf.OmitArgPrefixes[Training] = field(
-        default_factory=lambda: Training(**scale_space.TRAINING, target=None)
-    )
-    kind: ClassVar[str] = "scale_space"
+    parametrization: Formulation = "mip"
+    """classical: theta = h(gamma). mip: MIP. encoding, residual: only one of its two parts, the
+    input encoding or the output encoding (learned weights plus predicted changes). plain: no
+    hypernetwork, trained for one gamma (--gamma, if the task has it)."""
+    out: Path | None = None
+    """Folder for the results; by default one in runs/ that is named after the settings. The same
+    command resumes an interrupted run."""
+    overwrite: bool = False
+    """Replace the results in the folder."""
+    task: Any = None
+    training: Any = None
+    kind: ClassVar[Kind]
+
+    def run(self) -> None:
+        kind, what = self.kind, self.parametrization
+        about = identity(kind.name, self.task, self.training, what, 0)
+        parts = (kind.name, self.task.data, what, self.training.optimizer, digest(about, 8))
+        folder = Path("runs") / "-".join(parts) if self.out is None else self.out
+        title = f"{kind.title} on {self.task.data}: {TITLES[what]}"
+        _run(_session(kind, self.task, self.training, [what], folder, title), self.overwrite)
 
 
 @dataclass(frozen=True)
-class RunStudy:
-    """Repeat a figure or table of the paper: its runs, its figure, and its claims as checks."""
+class Study:
+    """Repeat a figure or table of the paper: train, draw, and check its claims."""
 
-    name: tyro.conf.Positional[str] = "all"
-    """Which one (see --list), or all of them."""
+    name: Positional[str] = "all"
+    """Its name (see --list), or all."""
     size: Size = "smoke"
-    """smoke: seconds each, on embedded data. cpu: what two cores do in hours. paper: the paper's
-    own settings, for a GPU."""
-    list: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Say what there is and how many runs each takes."""
+    """smoke: seconds per study, on embedded data. cpu: hours on two cores. paper: the settings of
+    the paper, for a GPU."""
+    list: FlagCreatePairsOff[bool] = False
+    """List the studies and the number of their runs."""
     data_dir: Path | None = None
     """Folder with the data sets; by default where `hyperlight data` puts them."""
     out: Path | None = None
     """Folder for figures, numbers and claims; by default one in runs/studies, named after the
     size."""
     cache: Path = Path("runs/cache")
-    """Folder with a folder for every run, which is never done twice."""
+    """Folder for the runs; finished runs in it are used again."""
     seeds: int | None = None
     """Number of replicas; by default that of the size."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where runs are trained."""
+    """Where to train."""
     workers: int = 1
-    """Runs at a time, which share the cores of this machine."""
+    """Number of runs at a time, which divide the cores of this machine."""
     engine: str | None = None
-    """Address of a Dask scheduler (tcp://host:8786) that takes the runs, with as many machines as
-    it has workers."""
+    """Address of a Dask scheduler (tcp://host:8786) to run on its workers instead."""
 
     def run(self) -> None:
-        for option in ("workers", "seeds"):
-            value = getattr(self, option)
-            if value is not None and value < 1:
-                raise LabError(f"--{option} was {value}; expected 1 or more.")
-        place = Place(self.size, self.data_dir, self.device, self.seeds)
+        at_least(self, workers=1, seeds=1)
+        setup = Setup(self.size, self.data_dir, self.device, self.seeds)
         if self.list:
             table = Table(box=None)
             for heading in ("name", "what", "source", f"runs at size {self.size}"):
                 table.add_column(heading)
             for study in STUDIES.values():
-                runs = len({spec.key for spec in study.specs(place)})
+                runs = len({spec.key for spec in study.specs(setup)})
                 table.add_row(study.name, study.title, study.source, str(runs))
             console.print(table)
             return
@@ -211,7 +170,7 @@ class RunStudy:
             say(Text(f"{study.name}: {study.title} ({study.source})", style="bold"), console)
             found = run_study(
                 study,
-                place,
+                setup,
                 out,
                 self.cache,
                 workers=self.workers,
@@ -226,12 +185,12 @@ class RunStudy:
 
 @dataclass(frozen=True)
 class Report:
-    """Build one page of all studies: every figure, what holds of the paper, and every command."""
+    """Put all studies on one page: figures, claims, and the commands to repeat them."""
 
     results: Path = Path("runs/studies/smoke")
     """Folder that `hyperlight study` wrote to."""
     out: Path = Path("report.html")
-    """The page, which needs no other file; or, named with .md, Markdown beside the figures."""
+    """The page, in a single file; if the name ends in .md, Markdown that links to the figures."""
 
     def run(self) -> None:
         studies = page.read(self.results, list(STUDIES))
@@ -240,56 +199,48 @@ class Report:
 
 
 @dataclass(frozen=True)
-class DataMnist:
-    """Fetch MNIST over https, checked by sha256, or check the IDX files that a folder holds."""
+class Fetch:
+    """Fetch or check a data set."""
 
     data_dir: Path | None = None
-    """Folder for the IDX files, gzipped or not; by default the user's cache."""
+    """Folder for the files, or with files to check; by default the user's cache."""
+    name: ClassVar[str]
 
     def run(self) -> None:
-        say(fetch_mnist(self.data_dir), console)
+        fetch = DATA[self.name].fetch
+        assert fetch is not None
+        say(fetch(self.data_dir), console)
 
 
-@dataclass(frozen=True)
-class DataFlowers102:
-    """Fetch Oxford Flowers-102 (345 MB) over https, checked by sha256, or check a folder."""
+def _app() -> SubcommandApp:
+    """All commands, as the registries have them now."""
+    app, train, data = SubcommandApp(), SubcommandApp(), SubcommandApp()
+    app.command(name="demo")(Demo)
+    app.command(train, name="train", help="Train one of the tasks.")
+    app.command(name="study")(Study)
+    app.command(name="report")(Report)
+    app.command(data, name="data", help="Fetch or check a data set.")
+    for name, kind in KINDS.items():
+        command = dataclasses.make_dataclass(
+            f"Train{kind.config.__name__}",
+            [
+                ("task", kind.config, field(default_factory=kind.config)),
+                ("training", Training, field(default_factory=partial(_training, kind))),
+            ],
+            bases=(Train,),
+            frozen=True,
+            namespace={"kind": kind},
+        )
+        train.command(name=name, help=_first(kind.config))(command)
+    for name, found in DATA.items():
+        if found.fetch is not None:
+            data.command(name=name, help=_first(found.fetch))(type(name, (Fetch,), {"name": name}))
+    return app
 
-    data_dir: Path | None = None
-    """Folder for the official files, or with a zip archive of the images; by default the user's
-    cache."""
 
-    def run(self) -> None:
-        say(fetch_flowers102(self.data_dir), console)
-
-
-@dataclass(frozen=True)
-class DataOasis:
-    """Fetch the 2D slices of OASIS (24 MB) over https, or check a folder.
-
-    The data are used under the OASIS data use agreement.
-    """
-
-    data_dir: Path | None = None
-    """Folder for the archive and what is in it; by default the user's cache."""
-
-    def run(self) -> None:
-        say(fetch_oasis(self.data_dir), console)
-
-
-app = SubcommandApp()
-train_app = SubcommandApp()
-data_app = SubcommandApp()
-app.command(name="demo")(Demo)
-app.command(name="study")(RunStudy)
-app.command(name="report")(Report)
-app.command(train_app, name="train", help="Train one of the paper's tasks.")
-app.command(data_app, name="data", help="Fetch or check a data set.")
-train_app.command(name="bayes")(TrainBayes)
-train_app.command(name="hypermorph")(TrainHypermorph)
-train_app.command(name="scale_space")(TrainScaleSpace)
-data_app.command(name="mnist")(DataMnist)
-data_app.command(name="flowers102")(DataFlowers102)
-data_app.command(name="oasis")(DataOasis)
+def _first(documented: Any) -> str:
+    """The first paragraph of a docstring."""
+    return " ".join((documented.__doc__ or "").partition("\n\n")[0].split())
 
 
 _ARGUMENTS: list[str] = []
@@ -300,30 +251,39 @@ def _command() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status (2 for what a person can put right)."""
+    """Run the command line; return the exit status (2 for an error that the user can fix)."""
     _ARGUMENTS[:] = sys.argv[1:] if arguments is None else list(arguments)
     console.quiet = False
     try:
-        chosen = app.cli(
+        chosen = _app().cli(
             prog="hyperlight",
-            description="HyperLight's lab: the paper's experiments as commands.",
+            description="The experiments of the paper as commands. --version prints the version.",
             args=list(_ARGUMENTS),
+            config=[OmitArgPrefixes],
         )
         chosen.run()
     except HyperLightError as error:
         say(Text.assemble(("error: ", "bold red"), str(error)), _stderr())
         return 2
     except KeyboardInterrupt:
-        _stderr().print("interrupted; the same command goes on from here")
+        _stderr().print("interrupted; the same command resumes from here")
         return 130
     return 0
 
 
 def _stderr() -> Console:
-    """Where one of several processes says what ended all of them."""
+    """Standard error, in the first of several processes only."""
     return Console(stderr=True, quiet=console.quiet)
 
 
 def entry() -> None:
-    """The console script."""
-    sys.exit(main())
+    """Run the command line as a program; a closed pipe, as of ``| head``, ends it quietly."""
+    try:
+        try:
+            status = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

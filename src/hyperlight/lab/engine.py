@@ -1,9 +1,8 @@
-"""Grids of runs: each done once, several at a time, on this machine or on many.
+"""Train a grid of runs, each only once, several at a time, on one machine or many.
 
-The engine is Dask's distributed scheduler. By default it lives in this process; the address of
-another (``dask scheduler``, with ``dask worker`` on as many machines as there are) takes the same
-grid. A run is kept in a folder that is named after its settings, which it goes on from when it was
-interrupted, and is never done twice.
+Runs are scheduled by Dask, in this process or at the address of a ``dask scheduler`` whose
+``dask worker`` processes may be on many machines. Every run has a folder that is named after its
+settings: interrupted runs resume from it, and finished runs are read from it.
 """
 
 from __future__ import annotations
@@ -17,21 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from .checkpoint import Identity, RunFolder, digest, identity
 from .errors import LabError
 from .provenance import provenance
+from .record import Run
 from .tasks import KINDS
 from .tasks.base import Formulation, Metric, Task
-from .train import Run, Training, train
+from .train import Training, train
 
 __all__ = ["Spec", "run_grid", "task_of"]
 
-# Seconds that a scheduler is waited for.
+# Seconds to wait for a scheduler.
 _PATIENCE = 20.0
 
-# Runs draw from PyTorch's own generator: a worker with several threads takes one at a time.
+# Models are initialised from PyTorch's global generator, so a worker with several threads must
+# train one run at a time.
 _ALONE = threading.Lock()
 
 
@@ -40,10 +40,10 @@ class Spec:
     """One run of a grid.
 
     Attributes:
-        task: its name, as in :data:`hyperlight.lab.tasks.KINDS`.
+        task: its name in :data:`hyperlight.lab.tasks.KINDS`.
         config: settings of the task.
-        training: how it is trained.
-        formulation: how weights are made.
+        training: how to train.
+        formulation: how the weights are made.
         seed: the replica.
     """
 
@@ -55,16 +55,16 @@ class Spec:
 
     @property
     def about(self) -> Identity:
-        """Everything that its numbers depend on."""
+        """Everything that the numbers depend on."""
         return identity(self.task, self.config, self.training, self.formulation, self.seed)
 
     @functools.cached_property
     def key(self) -> str:
-        """Its name: a digest of its settings."""
+        """The name of its folder: a digest of the settings."""
         return digest(self.about)
 
     def read(self, record: dict[str, Any], folder: Path) -> Run:
-        """The run, from its record, without the model."""
+        """The finished run, without its model."""
         run = Run(self.formulation, self.seed, Metric(**record["metric"]), folder=folder)
         run.read(record)
         return run
@@ -78,22 +78,22 @@ def run_grid(
     engine: str | None = None,
     seen: Callable[[Spec, Run, bool], object] = lambda spec, run, fresh: None,
 ) -> dict[str, Run]:
-    """Do all runs that were not done before.
+    """Train all runs that are not finished.
 
     Args:
-        specs: the grid; a run that is in it twice is done once.
-        cache: the folder that holds a folder for every run.
-        workers: how many runs at a time on this machine, which share its cores.
-        engine: the address of a Dask scheduler, ``tcp://host:8786``, in the place of this
-            machine. Its workers need this package, the data in the same place, and the cache
-            (without a cache in common a run that is interrupted starts again).
-        seen: called with every run as soon as it is there, and whether it was done just now.
+        specs: the grid; duplicates are trained once.
+        cache: the folder with the folders of the runs.
+        workers: number of runs at a time on this machine, which divide its cores.
+        engine: address of a Dask scheduler, ``tcp://host:8786``, to use its workers instead. They
+            need this package, the data under the same path, and access to the cache (otherwise
+            interrupted runs start again).
+        seen: called with every run once it is finished, and whether it was trained just now.
 
     Returns:
         The runs by their keys.
 
     Raises:
-        LabError: there is no such engine, or a run failed; the others are done and kept.
+        LabError: the scheduler cannot be reached, or a run failed; the others are finished.
     """
     unique = {spec.key: spec for spec in specs}
     runs: dict[str, Run] = {}
@@ -108,17 +108,17 @@ def run_grid(
     if not missing:
         return runs
 
-    from distributed import Client, as_completed  # a second to import
+    from distributed import Client, as_completed
 
     threads = max(1, torch.get_num_threads() // workers)
     failed: dict[str, BaseException] = {}
     with _client(Client, workers, engine) as client:
-        # In the order of the grid, where neighbours have the same data: a worker keeps the last.
+        # In the order of the grid, where neighbours have the same data: workers keep the last task.
         futures = {
             client.submit(
-                _compute, spec, _where(cache), threads, key=key, retries=0, priority=-place
+                _compute, spec, _where(cache), threads, key=key, retries=0, priority=-position
             ): spec
-            for place, (key, spec) in enumerate(missing.items())
+            for position, (key, spec) in enumerate(missing.items())
         }
         for future in as_completed(list(futures)):  # type: ignore[no-untyped-call]
             spec = futures[future]
@@ -126,7 +126,7 @@ def run_grid(
                 failed[spec.key] = future.exception()
                 continue
             record, folder = future.result(), RunFolder(cache / spec.key, spec.about)
-            if folder.finished() is None:  # a worker without this folder
+            if folder.finished() is None:  # the worker has another file system
                 folder.write_record(record)
             runs[spec.key] = spec.read(record, cache / spec.key)
             seen(spec, runs[spec.key], True)
@@ -134,8 +134,8 @@ def run_grid(
         key, error = next(iter(failed.items()))
         raise LabError(
             f"{len(failed)} of {len(unique)} runs failed; the others are kept in {cache}. The "
-            f"first was {key} ({unique[key].about}): {error}. Call the same command again to try "
-            "them once more."
+            f"first was {key} ({unique[key].about}): {error}. Repeat the same command to try "
+            "them again."
         ) from error
     return runs
 
@@ -144,8 +144,8 @@ def _client(make: Any, workers: int, engine: str | None) -> Any:
     if engine is None:
         import dask
 
-        # Dask gives a worker up that was not heard of for minutes. On one machine that is one that
-        # slept, and its grid would wait for ever. One run at a time needs no process of its own.
+        # Without this, Dask gives up on a worker after minutes of silence, for instance when the
+        # machine slept, and the grid would wait forever.
         with dask.config.set({"distributed.scheduler.worker-ttl": None}):
             return make(
                 n_workers=workers,
@@ -158,18 +158,20 @@ def _client(make: Any, workers: int, engine: str | None) -> Any:
         return make(engine, timeout=_PATIENCE)
     except (OSError, ValueError) as error:
         raise LabError(
-            f"There is no engine at {engine} ({error}). Expected the address of a Dask scheduler, "
-            "as `dask scheduler` prints it: tcp://host:8786."
+            f"There is no Dask scheduler at {engine} ({error}). Expected an address as "
+            "`dask scheduler` prints it: tcp://host:8786."
         ) from error
 
 
 def _where(cache: Path) -> str:
-    """The cache as a worker finds it."""
+    """The cache, as an absolute path for the workers."""
     return str(cache.resolve())
 
 
 def _compute(spec: Spec, cache: str, threads: int) -> dict[str, Any]:
-    """A run in a worker; what it gives is its record, as JSON has it."""
+    """Train a run in a worker; return its record."""
+    from lightning_fabric import Fabric
+
     with _ALONE:
         torch.set_num_threads(threads)
         training = spec.training
@@ -187,6 +189,6 @@ def _compute(spec: Spec, cache: str, threads: int) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def task_of(name: str, config: Any, device: torch.device) -> Task:
-    """A task with its data, kept for the next run of it. One: it may hold much memory."""
+    """A task with its data. Only the last one is cached, as it may hold much memory."""
     made: Task = KINDS[name].task(config, device)
     return made

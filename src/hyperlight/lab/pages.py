@@ -1,23 +1,23 @@
-"""Pages from templates: HTML that needs no other file, or Markdown for a repository."""
+"""Render pages from templates: self-contained HTML, or Markdown."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-import jinja2
-
 __all__ = ["render"]
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template of this package.
+    """Render a template of this package.
 
     Args:
-        template: its name. In one that ends in ``.html`` all values are escaped; in one that ends
-            in ``.md`` the filter ``cell`` makes a value fit for a table.
-        values: by name; all that the template asks for.
+        template: its file name. HTML templates escape all values; Markdown templates have the
+            filter ``cell`` for values in tables.
+        values: for all variables of the template, by name.
     """
+    import jinja2
+
     html = template.endswith(".html")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hyperlight.lab"),
@@ -32,5 +32,5 @@ def render(template: str, **values: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value in one cell of a Markdown table."""
+    """Escape a value for a cell of a Markdown table."""
     return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,4 +1,4 @@
-"""What produced numbers: command, versions, machine."""
+"""What produced the numbers: command, versions and machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["provenance"]
 
 
 def provenance(command: str | None = None) -> dict[str, str]:
-    """The command, where there is one, the versions and the machine."""
-    packages = ("hyperlight", "torch", "lightning-fabric", "torchmetrics", "scikit-learn", "numpy")
+    """The command, if given, the versions of packages, and the machine."""
+    packages = ("hyperlight", "torch", "lightning-fabric", "scikit-learn", "numpy")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         **({} if command is None else {"command": command}),
@@ -30,9 +30,9 @@ def provenance(command: str | None = None) -> dict[str, str]:
     }
 
 
-@functools.cache  # what this process has loaded stays the same
+@functools.cache  # the code of this process does not change
 def _commit() -> str:
-    """The commit that the library is run from, if it is in a git repository of its own."""
+    """The commit of the library, if it runs from its own git repository."""
     here = Path(__file__).parent
     try:
         top, commit, changed = (
@@ -48,5 +48,5 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     if not here.is_relative_to(Path(top) / "src"):
-        return "unknown"  # installed into an environment that lies in somebody's repository
+        return "unknown"  # installed in an environment inside some other repository
     return f"{commit}, changed" if changed else commit

@@ -1,9 +1,8 @@
-"""What a set of runs leaves behind: tables, figures, numbers and models in one folder."""
+"""The report of several runs: a page with tables and figures, and the numbers as csv."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -13,10 +12,10 @@ from typing import Any
 from rich.table import Table
 
 from . import figures, pages
-from .files import csv_text, write_text
+from .files import write_csv, write_text
 from .provenance import provenance
+from .record import Run
 from .summary import TITLES, Spread, Summary, claims, shown_steps
-from .train import Run
 
 __all__ = ["PAGE", "clear", "conclusion", "table", "write"]
 
@@ -43,7 +42,7 @@ def _rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
 
 
 def _goal(summary: Summary, target: float) -> str:
-    """``94 % accuracy``."""
+    """The target in words: ``94 % accuracy``."""
     unit = f" {summary.metric.unit}" if summary.metric.unit else ""
     return f"{target:g}{unit} {summary.metric.name}"
 
@@ -56,20 +55,10 @@ def _facts(summaries: Sequence[Summary], target: float | None) -> tuple[list[str
         reached = [[f"steps to {goal}", *(s.steps_to_target() for s in summaries)]]
     return heading, [
         *reached,
+        ["milliseconds per step", *(_times(1e3, s.seconds_per_step) for s in summaries)],
+        ["time spent waiting for data (%)", *(_times(100.0, s.waiting) for s in summaries)],
         [
-            "milliseconds per step",
-            *(
-                dataclasses.replace(
-                    s.seconds_per_step,
-                    mean=1e3 * s.seconds_per_step.mean,
-                    std=1e3 * s.seconds_per_step.std,
-                ).text(1)
-                for s in summaries
-            ),
-        ],
-        ["of these waiting for data (%)", *(_percent(s.waiting) for s in summaries)],
-        [
-            "weights' scale varies along gamma: start, end",
+            "variation of the weights' scale along gamma: start, end",
             *(
                 "does not depend on gamma"
                 if s.formulation == "plain"
@@ -84,12 +73,12 @@ def _facts(summaries: Sequence[Summary], target: float | None) -> tuple[list[str
     ]
 
 
-def _percent(share: Spread) -> str:
-    return dataclasses.replace(share, mean=100.0 * share.mean, std=100.0 * share.std).text(1)
+def _times(factor: float, spread: Spread) -> str:
+    return Spread(factor * spread.mean, factor * spread.std).text(1)
 
 
 def _outcomes(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
-    """What was found out in the end, a row for every figure."""
+    """The final results: a heading, then a row per figure."""
     names = dict.fromkeys(name for summary in summaries for name in summary.outcome)
     return ["", *(summary.title for summary in summaries)], [
         [name, *(s.outcome[name].brief() if name in s.outcome else "" for s in summaries)]
@@ -98,14 +87,14 @@ def _outcomes(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]
 
 
 def table(summaries: Sequence[Summary], target: float | None) -> list[Table]:
-    """The tables for a terminal."""
+    """The tables, for a terminal."""
     seeds = summaries[0].seeds
     over = f"mean ± std over {seeds} seeds" if seeds > 1 else "one seed"
     tables = []
     for title, (heading, rows) in (
         (f"On test data ({over})", _rows(summaries)),
-        (f"In the end, on all test data ({over})", _outcomes(summaries)),
-        (f"In short ({over})", _facts(summaries, target)),
+        (f"Final results on all test data ({over})", _outcomes(summaries)),
+        (f"Summary ({over})", _facts(summaries, target)),
     ):
         if not rows:
             continue
@@ -119,7 +108,7 @@ def table(summaries: Sequence[Summary], target: float | None) -> list[Table]:
 
 
 def conclusion(summaries: Sequence[Summary], target: float | None) -> str:
-    """The comparison of the two formulations in a sentence, or nothing without both."""
+    """Compare MIP and the classical formulation in a sentence; empty unless both were trained."""
     by_name = {summary.formulation: summary for summary in summaries}
     if not {"mip", "classical"} <= set(by_name):
         return ""
@@ -134,9 +123,9 @@ def conclusion(summaries: Sequence[Summary], target: float | None) -> str:
             f"{mip.steps_to_target()}, classical {classical.steps_to_target()}."
         )
     return (
-        f"After {mip.steps[-1]} steps the MIP hypernetwork has {ours} against {theirs} test "
-        f"{metric.name} for the classical one.{steps} A step of MIP takes {pace:.2f} of the time "
-        "of a classical one."
+        f"After {mip.steps[-1]} steps the MIP hypernetwork has {ours} test {metric.name}, the "
+        f"classical one {theirs}.{steps} A MIP step takes {pace:.2f} times as long as a classical "
+        "one."
     )
 
 
@@ -151,51 +140,47 @@ def write(
     settings: dict[str, Any],
     command: str,
 ) -> Path:
-    """Write ``report.html``, which needs no other file, ``report.md`` with links to the figures and
-    pictures of the folder, and the numbers as csv; returns the first.
+    """Write ``report.html``, ``report.md``, the figures and the numbers as csv.
+
+    The HTML page is self-contained; the Markdown page links to the figures.
+
+    Returns:
+        The path of the HTML page.
     """
     origin = provenance(command)
     names = list(summaries[0].test)
-    write_text(
+    write_csv(
         folder / "metrics.csv",
-        csv_text(
-            ["formulation", "seed", "step", "train_loss", *(f"test_{name}" for name in names)],
-            (
-                [r.formulation, r.seed, p.step, p.train_loss, *(p.figures[n] for n in names)]
-                for r in runs
-                for p in r.points
-            ),
+        ["formulation", "seed", "step", "train_loss", *(f"test_{name}" for name in names)],
+        (
+            [r.formulation, r.seed, p.step, p.train_loss, *(p.figures[n] for n in names)]
+            for r in runs
+            for p in r.points
         ),
     )
-    write_text(
+    write_csv(
         folder / "times.csv",
-        csv_text(
-            ["formulation", "seed", "step", "seconds"],
-            ([r.formulation, r.seed, p.step, p.seconds] for r in runs for p in r.points),
-        ),
+        ["formulation", "seed", "step", "seconds"],
+        ([r.formulation, r.seed, p.step, p.seconds] for r in runs for p in r.points),
     )
-    write_text(
+    write_csv(
         folder / "steps.csv",
-        csv_text(
-            ["formulation", "seed", "step", "train_loss", "gradient_norm"],
-            (
-                [run.formulation, run.seed, i + 1, loss, norm]
-                for run in runs
-                for i, (loss, norm) in enumerate(zip(run.loss, run.gradient_norm, strict=True))
-            ),
+        ["formulation", "seed", "step", "train_loss", "gradient_norm"],
+        (
+            [run.formulation, run.seed, i + 1, loss, norm]
+            for run in runs
+            for i, (loss, norm) in enumerate(zip(run.loss, run.gradient_norm, strict=True))
         ),
     )
-    write_text(
+    write_csv(
         folder / "scales.csv",
-        csv_text(
-            ["formulation", "seed", "when", "gamma_norm", "std"],
-            (
-                [run.formulation, run.seed, when, float(magnitude), float(std)]
-                for run in runs
-                for when, profile in (("initial", run.initial), ("final", run.final))
-                if profile is not None
-                for magnitude, std in zip(profile.magnitude, profile.std, strict=True)
-            ),
+        ["formulation", "seed", "when", "gamma_norm", "std"],
+        (
+            [run.formulation, run.seed, when, float(magnitude), float(std)]
+            for run in runs
+            for when, profile in (("initial", run.initial), ("final", run.final))
+            if profile is not None
+            for magnitude, std in zip(profile.magnitude, profile.std, strict=True)
         ),
     )
     _write_outcomes(folder, runs)
@@ -241,34 +226,32 @@ def clear(folder: Path) -> None:
 CAPTIONS = {
     "convergence": (
         "Convergence",
-        "Mean and standard deviation over seeds; compare figure 4 of the paper.",
+        "Mean and standard deviation over seeds; as in figure 4 of the paper.",
     ),
     "scales": (
         "Does the scale of the predicted weights follow gamma?",
-        "Standard deviation of all predicted weights; compare figure 1a of the paper.",
+        "Standard deviation of all predicted weights; as in figure 1a of the paper.",
     ),
     "gradients": (
         "Gradient norm in early training",
-        "With respect to the predicted weights; thin lines are single seeds. Compare figure 3c of "
+        "With respect to the predicted weights; thin lines are single seeds. As in figure 3c of "
         "the paper.",
     ),
 }
 
 
 def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
-    """What was found out in the end as csv: all figures, and every table of all runs."""
+    """Write the final results as csv: all figures in one file, and one file per table."""
     found = [(run, run.outcome) for run in runs if run.outcome is not None]
     if not found:
         return
-    write_text(
+    write_csv(
         folder / "outcome.csv",
-        csv_text(
-            ["formulation", "seed", "figure", "value"],
-            (
-                [run.formulation, run.seed, name, value]
-                for run, outcome in found
-                for name, value in outcome.figures.items()
-            ),
+        ["formulation", "seed", "figure", "value"],
+        (
+            [run.formulation, run.seed, name, value]
+            for run, outcome in found
+            for name, value in outcome.figures.items()
         ),
     )
     tables: dict[str, tuple[Sequence[str], list[list[Any]]]] = {}
@@ -278,12 +261,11 @@ def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
             kept += [[run.formulation, run.seed, *row] for row in rows]
     for title, (heading, kept) in tables.items():
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-        text = csv_text(["formulation", "seed", *heading], kept)
-        write_text(folder / f"outcome-{name}.csv", text)
+        write_csv(folder / f"outcome-{name}.csv", ["formulation", "seed", *heading], kept)
 
 
 def _shown_outcomes(runs: Sequence[Run], page: Path) -> list[dict[str, Any]]:
-    """Tables and pictures of the first seed of every formulation, for a page in that folder."""
+    """Tables and pictures of the first seed of every formulation, for a page in ``page``."""
     first: dict[str, Run] = {}
     for run in runs:
         if run.outcome is not None:

@@ -1,4 +1,4 @@
-"""Several runs in one folder: trained side by side, continued after an interruption, reported."""
+"""Several runs in one folder: trained side by side, resumed if interrupted, then reported."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -24,33 +22,40 @@ from .checkpoint import Identity, differences, identity
 from .errors import LabError
 from .files import claim_folder, write_text
 from .provenance import provenance
+from .record import Run
 from .summary import BEYOND, TITLES, Claim, claims, summarize
-from .tasks.base import Formulation, Task
-from .train import Run, Training, train
+from .tasks.base import Formulation, Model, Task
+from .train import Training, train
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["Session", "launch", "say", "say_claim"]
 
 
 def say(line: str | Text, to: Console) -> None:
-    """Print a line as it is: no markup, no wrapping, so that a path in it can be copied."""
+    """Print a line without markup or wrapping, so that a path in it can be copied."""
     to.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def say_claim(claim: Claim, to: Console) -> None:
-    """Print a claim and what was measured."""
+    """Print a claim, whether it holds and what was measured."""
     word = "[green]holds[/]" if claim.holds else "[yellow]does not hold here[/]"
-    guess = f" A guess why: {claim.guess}." if claim.guess and not claim.holds else ""
+    guess = f" Possible reason: {claim.guess}." if claim.guess and not claim.holds else ""
     who = "" if claim.source.startswith(BEYOND) else "Paper, "
     source = f"{who}{claim.source}"
     to.print(f"{source}: {claim.text}: {word} ({claim.measured}).{guess}", highlight=False)
 
 
 def launch(training: Training) -> Fabric:
-    """The devices to train on; further processes are started where there are several.
+    """Set up the devices to train on, and start a process for each further device.
 
     Raises:
-        LabError: this machine has no such devices.
+        LabError: the settings cannot be trained with, or the devices do not exist.
     """
+    from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
     training.check()
     try:
         fabric = Fabric(
@@ -62,7 +67,7 @@ def launch(training: Training) -> Fabric:
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         raise LabError(
             f"--device was {training.device} and --devices {training.devices}; this machine or "
-            f"this PyTorch does not have that ({error}). Choose cpu or auto, or fewer."
+            f"this PyTorch does not have them ({error}). Choose cpu or auto, or fewer devices."
         ) from error
     if training.devices > 1:
         fabric.launch()
@@ -71,17 +76,17 @@ def launch(training: Training) -> Fabric:
 
 @dataclass
 class Session:
-    """Runs of one task in one folder, all formulations with all seeds.
+    """The runs of one task in one folder: every formulation with every seed.
 
     Attributes:
-        task: what is trained.
-        training: how.
-        formulations: which are compared; they take turns within a seed.
-        fabric: where.
-        folder: for the results; a run has a folder of its own in it.
+        task: what to train.
+        training: how to train.
+        formulations: what to compare; they take turns within a seed.
+        fabric: the devices.
+        folder: for the results; every run has its own folder in it.
         title: of the report.
-        command: what was called, for whoever wants to repeat it.
-        console: where progress is shown.
+        command: the command line, so that the report says how to repeat it.
+        console: where to show progress.
     """
 
     task: Task
@@ -92,10 +97,11 @@ class Session:
     title: str
     command: str
     console: Console = field(default_factory=Console)
+    _built: dict[Formulation, Model] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def about(self) -> Identity:
-        """What all runs of the session have in common."""
+        """What the runs have in common."""
         about = identity(self.task.name, self.task.config, self.training, "mip", 0)
         del about["formulation"], about["seed"]
         return {**about, "formulations": list(self.formulations)}
@@ -106,12 +112,12 @@ class Session:
         return {**dataclasses.asdict(self.task.config), **dataclasses.asdict(self.training)}
 
     def run_folder(self, formulation: Formulation, seed: int) -> Path:
-        """Where a run is kept."""
+        """The folder of a run."""
         return self.folder / f"{formulation}-seed{seed}"
 
     @property
     def finished(self) -> bool:
-        """Whether all runs are there already."""
+        """Whether all runs are finished."""
         return all(
             (self.run_folder(name, seed) / "record.json").is_file()
             for seed in range(self.training.seeds)
@@ -119,17 +125,17 @@ class Session:
         )
 
     def claim(self, overwrite: bool = False, *, restart: bool = False) -> None:
-        """Take the folder: go on with what an interrupted session of the same settings left.
+        """Prepare the folder, keeping the runs in it if they have the same settings.
 
         Args:
-            overwrite: replace what is there, whatever it is.
-            restart: replace what is there unless it is this session and has no report yet.
+            overwrite: replace earlier results, whatever their settings.
+            restart: replace earlier results, except unfinished ones with the same settings.
 
         Raises:
-            LabError: the settings cannot be trained with, and the folder is left as it is; the
-                folder cannot be made, or holds something else.
+            LabError: the settings cannot be trained with, the folder cannot be created, or it
+                holds something else. The folder is then unchanged.
         """
-        self._check()
+        self._build()
         refused = ""
         if self.fabric.is_global_zero:
             try:
@@ -137,7 +143,7 @@ class Session:
             except LabError as error:
                 refused = str(error)
         refused = self.fabric.broadcast(refused)
-        if refused:  # in every process, so that none waits for the others
+        if refused:  # raise in every process, so that none waits for another
             raise LabError(refused)
 
     def _claim(self, overwrite: bool, restart: bool) -> None:
@@ -162,15 +168,14 @@ class Session:
         text = json.dumps(config, indent=2, default=str) + "\n"
         write_text(self.folder / "config.json", text)
 
-    def _check(self) -> None:
-        """Refuse what models or batches of the task refuse."""
-        share = (self.fabric.global_rank, self.fabric.world_size)
-        self.task.batches(self.training.batch_size, 0, share)
-        for name in self.formulations:
-            self.task.model(name, 0)
+    def _build(self) -> None:
+        """Build the models of seed 0, before the folder is touched: they may be refused."""
+        shard = (self.fabric.global_rank, self.fabric.world_size)
+        self.task.batches(self.training.batch_size, 0, shard)
+        self._built = {name: self.task.model(name, 0) for name in self.formulations}
 
     def _clear(self) -> None:
-        """Remove what other runs left, which would pass for that of these; the rest stays."""
+        """Remove earlier runs and reports, and no other files."""
         report.clear(self.folder)
         for run in self.folder.glob("*-seed*"):
             name, _, seed = run.name.rpartition("-seed")
@@ -178,7 +183,7 @@ class Session:
                 shutil.rmtree(run)
 
     def _found(self) -> Identity | None:
-        """The identity of the session that the folder holds, if it holds one."""
+        """What the runs in the folder have in common, if it holds any."""
         try:
             config = json.loads((self.folder / "config.json").read_text("utf-8"))
             found = config["identity"]
@@ -187,11 +192,11 @@ class Session:
         return found if isinstance(found, dict) else None
 
     def run(self) -> list[Run]:
-        """Train all that is not finished, and show how it goes.
+        """Train every run that is not finished, and show the progress.
 
         Raises:
-            KeyboardInterrupt: it was asked to stop (Ctrl-C, SIGTERM), after the step at hand and
-                with checkpoints of all runs that had begun.
+            KeyboardInterrupt: on Ctrl-C or SIGTERM, after the current step and once all runs that
+                had started have a checkpoint.
         """
         runs: list[Run] = []
         board = _Board(self.console, self.task, self.training, self.formulations)
@@ -202,6 +207,7 @@ class Session:
                         *(self.task, name, seed, self.training, self.fabric),
                         folder=self.run_folder(name, seed),
                         stop=stop,
+                        model=self._built.pop(name, None) if seed == 0 else None,
                     )
                     for name in self.formulations
                 }
@@ -222,7 +228,7 @@ class Session:
         return runs
 
     def report(self, runs: Sequence[Run]) -> Path:
-        """Write the report and print what is in it; returns the page."""
+        """Write the report and print its tables; return the path of the page."""
         target, metric = self.training.target, self.task.metric
         summaries = summarize(runs, target, metric)
         page = report.write(
@@ -248,7 +254,7 @@ class Session:
 
 
 class _Board:
-    """Progress of the runs of a seed, and of all."""
+    """Progress bars: one per run, and one for all."""
 
     def __init__(
         self,
@@ -283,7 +289,7 @@ class _Board:
         self.live.stop()
 
     def show(self, run: Run) -> None:
-        """Bring the bar of a run up to date."""
+        """Update the bar of a run."""
         key = (run.formulation, run.seed)
         if key not in self.lines:
             name = f"seed {run.seed}  {TITLES[run.formulation]:<{self.width}}"
@@ -298,7 +304,7 @@ class _Board:
         self.total.advance(self.whole, run.step - before)
 
     def end(self, runs: Sequence[Run]) -> None:
-        """Say what came out where bars are not shown, as in a log."""
+        """Print the results where no bars are shown, as in a log file."""
         if self.console.is_terminal:
             return
         for run in runs:
@@ -311,7 +317,7 @@ class _Board:
 
 @contextlib.contextmanager
 def _stop_on_request(console: Console) -> Iterator[Callable[[], bool]]:
-    """Within it, the first Ctrl-C or SIGTERM asks to stop, and the second stops at once."""
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one stops at once."""
     asked = False
 
     def ask(*_: object) -> None:
@@ -319,11 +325,11 @@ def _stop_on_request(console: Console) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        console.print("stopping after this step; once more stops at once")
+        console.print("stopping after this step; interrupt again to stop at once")
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # only the main thread may
+    except ValueError:  # not in the main thread
         before = {}
     try:
         yield lambda: asked

@@ -1,34 +1,34 @@
-"""The one training loop, and what it records."""
+"""The training loop: the settings are :class:`Training`, the loop is :func:`train`."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from .. import HyperModel, ScaleProfile, exchange_factors, optim, parameter_groups, scale_profile
+from .. import HyperModel, exchange_factors, optim, parameter_groups, scale_profile
 from .checkpoint import RunFolder, identity
-from .errors import LabError
-from .tasks.base import Fixed, Formulation, Metric, Model, Outcome, Task
+from .errors import LabError, at_least
+from .record import Point, Run
+from .tasks.base import Fixed, Formulation, Model, Task
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Point", "Run", "Training", "train"]
+__all__ = ["Training", "train"]
 
 
 @dataclass(frozen=True)
 class Training:
-    """How to train (paper, section A.2)."""
+    """How to train (section A.2 of the paper)."""
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Adam, Adam with decoupled weight decay, or SGD with Nesterov momentum 0.9."""
@@ -39,47 +39,39 @@ class Training:
     steps: int = 600
     """Number of updates."""
     batch_size: int = 128
-    """Entries of a batch; all of them share one gamma."""
+    """Batch size; all samples of a batch get the same gamma."""
     rates: Literal["same", "groups"] = "same"
-    """The same learning rate for all parameters, or those of hl.parameter_groups, with which the
-    rate of the plain network carries over."""
+    """same: one learning rate for all parameters. groups: the rates of hl.parameter_groups, with
+    which the learning rate of the plain network carries over."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic: float32, or bfloat16 where PyTorch's autocast uses it."""
     seeds: int = 3
     """Number of replicas, with seeds 0, 1, 2, ..."""
     evaluate_every: int = 20
-    """Updates between two test figures."""
+    """Number of updates between evaluations."""
     target: float | None = 90.0
-    """Value of the test metric whose first step is reported."""
+    """Value of the test metric; the report says at which step each run first reaches it."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
     devices: int = 1
-    """Number of devices (on the CPU: processes) that share every batch."""
+    """Number of devices (on the CPU: processes) that every batch is split over."""
     checkpoint_seconds: float = 60.0
-    """Seconds between two checkpoints, from which an interrupted run goes on."""
+    """Seconds between checkpoints, from which an interrupted run resumes."""
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
-        for option in ("steps", "batch_size", "seeds", "evaluate_every", "devices"):
-            if getattr(self, option) < 1:
-                raise LabError(
-                    f"--{option.replace('_', '-')} was {getattr(self, option)}; expected 1 or more."
-                )
+        at_least(self, steps=1, batch_size=1, seeds=1, evaluate_every=1, devices=1)
         if self.batch_size % self.devices:
             raise LabError(
                 f"--batch-size was {self.batch_size} and --devices {self.devices}; expected a "
-                "batch size that is a multiple of the devices, so that each has as much of a batch."
+                "batch size that is a multiple of the number of devices."
             )
         if not self.lr > 0.0 or not math.isfinite(self.lr):
             raise LabError(f"--lr was {self.lr}; expected a learning rate above zero.")
-        for option in ("weight_decay", "checkpoint_seconds"):
-            if not getattr(self, option) >= 0.0:
-                raise LabError(
-                    f"--{option.replace('_', '-')} was {getattr(self, option)}; expected 0 or more."
-                )
+        at_least(self, weight_decay=0, checkpoint_seconds=0)
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that the numbers of a run depend on."""
+        """The settings that affect the numbers of a run."""
         rest = {"seeds", "target", "device", "devices", "checkpoint_seconds"}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in rest}
 
@@ -98,138 +90,6 @@ class Training:
         return kind(parameters, lr=self.lr, weight_decay=decay)
 
 
-@dataclass(frozen=True)
-class Point:
-    """A run at a step: what was measured there.
-
-    Attributes:
-        step: the updates made so far.
-        seconds: of training so far; tests and checkpoints do not count.
-        train_loss: the mean training loss since the point before; NaN at step 0.
-        figures: test figures by name.
-    """
-
-    step: int
-    seconds: float
-    train_loss: float
-    figures: dict[str, float]
-
-
-@dataclass
-class Run:
-    """One model's training: what it was and all that was measured.
-
-    Attributes:
-        formulation: the parametrization that was trained.
-        seed: the replica.
-        metric: the figure that it is judged by.
-        model: the model, trained; None where only the record was read.
-        points: test figures over training; the last is measured on the whole test set.
-        loss: training loss of every step.
-        gradient_norm: of every step, with respect to the predicted parameters (paper, figure 3c).
-        seconds: of training in all; tests and checkpoints do not count.
-        waiting: seconds of these that the next batch was waited for.
-        initial: scale of the predicted weights along gamma before training (figure 1a); None for
-            a plain network.
-        final: the same after it.
-        resumed: the steps at which training went on after an interruption.
-        outcome: what the task found out in the end; None where no folder was given.
-        folder: where the run is kept.
-    """
-
-    formulation: Formulation
-    seed: int
-    metric: Metric
-    model: Model | None = None
-    initial: ScaleProfile | None = None
-    final: ScaleProfile | None = None
-    points: list[Point] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    gradient_norm: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    waiting: float = 0.0
-    resumed: list[int] = field(default_factory=list)
-    outcome: Outcome | None = None
-    folder: Path | None = None
-
-    @property
-    def step(self) -> int:
-        """The updates that were made."""
-        return len(self.loss)
-
-    @property
-    def chunk_seconds(self) -> list[float]:
-        """Seconds per step of every stretch between two points."""
-        return [
-            (b.seconds - a.seconds) / (b.step - a.step) for a, b in itertools.pairwise(self.points)
-        ]
-
-    def first_step(self, target: float) -> int | None:
-        """The first evaluated step with that value of the metric, if any."""
-        return next((p.step for p in self.points if p.figures[self.metric.name] >= target), None)
-
-    def record(self) -> dict[str, Any]:
-        """All that was measured, as JSON has it; numbers come back to the bit."""
-        outcome = self.outcome and {
-            "figures": self.outcome.figures,
-            "tables": self.outcome.tables,
-            "pictures": [(caption, path.name) for caption, path in self.outcome.pictures],
-        }
-        return {
-            "metric": dataclasses.asdict(self.metric),
-            "points": [dataclasses.asdict(point) for point in self.points],
-            "loss": self.loss,
-            "gradient_norm": self.gradient_norm,
-            "seconds": self.seconds,
-            "waiting": self.waiting,
-            "initial": _profile_record(self.initial),
-            "final": _profile_record(self.final),
-            "resumed": self.resumed,
-            "outcome": outcome,
-        }
-
-    def read(self, record: dict[str, Any]) -> None:
-        """Take over what :meth:`record` gave."""
-        self.metric = Metric(**record["metric"])
-        self.points = [Point(**point) for point in record["points"]]
-        for name in ("loss", "gradient_norm", "seconds", "waiting", "resumed"):
-            setattr(self, name, record[name])
-        self.initial = _read_profile(record["initial"])
-        self.final = _read_profile(record["final"])
-        if record["outcome"] is not None and self.folder is not None:
-            made, folder = record["outcome"], self.folder
-            self.outcome = Outcome(
-                figures=made["figures"],
-                tables=[(title, heading, rows) for title, heading, rows in made["tables"]],
-                pictures=[(caption, folder / name) for caption, name in made["pictures"]],
-            )
-
-
-def _profile_record(profile: ScaleProfile | None) -> dict[str, Any] | None:
-    if profile is None:
-        return None
-    return {
-        "input": profile.input,
-        "gamma": profile.gamma.tolist(),
-        "magnitude": profile.magnitude.tolist(),
-        "std": profile.std.tolist(),
-        "verdict": profile.verdict,
-    }
-
-
-def _read_profile(record: dict[str, Any] | None) -> ScaleProfile | None:
-    if record is None:
-        return None
-    gamma, magnitude, std = (
-        torch.tensor(record[name], dtype=torch.float64) for name in ("gamma", "magnitude", "std")
-    )
-    return ScaleProfile(record["input"], gamma, magnitude, std, {}, record["verdict"])
-
-
-def _never() -> bool:
-    return False
-
-
 def train(
     task: Task,
     formulation: Formulation,
@@ -237,63 +97,65 @@ def train(
     settings: Training,
     fabric: Fabric,
     folder: Path | None = None,
-    stop: Callable[[], bool] = _never,
+    stop: Callable[[], bool] = lambda: False,
     pictures: bool = True,
+    model: Model | None = None,
 ) -> Generator[Run]:
-    """Train one model; yields the run at the start and after every evaluation.
+    """Train one model; yield the run at the start and after every evaluation.
 
-    A generator, so that runs which are to be compared can take turns. Equal
-    seeds give equal batches and equal gammas, whatever the formulation.
+    A generator, so that several runs can take turns. Equal seeds give equal batches and equal
+    gammas for every formulation.
 
     Args:
-        task: what is trained.
-        formulation: how weights are made.
-        seed: of the model and all draws.
-        settings: how it is trained.
-        fabric: where.
-        folder: where the run is kept: it goes on from the checkpoint there, with the numbers that
-            it would have had without an interruption; a finished one is given as it is.
-        stop: asked after every step; once it says so the run is kept and ends with
-            ``KeyboardInterrupt``.
-        pictures: draw what the task shows in the end, and curves for TensorBoard.
+        task: what to train.
+        formulation: how the weights are made.
+        seed: of the model and of all random draws.
+        settings: how to train.
+        fabric: the devices.
+        folder: where to keep the run. An interrupted run resumes from its checkpoint there, with
+            the numbers that it would have had without the interruption; a finished one is
+            returned as it is.
+        stop: called after every step; once it returns True, the run writes a checkpoint and ends
+            with ``KeyboardInterrupt``.
+        pictures: write the task's pictures and curves for TensorBoard.
+        model: what ``task.model(formulation, seed)`` returned, if it was called already.
 
     Raises:
         LabError: the settings cannot be trained with; a file cannot be read or written.
     """
     settings.check()
-    hyper = task.model(formulation, seed)
-    run = Run(formulation, seed, task.metric, hyper, folder=folder)
+    model = task.model(formulation, seed) if model is None else model
+    run = Run(formulation, seed, task.metric, model, folder=folder)
     kept = saved = None
     if folder is not None:
         kept = RunFolder(folder, identity(task.name, task.config, settings, formulation, seed))
         record = kept.finished()
         if record is not None:
             run.read(record)
-            kept.load_model(hyper)
+            kept.load_model(model)
             yield run
             return
         saved = kept.load()
 
-    optimizer = settings.make_optimizer(hyper)
-    share = (fabric.global_rank, fabric.world_size)
-    batches = task.batches(settings.batch_size, seed, share)
+    optimizer = settings.make_optimizer(model)
+    batches = task.batches(settings.batch_size, seed, (fabric.global_rank, fabric.world_size))
     gammas = torch.Generator().manual_seed(seed)
     if saved is None:
-        run.initial = None if isinstance(hyper, Fixed) else scale_profile(hyper)
-        run.points.append(Point(0, 0.0, math.nan, task.evaluate(hyper)))
+        run.initial = None if isinstance(model, Fixed) else scale_profile(model)
+        run.points.append(Point(0, 0.0, math.nan, task.evaluate(model)))
     else:
         run.read(saved.record)
         run.resumed.append(run.step)
-        hyper.load_state_dict(saved.under("model."))
+        model.load_state_dict(saved.under("model."))
         saved.restore(optimizer)
         batches.load_state_dict(saved.under("draws.batches."))
         gammas.set_state(saved.tensors["draws.gammas"])
-    if fabric.world_size > 1 and isinstance(hyper, HyperModel):
-        exchange_factors(hyper)
-    model, stepper = fabric.setup(hyper, optimizer)
-    # theta = theta0 + h(gamma): the gradient of theta0 is that of the predicted parameters.
-    names = hyper.hypernet.shapes if isinstance(hyper, HyperModel) else None
-    theta0 = [p for name, p in hyper.primary.named_parameters() if names is None or name in names]
+    if fabric.world_size > 1 and isinstance(model, HyperModel):
+        exchange_factors(model)
+    wrapped, stepper = fabric.setup(model, optimizer)
+    # theta = theta0 + h(gamma), so theta0 has the gradient of the predicted weights.
+    names = model.hypernet.shapes if isinstance(model, HyperModel) else None
+    theta0 = [p for name, p in model.primary.named_parameters() if names is None or name in names]
     board = _board(folder, run.step) if pictures and fabric.is_global_zero else None
     kept_at = time.perf_counter()
 
@@ -301,11 +163,11 @@ def train(
         nonlocal kept_at
         if kept is not None and fabric.is_global_zero:
             draws = {f"batches.{name}": tensor for name, tensor in batches.state_dict().items()}
-            kept.keep(run.record(), hyper, optimizer, {**draws, "gammas": gammas.get_state()})
+            kept.keep(run.record(), model, optimizer, {**draws, "gammas": gammas.get_state()})
         kept_at = time.perf_counter()
 
     def steps_to(end: int) -> tuple[bool, bool]:
-        """Steps until the end, or until a stop is asked for or a checkpoint is due: which?"""
+        """Train until step ``end``, a stop or a checkpoint that is due; say which of the two."""
         losses: list[Tensor] = []
         norms: list[Tensor] = []
         stopping = due = False
@@ -315,8 +177,8 @@ def train(
             asked = time.perf_counter()
             batch = next(batches)
             run.waiting += time.perf_counter() - asked
-            gamma = task.sample(hyper, gammas)
-            loss = task.loss(model, batch, gamma, run.step + len(losses))
+            gamma = task.sample(model, gammas)
+            loss = task.loss(wrapped, batch, gamma, run.step + len(losses))
             optimizer.zero_grad()
             fabric.backward(loss)
             gradients = [p.grad for p in theta0 if p.grad is not None]
@@ -324,8 +186,8 @@ def train(
             stepper.step()
             losses.append(loss.detach())
             due = kept is not None and time.perf_counter() - kept_at > settings.checkpoint_seconds
-            stopping, due = _agree(fabric, stop(), due)
-        run.loss.extend(_everywhere(fabric, torch.stack(losses)).tolist())
+            stopping, due = _any_process(fabric, stop(), due)
+        run.loss.extend(_mean_over_processes(fabric, torch.stack(losses)).tolist())
         run.gradient_norm.extend(torch.stack(norms).tolist())
         _wait(fabric.device)
         run.seconds += time.perf_counter() - started
@@ -344,22 +206,22 @@ def train(
                     raise KeyboardInterrupt
             done = end == settings.steps
             if done:
-                keep()  # whatever goes wrong from here on, no step is lost
+                keep()  # an error below then costs no training
             mean = sum(run.loss[last:]) / (end - last)
-            point = Point(end, run.seconds, mean, task.evaluate(hyper, whole=done))
+            point = Point(end, run.seconds, mean, task.evaluate(model, whole=done))
             run.points.append(point)
             if board is not None:
                 _log(board, point, run.chunk_seconds[-1])
             if kept is not None and fabric.is_global_zero:
-                kept.write_metrics(*_rows(run))
+                kept.write_metrics(*run.metrics())
             if done:
-                run.final = None if isinstance(hyper, Fixed) else scale_profile(hyper)
+                run.final = None if isinstance(model, Fixed) else scale_profile(model)
                 if kept is not None and fabric.is_global_zero:
-                    run.outcome = task.finish(hyper, folder if pictures else None)
-                    kept.finish(run.record(), hyper)
+                    run.outcome = task.finish(model, folder if pictures else None)
+                    kept.finish(run.record(), model)
                 fabric.barrier()
             yield run
-    except GeneratorExit:  # whoever takes turns with this run was interrupted
+    except GeneratorExit:  # another run, with which this one takes turns, was interrupted
         if run.step < settings.steps:
             keep()
         raise
@@ -368,17 +230,10 @@ def train(
             board.close()
 
 
-def _rows(run: Run) -> tuple[list[str], list[list[Any]]]:
-    names = list(run.points[0].figures)
-    return ["step", "seconds", "train_loss", *(f"test_{name}" for name in names)], [
-        [p.step, p.seconds, p.train_loss, *(p.figures[name] for name in names)] for p in run.points
-    ]
-
-
 def _board(folder: Path | None, step: int) -> SummaryWriter | None:
     if folder is None:
         return None
-    from torch.utils.tensorboard import SummaryWriter  # a second to import
+    from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
@@ -390,8 +245,8 @@ def _log(board: SummaryWriter, point: Point, seconds: float) -> None:
         board.add_scalar(f"test/{name}", value, point.step)
 
 
-def _agree(fabric: Fabric, *flags: bool) -> list[bool]:
-    """Which of the flags is up in any process."""
+def _any_process(fabric: Fabric, *flags: bool) -> list[bool]:
+    """For each flag, whether any process raised it."""
     if fabric.world_size == 1:
         return list(flags)
     raised = fabric.all_reduce(torch.tensor(flags, dtype=torch.float32), reduce_op="sum")
@@ -399,8 +254,7 @@ def _agree(fabric: Fabric, *flags: bool) -> list[bool]:
     return [bool(flag) for flag in raised > 0.0]
 
 
-def _everywhere(fabric: Fabric, losses: Tensor) -> Tensor:
-    """The mean over the processes, each of which saw its share of every batch."""
+def _mean_over_processes(fabric: Fabric, losses: Tensor) -> Tensor:
     if fabric.world_size == 1:
         return losses
     mean = fabric.all_reduce(losses, reduce_op="mean")
@@ -409,5 +263,6 @@ def _everywhere(fabric: Fabric, losses: Tensor) -> Tensor:
 
 
 def _wait(device: torch.device) -> None:
+    """Wait for the device, so that the clock measures its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,20 +1,18 @@
-"""The paper's augmentation of images (section A.1), a batch at a time."""
+"""The augmentation of images in section A.1 of the paper, for a whole batch at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from .images import Images
+from .images import Images
 
 __all__ = ["Augmentation"]
 
-# ITU-R BT.601: what a colour weighs in the brightness of its pixel.
+# Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601).
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -22,15 +20,15 @@ _LUMA = (0.299, 0.587, 0.114)
 class Augmentation:
     """Random square crops, horizontal flips and colour jitter (paper, section A.1).
 
-    Every image has draws of its own: a square of a share of the image's area
-    (no wider than its shorter side), anywhere in it, resized bilinearly; a flip with
-    probability 1/2; then brightness ``b x``, contrast ``c x + (1 - c) m`` with ``m`` the
-    image's mean grey, saturation ``s x + (1 - s) g`` with ``g`` the pixel's grey, in
-    this order, each clipped to [0, 1]. The paper gives the ranges and not the order.
+    Every image gets its own draws: a square anywhere in the image that covers a fraction of its
+    area (but is no wider than its shorter side), resized bilinearly; a flip with probability 1/2;
+    then brightness ``b x``, contrast ``c x + (1 - c) m`` with ``m`` the mean grey of the image, and
+    saturation ``s x + (1 - s) g`` with ``g`` the grey of the pixel, in this order and each clipped
+    to [0, 1]. The paper gives the ranges but not the order.
 
     Args:
         size: height and width of the crops.
-        area: least and greatest share of the area.
+        area: smallest and largest fraction of the area.
         brightness: the factor is drawn from ``U(1 - brightness, 1 + brightness)``.
         contrast: the same for the contrast.
         saturation: the same for the saturation; grey images have none.
@@ -51,18 +49,21 @@ class Augmentation:
     saturation: float = 0.5
 
     def __call__(
-        self, batch: Images, generator: torch.Generator, share: tuple[int, int] = (0, 1)
+        self, batch: Images, generator: torch.Generator, shard: tuple[int, int] = (0, 1)
     ) -> Images:
-        """The batch, augmented; its ``aspect`` (1 where it has none) is used up.
+        """Augment a batch; the result has no ``aspect``.
 
-        With a ``share`` of ``(i, n)`` it is that part of a batch n times as large, and has the
-        draws that it would have in the whole.
+        Args:
+            batch: the images; those without an ``aspect`` were square.
+            generator: of the draws.
+            shard: ``(i, n)`` if the batch is every n-th entry of a larger one, from the i-th on.
+                It then gets the draws that it would get as part of the larger one.
         """
         batch = batch.unit()
         count, channels = batch.images.shape[:2]
-        # On the CPU, so that a seed gives the same draws on every device.
-        draws = torch.rand(7, count * share[1], generator=generator)
-        draws = draws[:, share[0] :: share[1]].to(batch.images.device)
+        # Drawn on the CPU, so that a seed gives the same draws on every device.
+        draws = torch.rand(7, count * shard[1], generator=generator)
+        draws = draws[:, shard[0] :: shard[1]].to(batch.images.device)
         image = self._crop(batch.images, batch.aspect, draws[:4])
         brightness, contrast, saturation = (
             (1.0 + spread * (2.0 * draw - 1.0)).view(-1, 1, 1, 1)
@@ -79,19 +80,19 @@ class Augmentation:
         return replace(batch, images=image, aspect=None)
 
     def _crop(self, images: Tensor, aspect: Tensor | None, draws: Tensor) -> Tensor:
-        """Crops that are square in the original, of images squeezed to one size."""
+        """Crop squares of the original from images that were squeezed to one size."""
         count, channels = images.shape[:2]
         least, greatest = self.area
-        # Lengths in units of the root of the original's area.
+        # Lengths in units of the square root of the original's area.
         width = torch.ones_like(draws[0]) if aspect is None else aspect.sqrt()
         height = 1.0 / width
         side = (least + (greatest - least) * draws[0]).sqrt().minimum(width.minimum(height))
-        share_x, share_y = side / width, side / height
-        centre_x = (1.0 - share_x) * (2.0 * draws[1] - 1.0)  # of [-1, 1], the whole image
-        centre_y = (1.0 - share_y) * (2.0 * draws[2] - 1.0)
+        across, down = side / width, side / height
+        centre_x = (1.0 - across) * (2.0 * draws[1] - 1.0)  # the image is [-1, 1]
+        centre_y = (1.0 - down) * (2.0 * draws[2] - 1.0)
         flip = torch.where(draws[3] < 0.5, -1.0, 1.0)
         zero = torch.zeros_like(side)
-        affine = torch.stack([flip * share_x, zero, centre_x, zero, share_y, centre_y], dim=1).view(
+        affine = torch.stack([flip * across, zero, centre_x, zero, down, centre_y], dim=1).view(
             count, 2, 3
         )
         grid = F.affine_grid(affine, [count, channels, self.size, self.size], align_corners=False)

@@ -1,4 +1,4 @@
-"""Downloads that check what they get, and archives that are unpacked with care."""
+"""Download files with a checksum, and unpack archives safely."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Remote", "cache_folder", "checksum", "fetch", "locate", "unpack"]
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to fetch, and what is known of it.
+    """A file to fetch.
 
     Attributes:
-        name: of the file, below the address it is fetched from.
+        name: of the file, relative to the address of its folder.
         digest: its checksum in hexadecimal digits.
         algorithm: of the checksum.
-        confirmed: whether the checksum is beyond doubt: a file that differs is refused, and
-            otherwise kept with a warning.
+        confirmed: whether the publisher gives the checksum. A file that differs is then refused;
+            otherwise it is kept with a warning.
     """
 
     name: str
@@ -38,17 +38,17 @@ class Remote:
 
 
 def cache_folder(name: str) -> Path:
-    """Where a data set is kept when no folder is named."""
+    """The folder of a data set in the user's cache."""
     import pooch
 
     return Path(pooch.os_cache("hyperlight")) / name
 
 
 def locate(folder: Path | None, *names: str) -> Path:
-    """The folder of a data set: one of these ``names`` in ``folder`` or ``folder`` itself.
+    """The folder of a data set: ``folder / name`` if it exists, otherwise ``folder`` itself.
 
-    So a folder that holds a data set, and one that holds several under their names, can
-    both be given. Without a folder it is the user's cache.
+    Users may thus name the folder of one data set or of several. Without a folder it is the user's
+    cache.
     """
     if folder is None:
         return cache_folder(names[0])
@@ -64,21 +64,22 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 def fetch(folder: Path, url: str, files: Sequence[Remote], downloader: Any = None) -> list[str]:
     """Fetch files into a folder over https.
 
-    A file is fetched to a temporary name beside its place, checked and only then
-    moved there; a download that was interrupted starts again.
+    A file gets a temporary name until its checksum is verified. An interrupted download starts
+    again.
 
     Args:
-        folder: where; made where there is none.
-        url: the address of the files' folder.
-        files: what to fetch. Those that the folder holds already are left alone.
-        downloader: called with a file's address, the path to write and ``None``, as pooch's.
+        folder: for the files; created if it does not exist.
+        url: the address of the folder with the files.
+        files: what to fetch; files that the folder has already are skipped.
+        downloader: called with the address of a file, the path to write and ``None``, like those
+            of pooch.
 
     Returns:
         The names of the files that were fetched.
 
     Raises:
-        DataError: the address is not https, or a file cannot be fetched or is not what was
-            expected. What was fetched before stays.
+        DataError: the address is not https, or a file cannot be fetched or has another checksum.
+            Files that were fetched before it stay.
     """
     import pooch
 
@@ -86,7 +87,7 @@ def fetch(folder: Path, url: str, files: Sequence[Remote], downloader: Any = Non
         raise DataError(f"{url!r} is not https; data is only fetched over https.")
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; expected a folder. Choose another --data-dir.")
-    # Some hosts refuse the user agents of scripts that do not say who they are.
+    # Some hosts refuse the default user agent.
     get = downloader or pooch.HTTPDownloader(
         progressbar=False,
         timeout=60,
@@ -107,7 +108,7 @@ def fetch(folder: Path, url: str, files: Sequence[Remote], downloader: Any = Non
             if found == file.digest or not file.confirmed:
                 part.chmod(0o644)
                 part.replace(folder / file.name)
-        except Exception as error:  # requests' many, the disk's, a broken connection
+        except Exception as error:  # from requests, the disk or the connection
             raise DataError(
                 f"{file.name} could not be fetched from {url}: {error}. Nothing of it was kept. "
                 "Check the connection and the space on the disk and try again, or put the "
@@ -125,8 +126,8 @@ def fetch(folder: Path, url: str, files: Sequence[Remote], downloader: Any = Non
                     f"official files into {folder} yourself."
                 )
             warnings.warn(
-                f"{file.name} from {url} may have changed: {given}, others have noted "
-                f"{file.digest}. It was kept; what it holds is checked when it is read.",
+                f"{file.name} from {url} may have changed: {given}, expected {file.digest}, which "
+                "is not from the publisher. It was kept; its contents are checked when it is read.",
                 stacklevel=2,
             )
         fetched.append(file.name)
@@ -137,8 +138,8 @@ def _path(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or any(c in name for c in "\\:\0"):
         raise DataError(
-            f"{archive} holds a file named {name!r}, which lies outside of the folder it is "
-            "unpacked to. The archive is not what it should be: delete it. Nothing of it was kept."
+            f"{archive} holds a file named {name!r}, which lies outside of the folder that it is "
+            "unpacked to. This is not the expected archive: delete it. Nothing of it was kept."
         )
     return path
 
@@ -151,20 +152,20 @@ def unpack(
     most_files: int = 20_000,
     most_bytes: int = 2 * 2**30,
 ) -> None:
-    """Unpack a tar archive, compressed or not, into a new folder: whole or not at all.
+    """Unpack a tar archive, compressed or not, into a new folder: completely or not at all.
 
-    Only regular files are written, each for the first time and inside of the folder; no
-    owner, permission or link of the archive is taken over.
+    Only regular files are written, and only inside the folder; owners, permissions and links of
+    the archive are ignored.
 
     Args:
         archive: the file.
-        folder: where; it must not be there, or be empty.
-        top: the folder of the archive that is taken.
-        most_files: in the archive; more are refused.
-        most_bytes: of all files, unpacked; more are refused.
+        folder: where; it must be empty or not exist.
+        top: the folder of the archive to unpack.
+        most_files: largest number of files to accept.
+        most_bytes: largest size of all unpacked files to accept.
 
     Raises:
-        DataError: the archive is damaged, not what it should be, or does not fit on the disk.
+        DataError: the archive is damaged or not the expected one, or does not fit on the disk.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -178,15 +179,15 @@ def unpack(
                 if not member.isreg():
                     raise DataError(
                         f"{archive} holds {member.name!r}, which is a link or a device; expected "
-                        "files and folders alone. The archive is not what it should be: delete "
-                        "it. Nothing of it was kept."
+                        "only files and folders. This is not the expected archive: delete it. "
+                        "Nothing of it was kept."
                     )
                 files, size = files + 1, size + member.size
                 if files > most_files or size > most_bytes:
                     raise DataError(
                         f"{archive} holds more than {most_files:,} files or {most_bytes:,} bytes, "
-                        "unpacked. The archive is not what it should be: delete it. Nothing of it "
-                        "was kept."
+                        "unpacked. This is not the expected archive: delete it. Nothing of it was "
+                        "kept."
                     )
                 content = tar.extractfile(member)
                 assert content is not None

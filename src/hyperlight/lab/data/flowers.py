@@ -1,4 +1,4 @@
-"""Oxford Flowers-102: the official files, or the same images smaller in a zip archive."""
+"""Oxford Flowers-102: the official files, or smaller copies of the images in a zip archive."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import torch
 
 from ..errors import DataError
 from .augment import Augmentation
+from .base import DataSet
 from .fetch import Remote, checksum, fetch, locate, unpack
 from .images import Images, ImageSplit, stratified_split
 from .pictures import Picture, decode_all, longest_side
 
-__all__ = ["fetch_flowers102", "flowers102"]
+__all__ = ["FLOWERS102", "fetch_flowers102", "flowers102"]
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 ARCHIVE = Remote(
@@ -28,7 +29,7 @@ ARCHIVE = Remote(
 LABELS = Remote(
     "imagelabels.mat", "4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d"
 )
-SETS = Remote("setid.mat", "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd")
+SPLITS = Remote("setid.mat", "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd")
 
 CLASSES = 102
 PARTS = ("trnid", "valid", "tstid")
@@ -38,7 +39,7 @@ _FETCH = "fetch it again with `hyperlight data flowers102`"
 
 @dataclass(frozen=True)
 class _Index:
-    """The files of a folder: every image, its label from 0, the ids of the parts from 0."""
+    """A folder of Flowers-102: its images, their labels and the images of each part, from 0."""
 
     pictures: list[Picture]
     labels: np.ndarray
@@ -47,12 +48,12 @@ class _Index:
 
 
 def _matrix(path: Path, key: str) -> np.ndarray:
-    """A row of whole numbers of a .mat file."""
+    """Read a row of whole numbers from a .mat file."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
     try:
-        with path.open("rb") as file:  # scipy would add .mat to a name that it does not find
+        with path.open("rb") as file:  # given a name, scipy may append .mat
             values = loadmat(file, variable_names=[key]).get(key)
     except (OSError, ValueError, TypeError, KeyError, zlib.error, MatReadError) as error:
         raise DataError(
@@ -60,7 +61,7 @@ def _matrix(path: Path, key: str) -> np.ndarray:
             f"it and {_FETCH}."
         ) from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu" or not values.size:
-        found = "nothing" if values is None else f"{type(values).__name__} of another kind"
+        found = "nothing" if values is None else f"a {type(values).__name__}"
         raise DataError(
             f"{path} holds {found} under {key!r}; expected whole numbers. Delete it and {_FETCH}."
         )
@@ -68,7 +69,7 @@ def _matrix(path: Path, key: str) -> np.ndarray:
 
 
 def _zipped(path: Path) -> dict[str, Picture]:
-    """The images of a zip archive by file name; they are read from it and never unpacked."""
+    """The images of a zip archive by file name, to be read from it without unpacking."""
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
@@ -78,7 +79,7 @@ def _zipped(path: Path) -> dict[str, Picture]:
         ) from error
 
     def picture(entry: zipfile.ZipInfo) -> Picture:
-        def read() -> bytes:  # several threads may, at once
+        def read() -> bytes:  # called from several threads
             try:
                 return archive.read(entry)
             except (zipfile.BadZipFile, zlib.error) as error:
@@ -90,8 +91,8 @@ def _zipped(path: Path) -> dict[str, Picture]:
     large = next((entry for entry in entries if entry.file_size > 64 * 2**20), None)
     if large is not None:
         raise DataError(
-            f"{path} holds {large.filename!r} of {large.file_size:,} bytes; expected images of no "
-            "more than 64 MiB. The archive is not what it should be: replace it."
+            f"{path} holds {large.filename!r} of {large.file_size:,} bytes; expected images of "
+            "at most 64 MiB. This is not the expected archive: replace it."
         )
     return {entry.filename.rpartition("/")[2]: picture(entry) for entry in entries}
 
@@ -111,7 +112,7 @@ def _images(folder: Path) -> dict[str, Picture]:
 
 
 def _index(folder: Path) -> _Index:
-    missing = [file.name for file in (LABELS, SETS) if not (folder / file.name).is_file()]
+    missing = [file.name for file in (LABELS, SPLITS) if not (folder / file.name).is_file()]
     if missing:
         raise DataError(
             f"{folder} lacks {', '.join(missing)}. Fetch them with `hyperlight data flowers102 "
@@ -123,13 +124,13 @@ def _index(folder: Path) -> _Index:
             f"{folder / LABELS.name} has labels from {labels.min()} to {labels.max()}; expected 1 "
             f"to {CLASSES}. Delete it and {_FETCH}."
         )
-    parts = {part: _matrix(folder / SETS.name, part) for part in PARTS}
+    parts = {part: _matrix(folder / SPLITS.name, part) for part in PARTS}
     ids = np.concatenate(list(parts.values()))
     if ids.min() < 1 or ids.max() > len(labels) or len(np.unique(ids)) != len(ids):
         raise DataError(
-            f"{folder / SETS.name} has ids from {ids.min()} to {ids.max()}, "
+            f"{folder / SPLITS.name} has ids from {ids.min()} to {ids.max()}, "
             f"{len(ids) - len(np.unique(ids)):,} of them twice; expected each of 1 to "
-            f"{len(labels):,} no more than once. Delete it and {_FETCH}."
+            f"{len(labels):,} at most once. Delete it and {_FETCH}."
         )
     found = {name: picture for name, picture in _images(folder).items() if _ID.fullmatch(name)}
     names = [f"image_{i:05d}.jpg" for i in range(1, len(labels) + 1)]
@@ -141,7 +142,7 @@ def _index(folder: Path) -> _Index:
             f"{f' ({which})' if lost else ''}; expected an image for every label. Delete the "
             "images and fetch them again with `hyperlight data flowers102`."
         )
-    official = all(checksum(folder / file.name) == file.digest for file in (LABELS, SETS))
+    official = all(checksum(folder / file.name) == file.digest for file in (LABELS, SPLITS))
     return _Index(
         [found[name] for name in names],
         labels - 1,
@@ -160,31 +161,31 @@ def flowers102(
     use_valid: bool = False,
     whole: bool = True,
 ) -> ImageSplit:
-    """Oxford Flowers-102 (Nilsback and Zisserman 2008), 102 classes, as in section A.1.
+    """Load Oxford Flowers-102 (Nilsback and Zisserman 2008), 102 classes, as in section A.1.
 
-    The official training part (1,020 images) is split 80 % to 20 %, stratified: to
-    train and to validate. The official test part (6,149 images) is the test set. The
-    paper does not say what it does with the official validation part (1,020 images): it is not
-    used, or joins the training part with ``use_valid``.
+    80 % of the official training part (1,020 images), stratified, are for training and 20 % for
+    validation; the official test part (6,149 images) is for testing. The paper does not say how it
+    uses the official validation part (1,020 images): here it is unused, or joins the training part
+    with ``use_valid``.
 
-    Images to validate and test are the central squares, resized. Those to train
-    are whole, squeezed to squares of up to twice the size, for
-    :class:`~hyperlight.lab.data.Augmentation` (in ``augment``), which crops
-    squares of the original; with ``whole=False`` they are like the others.
+    Images for validation and testing are the central squares, resized. Those for training are
+    whole, squeezed to squares of up to twice the size, for
+    :class:`~hyperlight.lab.data.Augmentation` (in ``augment``), which crops squares of the
+    original; with ``whole=False`` they are prepared like the others.
 
     Args:
-        folder: with ``imagelabels.mat``, ``setid.mat`` and the images: a folder ``jpg``, or a
-            zip archive that holds them (for instance in another size); or with a folder
-            ``flowers102`` or ``flowers102-64px`` that has them; by default the user's cache.
-        size: height and width in pixels. The paper has 256.
-        use_valid: train with the official validation part as well.
-        whole: keep images to train whole, to be augmented.
+        folder: with ``imagelabels.mat``, ``setid.mat`` and the images, in a folder ``jpg`` or a
+            zip archive (possibly in another size); or with a folder ``flowers102`` or
+            ``flowers102-64px`` that has them; by default the user's cache.
+        size: height and width in pixels; 256 in the paper.
+        use_valid: train on the official validation part as well.
+        whole: keep training images whole, for augmentation.
 
     Returns:
         Images ``(N, 3, size, size)``, uint8.
 
     Raises:
-        DataError: a file is missing, damaged, or not what its name says.
+        DataError: a file is missing, damaged or not part of the data set.
     """
     folder = locate(folder, *_NAMES)
     if size < 1:
@@ -227,25 +228,34 @@ def flowers102(
 
 
 def fetch_flowers102(folder: Path | None = None, *, url: str = URL, downloader: Any = None) -> str:
-    """Make ``folder`` hold Flowers-102: check what is there, fetch and unpack what is missing.
+    """Fetch Oxford Flowers-102 (345 MB) over https, checked by sha256, or check a folder.
 
     Args:
-        folder: where, or a folder with a folder ``flowers102``; by default the user's cache.
-        url: the folder that holds the three official files; https.
-        downloader: as :func:`hyperlight.lab.data.fetch.fetch` takes it.
+        folder: for the files, or with a folder ``flowers102``; by default the user's cache.
+        url: the folder with the three official files; https.
+        downloader: as in :func:`hyperlight.lab.data.fetch.fetch`.
 
     Returns:
-        A line that says what the folder holds now.
+        A line that says what the folder holds.
 
     Raises:
-        DataError: a file that is there is damaged, or one cannot be fetched as it should be.
+        DataError: a file is damaged, or cannot be fetched.
     """
     folder = locate(folder, *_NAMES)
     there = (folder / "jpg").is_dir() or any(folder.glob("*.zip"))
-    fetched = fetch(folder, url, [LABELS, SETS, *([] if there else [ARCHIVE])], downloader)
+    fetched = fetch(folder, url, [LABELS, SPLITS, *([] if there else [ARCHIVE])], downloader)
     if not there:
         unpack(folder / ARCHIVE.name, folder / "jpg", top="jpg")
     index = _index(folder)
     kind = "the official Flowers-102" if index.official else "labels that are not official"
     got = f"fetched {', '.join(fetched)}; " if fetched else ""
     return f"{folder}: {got}{kind}, {len(index.labels):,} images"
+
+
+FLOWERS102 = DataSet(
+    "flowers102",
+    images=lambda asked: flowers102(
+        asked.folder, asked.side(256), use_valid=asked.use_valid, whole=asked.augment
+    ),
+    fetch=fetch_flowers102,
+)

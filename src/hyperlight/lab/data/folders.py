@@ -1,4 +1,4 @@
-"""The user's own data: a folder of images, or of scans with label maps."""
+"""Your own data: a folder of images, or of scans with label maps."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 from ...errors import listed
 from ..errors import DataError
 from .augment import Augmentation
+from .base import DataSet
 from .images import Images, ImageSplit, stratified_split
 from .pictures import Picture, decode_all, longest_side
 from .scans import Scans, ScanSplit, split_names
 from .volumes import check_labels, read_nifti, read_npz, to_unit
 
-__all__ = ["image_folder", "scan_folder"]
+__all__ = ["FOLDER", "image_folder", "scan_folder"]
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
@@ -27,13 +28,13 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _classes(folder: Path, names: Sequence[str] | None = None) -> tuple[list[str], list[Path]]:
-    """The class names and all images of a folder with a folder for every class."""
+    """The class names and all images of a folder with one folder per class."""
     classes = [path.name for path in _folders(folder)]
     if len(classes) < 2 or (names is not None and classes != list(names)):
         expected = "two or more" if names is None else f"{listed(names)} as in train"
         raise DataError(
             f"{folder} has the class folders {listed(classes) or 'none'}; expected {expected}, "
-            "each with the images of a class."
+            "each with the images of one class."
         )
     images = []
     for name in classes:
@@ -45,7 +46,7 @@ def _classes(folder: Path, names: Sequence[str] | None = None) -> tuple[list[str
         if not found:
             raise DataError(
                 f"{folder / name} has no images; expected some, with names that end in "
-                f"{', '.join(sorted(IMAGES))}. Put them there, or take the folder out."
+                f"{', '.join(sorted(IMAGES))}. Add images, or remove the folder."
             )
         images.extend(found)
     return classes, images
@@ -58,36 +59,35 @@ def image_folder(
     channels: Literal[1, 3] = 3,
     whole: bool = True,
 ) -> ImageSplit:
-    """Images of your own, in a folder for every class.
+    """Load your own images from one folder per class.
 
-    Either ``folder/CLASS/any/image.jpg``, of which 20 %, stratified, are to test; or
+    The layout is ``folder/CLASS/any/image.jpg``, of which 20 %, stratified, are for testing; or
     ``folder/train/CLASS/...`` and ``folder/test/CLASS/...``. A fifth of the training part,
-    stratified, is to validate. Classes are in the order of their names. Files whose
-    names do not end like those of images, and hidden ones, are left out.
+    stratified, is for validation. Classes are sorted by name. Hidden files and files without the
+    extension of an image are ignored.
 
-    EXIF orientation is followed; grey, palette and 16-bit images are converted, what is
-    transparent is shown on white. Images to train are whole, for ``augment``; see
+    EXIF orientation is applied; grey, palette and 16-bit images are converted, transparency becomes
+    white. Training images are kept whole for ``augment``; see
     :func:`~hyperlight.lab.data.flowers102`.
 
     Args:
-        folder: where they are.
+        folder: with the images.
         size: height and width in pixels.
         channels: 3 for colour, 1 for grey.
-        whole: keep images to train whole, to be augmented.
+        whole: keep training images whole, for augmentation.
 
     Returns:
         Images ``(N, channels, size, size)``, uint8.
 
     Raises:
         DataError: there are no class folders, one is empty or too small, or an image cannot be
-            read; its file is named.
+            read.
     """
     if size < 1:
         raise DataError(f"The size of the images was {size}; expected 1 or more.")
     if not folder.is_dir():
         raise DataError(
-            f"{folder} is not there or no folder; expected one with a folder of images for every "
-            "class."
+            f"{folder} is not a folder; expected one with a folder of images for every class."
         )
     parts = {path.name for path in _folders(folder)}
     if {"train", "test"} <= parts:
@@ -137,7 +137,7 @@ def _hold_out(
     except ValueError as error:
         raise DataError(
             f"{folder} has {len(paths):,} images of {len(classes)} classes, too few to hold out a "
-            f"fifth of every class ({error}). Add images, or take small classes out."
+            f"fifth of every class ({error}). Add images, or remove small classes."
         ) from error
     return [paths[i] for i in kept], [paths[i] for i in held_out]
 
@@ -149,7 +149,7 @@ def _stem(path: Path) -> str:
 def _scan(
     path: Path, axis: int, slices: Sequence[int] | None
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Slices ``(S, H, W)`` of a scan and of its label map, and which ones they are."""
+    """Slices ``(S, H, W)`` of a scan and of its label map, and their positions."""
     if path.suffix == ".npz":
         arrays = read_npz(path, ("image", "labels"))
         image, labels, map_path = arrays["image"], arrays["labels"], path
@@ -188,30 +188,30 @@ def scan_folder(
     axis: int = 2,
     slices: Sequence[int] | None = None,
 ) -> ScanSplit:
-    """Scans of your own with their label maps.
+    """Load your own scans with their label maps.
 
     - NIfTI: ``NAME.nii`` or ``NAME.nii.gz``, and beside it ``NAME_seg.nii`` or
       ``NAME_seg.nii.gz``. Axes are turned to left-right, posterior-anterior, inferior-superior.
     - npz: ``NAME.npz`` with arrays ``image`` and ``labels``.
 
-    Both hold two or three dimensions, the same for image and labels. Of three, slices are
-    taken. Intensities are scaled to [0, 1], the least and the greatest of every scan;
-    label values (whole numbers from 0, the background) are numbered from 0 in their order. 64 % of
-    the scans are to train, 16 % to validate, 20 % to test, by :func:`split_names`;
-    slices of one scan stay together, and the same slice of all scans is a group.
+    Image and labels have the same two or three dimensions; three-dimensional ones are cut into
+    slices. The intensities of every scan are scaled to [0, 1]; label values (whole numbers from 0,
+    the background) are renumbered from 0. 64 % of the scans are for training, 16 % for validation
+    and 20 % for testing (see :func:`split_names`). Slices of one scan stay together; slices at the
+    same position form a group.
 
     Args:
-        folder: where they are.
-        size: height and width that all are resized to; by default all must have one size.
-        axis: 0, 1 or 2, along which slices are taken (2: axial).
-        slices: which ones; by default the middle one.
+        folder: with the scans.
+        size: height and width to resize to; by default all scans must have the same size.
+        axis: 0, 1 or 2, along which to take slices (2: axial).
+        slices: positions of the slices; by default the middle one.
 
     Returns:
         Images ``(N, 1, H, W)``, float32 in [0, 1].
 
     Raises:
-        DataError: a label map is missing, shapes differ, values are not what they should be, a
-            file is damaged; it is named.
+        DataError: a label map is missing, shapes differ, or a file is damaged or has unexpected
+            values.
     """
     if axis not in (0, 1, 2):
         raise DataError(f"The axis was {axis}; expected 0, 1 or 2.")
@@ -230,14 +230,14 @@ def scan_folder(
     if twice:
         raise DataError(
             f"{folder} has more than one scan named {listed(twice)}; expected one file for each. "
-            "Rename or take out the others."
+            "Rename or remove the others."
         )
     read = [_scan(path, axis, slices) for path in files]
     values = np.unique(np.concatenate([np.unique(labels) for _, labels, _ in read]))
     values = np.union1d(values, [0])
     if len(values) > 256:
         raise DataError(
-            f"The label maps in {folder} have {len(values):,} values; expected 256 or less. Are "
+            f"The label maps in {folder} have {len(values):,} values; expected at most 256. Are "
             "they label maps?"
         )
     scans: list[Scans] = []
@@ -252,8 +252,8 @@ def scan_folder(
         if scans and made.images.shape[-2:] != scans[0].images.shape[-2:]:
             raise DataError(
                 f"{path} has slices of {tuple(made.images.shape[-2:])}, {files[0].name} of "
-                f"{tuple(scans[0].images.shape[-2:])}; expected one size. Give a size to resize "
-                "them to."
+                f"{tuple(scans[0].images.shape[-2:])}; expected one size. Pass --size to resize "
+                "them."
             )
         scans.append(made)
 
@@ -275,3 +275,15 @@ def scan_folder(
         note=f"scans of {folder.resolve().name}, {height}x{width}, {len(values) - 1} labels: "
         f"{len(train):,} slices to train, {len(valid):,} to validate, {len(test):,} to test",
     )
+
+
+FOLDER = DataSet(
+    "folder",
+    images=lambda asked: image_folder(
+        asked.own_folder("images"),
+        asked.side(64),
+        channels=1 if asked.grey else 3,
+        whole=asked.augment,
+    ),
+    scans=lambda asked: scan_folder(asked.own_folder("scans"), asked.size),
+)

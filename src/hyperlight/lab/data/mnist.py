@@ -1,4 +1,4 @@
-"""MNIST: the IDX files, read with care or fetched with their checksums."""
+"""MNIST from its IDX files, which are checked as they are read or fetched."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import DataError
+from ..errors import DataError, LabError
+from .base import DataSet, Request
 from .fetch import Remote, fetch, locate
 from .images import Images, ImageSplit, stratified_split
 
-__all__ = ["fetch_mnist", "mnist"]
+__all__ = ["MNIST", "fetch_mnist", "mnist"]
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
-# The official .gz files, by sha256, and the sha256 of what is in them.
+# The sha256 of the official .gz files and of their contents.
 ARCHIVES = {
     "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
     "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
@@ -68,7 +69,7 @@ def _idx(path: Path, content: bytes, dimensions: int) -> np.ndarray:
             "mnist`."
         )
     shape = struct.unpack(f">{dimensions}I", content[4:header])
-    expected = header + math.prod(shape)  # of Python integers: sizes may be anything
+    expected = header + math.prod(shape)  # Python integers, which do not overflow
     if len(content) != expected:
         raise DataError(
             f"{path} has {len(content):,} bytes; its header says {shape}, which takes "
@@ -79,12 +80,12 @@ def _idx(path: Path, content: bytes, dimensions: int) -> np.ndarray:
 
 
 def _load(folder: Path) -> tuple[Images, Images, bool]:
-    """The two official parts, and whether they are the official files' contents."""
+    """The two official parts, and whether their contents are the official ones."""
     found = {stem: _find(folder, stem) for stem in ARCHIVES}
     missing = [stem for stem, path in found.items() if path is None]
     if missing:
         raise DataError(
-            f"{folder} lacks {', '.join(missing)} (as they are or with .gz). Fetch them with "
+            f"{folder} lacks {', '.join(missing)} (plain or with .gz). Fetch them with "
             f"`hyperlight data mnist --data-dir {folder}`, or name a folder that holds MNIST's IDX "
             "files with --data-dir."
         )
@@ -101,7 +102,7 @@ def _load(folder: Path) -> tuple[Images, Images, bool]:
         if len(images) != len(labels):
             raise DataError(
                 f"{folder} has {len(images):,} {part} images and {len(labels):,} {part} labels; "
-                "expected as many of the one as of the other. Delete them and fetch them again "
+                "expected as many images as labels. Delete them and fetch them again "
                 "with `hyperlight data mnist`."
             )
         if images.shape[1:] != (28, 28) or (len(labels) and labels.max() > 9):
@@ -116,14 +117,13 @@ def _load(folder: Path) -> tuple[Images, Images, bool]:
 
 
 def mnist(folder: Path | None = None) -> ImageSplit:
-    """MNIST from a folder of IDX files, gzipped or not (by default where ``fetch_mnist`` puts it).
+    """Load MNIST from a folder of IDX files, gzipped or not; by default the user's cache.
 
-    As in section A.1 of the paper the official training part is split 80 % to
-    20 %, stratified; the 20 % are for validation. The official test part is the
-    test set.
+    As in section A.1 of the paper, 80 % of the official training part, stratified, are for
+    training and 20 % for validation; the official test part is for testing.
 
     Raises:
-        DataError: a file is missing, damaged, or not what its name says.
+        DataError: a file is missing, damaged or not part of the data set.
     """
     folder = locate(folder, "mnist")
     train, test, official = _load(folder)
@@ -151,21 +151,18 @@ def mnist(folder: Path | None = None) -> ImageSplit:
 
 
 def fetch_mnist(folder: Path | None = None, *, url: str = URL, downloader: Any = None) -> str:
-    """Make ``folder`` hold MNIST: check what is there, fetch what is missing.
-
-    A file is fetched to a temporary name beside its place, checked against its
-    sha256 and only then moved there.
+    """Fetch MNIST over https, checked by sha256, or check the IDX files in a folder.
 
     Args:
-        folder: where, or a folder with a folder ``mnist``; by default the user's cache.
-        url: the folder that holds the four ``.gz`` files; https.
-        downloader: as :func:`hyperlight.lab.data.fetch.fetch` takes it.
+        folder: for the files, or with a folder ``mnist``; by default the user's cache.
+        url: the folder with the four ``.gz`` files; https.
+        downloader: as in :func:`hyperlight.lab.data.fetch.fetch`.
 
     Returns:
-        A line that says what the folder holds now.
+        A line that says what the folder holds.
 
     Raises:
-        DataError: a file that is there is damaged, or one cannot be fetched as it should be.
+        DataError: a file is damaged, or cannot be fetched.
     """
     folder = locate(folder, "mnist")
     missing = [
@@ -176,3 +173,12 @@ def fetch_mnist(folder: Path | None = None, *, url: str = URL, downloader: Any =
     kind = "the official MNIST" if official else "IDX files that are not the official MNIST"
     got = f"fetched {', '.join(fetched)}; " if fetched else ""
     return f"{folder}: {got}{kind}, {len(train):,} training and {len(test):,} test images"
+
+
+def _images(asked: Request) -> ImageSplit:
+    if asked.side(28) != 28:
+        raise LabError(f"--size was {asked.side(28)}; MNIST is 28 pixels high and wide.")
+    return mnist(asked.folder)
+
+
+MNIST = DataSet("mnist", images=_images, fetch=fetch_mnist)

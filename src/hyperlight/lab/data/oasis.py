@@ -1,4 +1,4 @@
-"""OASIS, the two-dimensional slices of neurite: affinely aligned, skull-stripped, labelled."""
+"""OASIS: the two-dimensional brain slices of neurite, aligned, skull-stripped and labelled."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from ..errors import DataError
+from .base import DataSet
 from .fetch import Remote, fetch, locate, unpack
 from .scans import Scans, ScanSplit, split_names
 from .volumes import check_labels, read_nifti
 
-__all__ = ["fetch_oasis", "oasis"]
+__all__ = ["OASIS", "fetch_oasis", "oasis"]
 
 URL = "https://surfer.nmr.mgh.harvard.edu/ftp/data/neurite/data/"
-# The checksum is not the publisher's.
+# The publisher gives no checksum.
 ARCHIVE = Remote(
     "neurite-oasis.2d.v1.0.tar", "c9ae5864f250c7e4b8d83a104e51ae8e", "md5", confirmed=False
 )
@@ -25,17 +26,17 @@ FOLDER = "neurite-oasis.2d.v1.0"
 
 
 def _subjects(folder: Path) -> list[Path]:
-    """The subjects' folders, in ``folder``, or where the archive is unpacked to."""
-    for place in (folder, folder / FOLDER, folder / FOLDER / FOLDER):
-        found = sorted(path for path in place.glob("OASIS_OAS1_*_MR*") if path.is_dir())
+    """The folders of the subjects, in ``folder`` or where the archive is unpacked to."""
+    for top in (folder, folder / FOLDER, folder / FOLDER / FOLDER):
+        found = sorted(path for path in top.glob("OASIS_OAS1_*_MR*") if path.is_dir())
         if not found:
             continue
-        if (place / "subjects.txt").is_file():
-            names = (place / "subjects.txt").read_text(errors="replace").split()
+        if (top / "subjects.txt").is_file():
+            names = (top / "subjects.txt").read_text(errors="replace").split()
             lost = sorted(set(names) - {path.name for path in found})
             if lost:
                 raise DataError(
-                    f"{place} lacks {', '.join(lost[:3])}{' and more' if len(lost) > 3 else ''}, "
+                    f"{top} lacks {', '.join(lost[:3])}{' and more' if len(lost) > 3 else ''}, "
                     "which its subjects.txt names. Delete the folder and fetch it again with "
                     "`hyperlight data oasis`."
                 )
@@ -46,10 +47,10 @@ def _subjects(folder: Path) -> list[Path]:
     )
 
 
-def _label_names(place: Path, labels: str, most: int) -> tuple[str, ...]:
-    """The names that the archive lists (``1 Left-Cerebral-White-Matter ...``), else numbers."""
+def _label_names(top: Path, labels: str, most: int) -> tuple[str, ...]:
+    """The names that the archive lists (``1 Left-Cerebral-White-Matter ...``), or numbers."""
     names = {0: "background"}
-    path = place / f"{labels}_labels.txt"
+    path = top / f"{labels}_labels.txt"
     if path.is_file():
         for line in path.read_text(errors="replace").splitlines():
             match = re.match(r"\s*(\d+)[\s:,]+([A-Za-z][^\s:,]*)", line)
@@ -64,23 +65,23 @@ def oasis(
     *,
     labels: Literal["seg24", "seg4"] = "seg24",
 ) -> ScanSplit:
-    """OASIS (Marcus et al. 2007) as prepared by Hoopes et al. 2021: 414 coronal slices.
+    """Load OASIS (Marcus et al. 2007) as prepared by Hoopes et al. 2021: 414 coronal slices.
 
-    One of each individual, skull-stripped and bias-corrected, in one affine space. As
-    in section A.1 of the paper 64 % are to train, 16 % to validate and 20 % to test; which ones
-    the paper does not say: see :func:`~hyperlight.lab.data.split_names`. All are one group.
+    There is one slice per individual, skull-stripped, bias-corrected and affinely aligned. As in
+    section A.1 of the paper, 64 % are for training, 16 % for validation and 20 % for testing; the
+    paper does not say which (see :func:`~hyperlight.lab.data.split_names`). All are one group.
 
     Args:
-        folder: with the folders ``OASIS_OAS1_0001_MR1`` and on, or with a folder
+        folder: with the folders ``OASIS_OAS1_0001_MR1`` and so on, or with a folder
             ``neurite-oasis.2d.v1.0`` or ``oasis`` that has them; by default the user's cache.
-        size: height and width; other than the files' (160, 192), the scans are resized.
+        size: height and width to resize to; by default (160, 192), that of the files.
         labels: 24 structures, as in the paper, or 4.
 
     Returns:
         Images ``(N, 1, 160, 192)``, float32 in [0, 1].
 
     Raises:
-        DataError: a file is missing, damaged, or not what its name says.
+        DataError: a file is missing, damaged or not part of the data set.
     """
     folder = locate(folder, "oasis")
     subjects = _subjects(folder)
@@ -96,7 +97,7 @@ def oasis(
         if image.ndim != 2 or image.shape != map_.shape or image.shape != first:
             raise DataError(
                 f"{subject} has an image of {image.shape} and labels of {map_.shape}; expected two "
-                f"dimensions and {first} as those before. Delete it and fetch it again with "
+                f"dimensions and {first}, like the others. Delete it and fetch it again with "
                 "`hyperlight data oasis`."
             )
         if image.min() < -1e-3 or image.max() > 1.001:
@@ -132,27 +133,33 @@ def oasis(
 
 
 def fetch_oasis(folder: Path | None = None, *, url: str = URL, downloader: Any = None) -> str:
-    """Make ``folder`` hold OASIS: check what is there, or fetch and unpack the archive.
-
-    The data are under the OASIS data use agreement, which whoever uses them accepts.
+    """Fetch the 2D slices of OASIS (24 MB) over https, or check a folder.
+    By using the data you accept the OASIS data use agreement.
 
     Args:
-        folder: where, or a folder with a folder ``oasis``; by default the user's cache.
-        url: the folder that holds the archive; https.
-        downloader: as :func:`hyperlight.lab.data.fetch.fetch` takes it.
+        folder: for the files, or with a folder ``oasis``; by default the user's cache.
+        url: the folder with the archive; https.
+        downloader: as in :func:`hyperlight.lab.data.fetch.fetch`.
 
     Returns:
-        A line that says what the folder holds now.
+        A line that says what the folder holds.
 
     Raises:
-        DataError: a file that is there is damaged, or one cannot be fetched as it should be.
+        DataError: a file is damaged, or cannot be fetched.
     """
     folder = locate(folder, "oasis")
     fetched: list[str] = []
-    there = any(any(place.glob("OASIS_OAS1_*")) for place in (folder, folder / FOLDER))
+    there = any(any(top.glob("OASIS_OAS1_*")) for top in (folder, folder / FOLDER))
     if not there:
         fetched = fetch(folder, url, [ARCHIVE], downloader)
         unpack(folder / ARCHIVE.name, folder / FOLDER)
     split = oasis(folder)
     got = f"fetched {', '.join(fetched)}; " if fetched else ""
     return f"{folder}: {got}{split.note} (under the OASIS data use agreement)"
+
+
+OASIS = DataSet(
+    "oasis",
+    scans=lambda asked: oasis(asked.folder, asked.size),
+    fetch=fetch_oasis,
+)

@@ -1,4 +1,4 @@
-"""Image files to arrays: decoded once, several at a time, upright, in one size."""
+"""Decode image files into one array, in parallel, upright and at one size."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .fetch import cache_folder
 
 __all__ = ["Picture", "decode_all", "longest_side"]
 
-# Larger arrays are kept, decoded, in the user's cache and mapped from there.
+# Larger arrays are cached on disk and memory-mapped.
 KEEP_ABOVE = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file: where it is, how to read it, and what changes when it changes."""
+    """An image file: its name, how to read it, and a stamp that changes when it changes."""
 
     name: str
     read: Callable[[], bytes]
@@ -41,7 +41,7 @@ class Picture:
 
 
 def _open(picture: Picture, hint: int | None = None) -> Image.Image:
-    """The image, not decoded yet where ``hint``, a side that is needed, allows for less."""
+    """Open an image; with ``hint``, a side that is enough, decode it, faster if it is a JPEG."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -57,16 +57,15 @@ def _open(picture: Picture, hint: int | None = None) -> Image.Image:
     ) as error:
         raise DataError(
             f"{picture.name} cannot be read as an image ({error}): it is damaged, cut short or "
-            "something else. Replace it or take it out."
+            "not an image. Replace it or remove it."
         ) from error
 
 
 def _flat(image: Image.Image, channels: Literal[1, 3], name: str) -> Image.Image:
-    """Grey or colour with 8 bits; what is transparent is shown on white."""
+    """Convert to grey or colour with 8 bits, on white where it is transparent."""
     if image.mode == "F":
         raise DataError(
-            f"{name} has floating-point pixels, whose range is not known; expected 8 or 16 bits. "
-            "Convert it."
+            f"{name} has floating-point pixels of unknown range; expected 8 or 16 bits. Convert it."
         )
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64) / 257.0
@@ -85,11 +84,11 @@ def longest_side(pictures: Sequence[Picture]) -> int:
 def decode_all(
     pictures: Sequence[Picture], size: int, *, whole: bool, channels: Literal[1, 3] = 3
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decode pictures to one size.
+    """Decode pictures at one size.
 
-    EXIF orientation is followed; grey, palette and 16-bit images are converted, what is
-    transparent is shown on white. Arrays above 256 MiB are kept in the user's cache and
-    mapped from there; they are made again when a file changes.
+    EXIF orientation is applied; grey, palette and 16-bit images are converted, transparency becomes
+    white. Arrays above 256 MiB are cached in the user's cache and memory-mapped; they are decoded
+    again when a file changes.
 
     Args:
         pictures: what to decode.
@@ -98,10 +97,10 @@ def decode_all(
         channels: 3 for colour, 1 for grey.
 
     Returns:
-        uint8 ``(N, channels, size, size)``, and the originals' width / height ``(N,)``, float32.
+        uint8 ``(N, channels, size, size)``, and width / height of the originals ``(N,)``, float32.
 
     Raises:
-        DataError: an image cannot be read; its file is named.
+        DataError: an image cannot be read.
     """
     shape = (len(pictures), channels, size, size)
     keep = int(np.prod(shape)) > KEEP_ABOVE
@@ -144,7 +143,7 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _keep(path: Path, array: np.ndarray) -> bool:
-    """Whether the array could be kept; without space it is not, and all goes on in memory."""
+    """Cache an array; return False, with a warning, if the disk is full."""
     part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +154,7 @@ def _keep(path: Path, array: np.ndarray) -> bool:
         part.replace(path)
     except OSError as error:
         warnings.warn(
-            f"{path} could not be kept ({error}); the images are decoded again next time.",
+            f"{path} could not be written ({error}); the images will be decoded again next time.",
             stacklevel=4,
         )
         return False

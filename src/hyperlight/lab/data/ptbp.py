@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from ..errors import DataError
+from .base import DataSet
 from .fetch import locate
 from .scans import Scans, ScanSplit
 from .volumes import check_labels, read_npz
 
-__all__ = ["ptbp"]
+__all__ = ["PTBP", "ptbp"]
 
 FILE = "ptbp_axial_8slices_192x160_uint8.npz"
 LABEL_NAMES = ("background", "CSF", "cortical grey matter", "white matter", "deep grey matter")
@@ -26,27 +27,27 @@ def ptbp(
     slices: Sequence[int] | None = None,
     stripped: bool = False,
 ) -> ScanSplit:
-    """PTBP (Avants et al. 2015), T1 brain scans of children, aligned to a template.
+    """Load PTBP (Avants et al. 2015), T1 brain scans of children, aligned to a template.
 
-    A stand-in for OASIS, with 4 labels (their names are inferred from the pictures). The
-    shares are those of section A.1, 64 %, 16 % and 20 % of the scans, taken in the
-    order of the file: neighbours may be visits of the same child. All slices of a scan
-    are in one part; groups are the slices.
+    A substitute for OASIS with 4 labels, whose names are inferred from the pictures. As in section
+    A.1 of the paper, 64 %, 16 % and 20 % of the scans are for training, validation and testing.
+    They are split in the order of the file, because neighbours may be visits of the same child.
+    All slices of a scan are in one part; a group is a slice position.
 
     Args:
         folder: with ``ptbp_axial_8slices_192x160_uint8.npz``, which has ``images`` and
             ``labels``, uint8, both (scans, slices, height, width); or with a folder ``ptbp`` that
             has it; by default the user's cache.
-        size: height and width; other than the file's, the scans are resized.
+        size: height and width to resize to; by default that of the file.
         slices: which to use; by default all.
-        stripped: set what has no label to 0 (skull and all that is outside of the brain). It
-            shows the labels' outline to a network that is to find the labels.
+        stripped: set pixels without a label to 0: the skull and everything outside the brain. This
+            shows the outline of the labels to a network that segments.
 
     Returns:
         Images ``(N, 1, H, W)``, uint8.
 
     Raises:
-        DataError: the file is missing, damaged, or not what its name says.
+        DataError: the file is missing, damaged or not the expected one.
     """
     folder = locate(folder, "ptbp")
     path = folder / FILE
@@ -67,8 +68,7 @@ def ptbp(
     chosen = list(range(available)) if slices is None else list(slices)
     if not chosen or not set(chosen) <= set(range(available)) or len(set(chosen)) < len(chosen):
         raise DataError(
-            f"The slices were {chosen}; expected some of 0 to {available - 1}, each no more "
-            "than once."
+            f"The slices were {chosen}; expected some of 0 to {available - 1}, each at most once."
         )
     if subjects < 5:
         raise DataError(
@@ -102,3 +102,6 @@ def ptbp(
         f"{len(chosen)} axial slices of each scan: {counts[0]} scans to train, {counts[1]} to "
         f"validate, {counts[2]} to test",
     )
+
+
+PTBP = DataSet("ptbp", scans=lambda asked: ptbp(asked.folder, asked.size))

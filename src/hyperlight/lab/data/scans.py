@@ -1,4 +1,4 @@
-"""Scans with label maps in memory, for registration and segmentation; the embedded set."""
+"""Scans with label maps in memory, for registration and segmentation."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .images import digits, stratified_split
-
-__all__ = ["ScanSplit", "Scans", "digit_scans", "pairs", "split_names"]
+__all__ = ["ScanSplit", "Scans", "pairs", "split_names"]
 
 
 @dataclass(frozen=True)
 class Scans:
-    """Two-dimensional scans, each with a label for every pixel.
+    """Two-dimensional scans with a label for every pixel.
 
     Attributes:
         images: ``(N, 1, H, W)``, float32 in [0, 1] or uint8 from 0 to 255 (see :meth:`unit`).
         labels: ``(N, H, W)``, uint8 in memory and int64 after :meth:`unit`; 0 is background.
-        groups: ``(N,)``, int64: scans of one group show the same thing (a slice at the same
-            height, the same digit) and can be registered to each other.
+        groups: ``(N,)``, int64; scans of one group show the same thing (the slice at one height,
+            one digit) and can be registered to each other.
     """
 
     images: Tensor
@@ -34,7 +32,7 @@ class Scans:
         return len(self.groups)
 
     def to(self, device: torch.device) -> Scans:
-        """All of it on another device."""
+        """The same on another device."""
         return Scans(self.images.to(device), self.labels.to(device), self.groups.to(device))
 
     def __getitem__(self, index: list[int] | Tensor) -> Scans:
@@ -48,8 +46,9 @@ class Scans:
         return Scans(images, self.labels.long(), self.groups)
 
     def resize(self, size: tuple[int, int]) -> Scans:
-        """Images resized bilinearly (with antialiasing), labels to the nearest.
+        """Resize images bilinearly with antialiasing, and labels to the nearest pixel.
 
+        >>> from hyperlight.lab.data import digit_scans
         >>> digit_scans().test.resize((16, 24)).labels.shape
         torch.Size([360, 16, 24])
         """
@@ -62,15 +61,15 @@ class Scans:
 
 @dataclass(frozen=True)
 class ScanSplit:
-    """A data set of scans with its parts and a line that says what they are.
+    """A data set of scans, split into parts.
 
     Attributes:
         name: of the data set.
-        train: what to train with.
-        valid: what to choose settings with.
-        test: what to test with.
+        train: for training.
+        valid: for choosing settings.
+        test: for testing.
         label_names: of the label values 0 (background), 1, 2, ...
-        note: what the parts are, for the reader of a result.
+        note: a line that describes the parts, for reports.
     """
 
     name: str
@@ -84,8 +83,7 @@ class ScanSplit:
 def split_names(names: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
     """Indices of 64 %, 16 % and 20 % of the names, to train, validate and test (section A.1).
 
-    The order is that of the names' sha256: the same everywhere and for ever, and
-    as good as random.
+    Names are shuffled by their sha256, so that the split is the same everywhere.
 
     >>> [len(part) for part in split_names([f"subject {i}" for i in range(414)])]
     [265, 66, 83]
@@ -96,10 +94,10 @@ def split_names(names: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
 
 
 def pairs(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices ``(moving, fixed)`` of pairs for an evaluation, always the same.
+    """Indices ``(moving, fixed)`` of a fixed set of pairs for evaluation.
 
-    Within a group every scan is registered to the next one, the last to the first:
-    each is moving once and fixed once. Groups of one scan give no pair.
+    Every scan is registered to the next one of its group, and the last to the first, so each is
+    moving once and fixed once. A group with a single scan gives no pair.
 
     >>> pairs(torch.tensor([0, 1, 0, 1, 0]))
     (tensor([0, 2, 4, 1, 3]), tensor([2, 4, 0, 3, 1]))
@@ -112,38 +110,3 @@ def pairs(groups: Tensor) -> tuple[Tensor, Tensor]:
             fixed.append(members.roll(-1))
     empty = groups.new_empty(0)
     return torch.cat([empty, *moving]), torch.cat([empty, *fixed])
-
-
-def digit_scans(size: int = 32) -> ScanSplit:
-    """scikit-learn's real digits as scans: each pixel of ink is labelled with its digit.
-
-    For registration and segmentation without a download. The images and the
-    digits are real. The label maps are made of them: ink, above half of the range
-    of the resized image, has the label 1 + digit, all else is background. Groups are the
-    digits. The split is that of :func:`digits`, with a fifth of its training part,
-    stratified, for validation.
-
-    Args:
-        size: height and width, to which the 8x8 images are resized, bilinearly.
-
-    >>> digit_scans().train.images.shape
-    torch.Size([1149, 1, 32, 32])
-    """
-    split = digits(size)
-
-    def scans(images: Tensor, digit: Tensor) -> Scans:
-        ink = (images.squeeze(1) > 0.5).to(torch.uint8)
-        return Scans(images, ink * (1 + digit).to(torch.uint8).view(-1, 1, 1), digit)
-
-    kept, held_out = stratified_split(split.train.labels.numpy(), share=0.2, seed=0)
-    train, test = (scans(part.images, part.labels) for part in (split.train, split.test))
-    return ScanSplit(
-        name="digits",
-        train=train[kept],
-        valid=train[held_out],
-        test=test,
-        label_names=("background", *(f"digit {digit}" for digit in range(10))),
-        note=f"scikit-learn's digits, 8x8 resized to {size}x{size}, label maps made of ink and "
-        f"digit: {len(kept):,} images to train, {len(held_out):,} to validate, {len(test):,} to "
-        "test",
-    )

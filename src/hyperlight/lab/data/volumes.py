@@ -1,4 +1,4 @@
-"""Scans and label maps from files: NIfTI and npz, checked as they are read."""
+"""Read scans and label maps from NIfTI and npz files, and check them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["check_labels", "read_nifti", "read_npz", "to_unit"]
 
 
 def read_nifti(path: Path, *, canonical: bool = False) -> np.ndarray:
-    """The values of a NIfTI file (``.nii``, ``.nii.gz``), without axes of length 1 at the end.
+    """Read a NIfTI file (``.nii``, ``.nii.gz``), without trailing axes of length 1.
 
     Args:
         path: the file.
@@ -50,10 +50,10 @@ def read_nifti(path: Path, *, canonical: bool = False) -> np.ndarray:
 
 
 def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Arrays of an npz file, by name; nothing in it is ever unpickled.
+    """Read named arrays from an npz file, without unpickling anything.
 
     Raises:
-        DataError: the file is missing or damaged, lacks a name, or has values that are not
+        DataError: the file is missing or damaged, lacks an array, or has values that are not
             finite numbers.
     """
     try:
@@ -62,7 +62,7 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
             if missing:
                 raise DataError(
                     f"{path} lacks {listed(missing)}; it has {listed(file.files)}, expected "
-                    f"arrays named {listed(keys)}. Name them so."
+                    f"arrays named {listed(keys)}. Rename them."
                 )
             arrays = {key: file[key] for key in keys}
     except (OSError, EOFError, ValueError, TypeError, zlib.error, zipfile.BadZipFile) as error:
@@ -83,28 +83,28 @@ def _finite(path: Path, values: np.ndarray) -> np.ndarray:
 
 
 def check_labels(path: Path, labels: np.ndarray, most: int | None = None) -> np.ndarray:
-    """Label values as whole numbers.
+    """Convert label values to int64.
 
     Args:
-        path: where they are from.
+        path: the file, for error messages.
         labels: as they were read.
-        most: the greatest value that there may be; all from 0 to it are labels.
+        most: largest valid label.
 
     Raises:
-        DataError: a value is no whole number, below 0 or above ``most``.
+        DataError: a value is not a whole number, below 0 or above ``most``.
     """
     whole = labels.astype(np.int64)
     if (whole != labels).any() or whole.min() < 0 or (most is not None and whole.max() > most):
         upper = "" if most is None else f" to {most}"
         raise DataError(
-            f"{path} has labels from {labels.min():g} to {labels.max():g}, or between whole "
-            f"numbers; expected whole numbers from 0{upper}. Is it a label map? Replace it."
+            f"{path} has labels from {labels.min():g} to {labels.max():g}, or fractions; expected "
+            f"whole numbers from 0{upper}. Is it a label map? Replace it."
         )
     return whole
 
 
 def to_unit(path: Path, image: np.ndarray) -> np.ndarray:
-    """Intensities as float32 in [0, 1]: the least to 0, the greatest to 1.
+    """Scale intensities to float32 in [0, 1]: the smallest to 0, the largest to 1.
 
     Raises:
         DataError: all are the same.

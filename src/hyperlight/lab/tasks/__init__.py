@@ -1,41 +1,11 @@
-"""The paper's tasks, one readable file each: primary, data, loss, metric."""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
+"""The tasks of the paper, one file each, and the registry of all tasks."""
 
 from . import bayes, hypermorph, scale_space
+from .base import Kind
 
 __all__ = ["KINDS", "Kind"]
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of task.
-
-    Attributes:
-        title: for people.
-        config: the class of its settings.
-        task: the class of the task, made of settings and a device.
-        training: how the paper trains it, as keywords of ``Training``.
-    """
-
-    title: str
-    config: type[Any]
-    task: Any
-    training: dict[str, Any]
-
-
-KINDS = {
-    "bayes": Kind("Bayesian hypernetwork", bayes.Bayes, bayes.BayesTask, bayes.TRAINING),
-    "hypermorph": Kind(
-        "Registration", hypermorph.Hypermorph, hypermorph.HypermorphTask, hypermorph.TRAINING
-    ),
-    "scale_space": Kind(
-        "Scale-space hypernetwork",
-        scale_space.ScaleSpace,
-        scale_space.ScaleSpaceTask,
-        scale_space.TRAINING,
-    ),
+KINDS: dict[str, Kind] = {
+    kind.name: kind for kind in (bayes.KIND, hypermorph.KIND, scale_space.KIND)
 }
+"""All kinds of tasks by name, in the order in which the command line lists them."""

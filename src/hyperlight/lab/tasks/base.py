@@ -1,40 +1,48 @@
-"""What a task is to the training loop."""
+"""What the training loop and the command line need from a task."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from ... import CosSin, HyperModel, Input, hypernetize
 from ...init import Relative
 from ...targets import Targets
+from ..data import DATA
 from ..errors import LabError
 
 __all__ = [
-    "ALONE",
     "SWITCHES",
+    "AnyData",
     "Batch",
     "Drawn",
     "Fixed",
     "Formulation",
     "Hypernetwork",
+    "ImageData",
+    "Kind",
     "Metric",
     "Model",
     "Outcome",
-    "Share",
+    "ScanData",
     "Task",
+    "evaluating",
 ]
 
 Formulation = Literal["classical", "mip", "encoding", "residual", "plain"]
-"""How weights are made; ``"plain"`` is the primary alone, trained for one gamma."""
+"""How the weights are made: the classical formulation, MIP, only one of its two parts (the input
+encoding, or learned weights plus predicted changes), or the primary alone, without a hypernetwork.
+"""
 
-# The two switches of hypernetworks (paper, section 4): (encoding, residual).
+# What each formulation switches on (section 4 of the paper): (encoding, residual).
 SWITCHES: dict[str, tuple[bool, bool]] = {
     "classical": (False, False),
     "mip": (True, True),
@@ -43,20 +51,42 @@ SWITCHES: dict[str, tuple[bool, bool]] = {
 }
 
 
+def _names(*forms: Literal["images", "scans"]) -> Any:
+    """An option whose choices are the data sets with any of these forms."""
+
+    def choices() -> Any:
+        names = (name for name, found in DATA.items() if any(getattr(found, f) for f in forms))
+        return Literal.__getitem__(tuple(names))
+
+    return tyro.conf.arg(
+        constructor_factory=choices,
+        # By default tyro shows this default as a list.
+        help_behavior_hint=lambda shown: "(default: " + shown.strip("[']") + ")",
+    )
+
+
+ImageData = Annotated[str, _names("images")]
+"""The name of a data set of images."""
+ScanData = Annotated[str, _names("scans")]
+"""The name of a data set of scans."""
+AnyData = Annotated[str, _names("images", "scans")]
+"""The name of a data set."""
+
+
 @dataclass(frozen=True)
 class Hypernetwork:
-    """Settings of the hypernetwork, the same for every task (paper, section 5.2)."""
+    """Settings of the hypernetwork, which every task has (section 5.2 of the paper)."""
 
     hidden: tuple[int, ...] = (16, 128)
     """Widths of the hypernetwork's hidden layers."""
     activation: Literal["leaky_relu", "relu", "tanh", "gelu", "silu"] = "leaky_relu"
-    """Between the hypernetwork's layers."""
+    """Activation between the hypernetwork's layers."""
     encoding: Literal["unit-norm", "per-input"] = "unit-norm"
-    """Where inputs are encoded: norm 1 over all of gamma, or of each entry (the paper's)."""
+    """If inputs are encoded: norm 1 over all of gamma, or over each entry (as in the paper)."""
     init: Literal["fan_out", "relative", "hyperfan_in", "hyperfan_out", "zero"] = "fan_out"
-    """How the hypernetwork starts; fan_out is the paper's."""
+    """Initialisation of the hypernetwork; fan_out is the paper's."""
     fraction: float = 0.1
-    """With --init relative: the share of each tensor's own scale that it is changed by at first."""
+    """With --init relative: size of the first predicted change, relative to each tensor's scale."""
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
@@ -70,7 +100,7 @@ class Hypernetwork:
         formulation: Formulation,
         targets: Targets = None,
     ) -> HyperModel:
-        """The primary with a hypernetwork that has these settings."""
+        """Give a primary a hypernetwork with these settings."""
         encode, residual = SWITCHES[formulation]
         return hypernetize(
             primary,
@@ -85,25 +115,18 @@ class Hypernetwork:
 
 
 Batch = Any
-"""Whatever a task's batches hold; the loop hands it to ``Task.loss`` unseen."""
-
-
-Share = tuple[int, int]
-"""Which entries of every batch a process trains on: ``(i, n)`` is the i-th, (i + n)-th, ..."""
-
-ALONE: Share = (0, 1)
+"""A batch of a task; the training loop only passes it to ``Task.loss``."""
 
 
 class Fixed(nn.Module):
-    """A network for one gamma, in the place of a hypernetwork: the plain network to compare with.
+    """A plain network with the interface of a :class:`~hyperlight.HyperModel`, for comparison.
 
-    It is called, drawn for and bound as a :class:`~hyperlight.HyperModel` is, and its weights
-    never depend on gamma.
+    Its weights do not depend on gamma.
 
     Args:
         primary: the network.
-        inputs: the one gamma that it is trained for, by name; empty where the task of the
-            primary does not depend on gamma.
+        inputs: the one gamma that it is trained for, by name; empty if the task of the primary
+            does not depend on gamma.
 
     >>> from hyperlight.lab.tasks.base import Fixed
     >>> model = Fixed(nn.Linear(2, 1), {"gamma": torch.tensor(0.3)})
@@ -120,23 +143,34 @@ class Fixed(nn.Module):
             self.register_buffer(f"fixed_{name}", value, persistent=False)
 
     def sample(self, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The one gamma; nothing is drawn."""
+        """The one gamma, without drawing."""
         return {name: self.get_buffer(f"fixed_{name}") for name in self.names}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the primary on all but the inputs."""
+        """Run the primary on everything but gamma."""
         return self.primary(*args, **{k: v for k, v in kwargs.items() if k not in self.names})
 
     def bind(self, **gamma: Any) -> nn.Module:
-        """The primary, whatever gamma."""
+        """The primary, for any gamma."""
         return self.primary
 
 
 Model = HyperModel | Fixed
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and back in the mode it had."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 class Drawn(Protocol):
-    """Batches without end that can go on where an interrupted run stopped."""
+    """Endless batches whose position can be saved and restored."""
 
     def __next__(self) -> Batch: ...
     def state_dict(self) -> dict[str, Tensor]: ...
@@ -145,12 +179,12 @@ class Drawn(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """The figure that a task is judged by; one of those that ``Task.evaluate`` gives.
+    """The test figure that a task is judged by; higher is better.
 
     Attributes:
-        name: its key there, and its name in tables: ``"accuracy"``, ``"dice"``.
-        unit: written after values: ``"%"``, or nothing.
-        digits: after the decimal point in tables.
+        name: its key in the results of ``Task.evaluate``, and its name in tables.
+        unit: follows its values, as ``"%"``.
+        digits: decimals in tables.
     """
 
     name: str
@@ -159,21 +193,21 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """``accuracy (%)``."""
+        """Name and unit: ``accuracy (%)``."""
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def text(self, value: float) -> str:
-        """The value for a person: ``97.3 %``."""
+        """A value with its unit: ``97.3 %``."""
         return f"{value:.{self.digits}f} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task finds out about a trained model.
+    """The final results of a trained model.
 
     Attributes:
-        figures: name and value of what is known in the end, on the whole test set.
-        tables: each a title, a heading and rows; shown at the end and written as csv.
+        figures: values on the whole test set, by name.
+        tables: each a title, a heading and rows; for the report and as csv.
         pictures: each a caption and a file in the run's folder.
     """
 
@@ -183,14 +217,14 @@ class Outcome:
 
 
 class Task(Protocol):
-    """A task on a device: primary, data, loss, metric.
+    """A task on a device: primary, data, loss and metric.
 
     Attributes:
-        name: of the task: ``"bayes"``.
-        config: its settings, a frozen dataclass.
-        note: what the data are and where they are from, for the reader of a result.
-        metric: what it is judged by; higher is better.
-        device: where its data are and its models go.
+        name: of the task, as ``"bayes"``.
+        config: its settings, a frozen dataclass whose ``data`` names the data set.
+        note: a line that describes the data, for reports.
+        metric: what it is judged by.
+        device: of its data and models.
     """
 
     name: str
@@ -200,42 +234,69 @@ class Task(Protocol):
     device: torch.device
 
     def model(self, formulation: Formulation, seed: int) -> Model:
-        """A new model. The seed sets the primary and the hypernetwork, the same ones for every
-        formulation.
-        """
+        """Build a model; equal seeds start all formulations from the same random draws."""
         ...
 
-    def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> Drawn:
-        """Training batches; equal seeds give equal ones, whatever the formulation.
+    def batches(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> Drawn:
+        """Training batches; equal seeds give equal batches.
 
         Args:
             batch_size: of all processes together.
             seed: of the draws, the same in all processes.
-            share: the part of every batch that this process trains on.
+            shard: ``(i, n)`` for the i-th of n processes, which gets the entries i, i + n, ... of
+                every batch.
         """
         ...
 
     def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
-        """The inputs for one step, as keywords of the model."""
+        """Draw the gamma of one step, as keywords of the model."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch, gamma: dict[str, Tensor], step: int) -> Tensor:
-        """The training loss of step ``step``, which counts from 0."""
+        """The training loss of a step; the first one is 0."""
         ...
 
     def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
-        """Test figures by name, among them ``loss`` and ``metric.name``; means over gammas.
+        """Test figures by name, with ``loss`` and ``metric.name``; means over gammas.
 
         Args:
-            model: in either mode, which is kept. A :class:`Fixed` one is tested at its gamma alone.
-            whole: on the whole test set; otherwise on the part that is used during training.
+            model: in either mode, which is kept. A :class:`Fixed` one is tested at its one gamma.
+            whole: use the whole test set, not the part that is used during training.
         """
         ...
 
     def at(self, model: Model, gamma: float) -> dict[str, float]:
-        """Figures on the whole test set at one gamma, those of :meth:`evaluate` and maybe more."""
+        """Figures on the whole test set at one gamma; those of :meth:`evaluate`, possibly more."""
         ...
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
-        """What is looked at after training, with pictures written to ``folder`` if there is one."""
+        """The final results; pictures are written to ``folder``, if there is one."""
         ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of task, as ``hyperlight train NAME`` and the studies know it.
+
+    Attributes:
+        config: the class of its settings. Its docstring is the help of the command; all fields
+            have defaults.
+        task: the class of the task, called with settings and a device.
+        title: in reports.
+        label: in figures.
+        training: how the paper trains it, as keywords of ``Training``.
+        target: default of ``Training.target``.
+    """
+
+    config: type[Any]
+    task: Any
+    title: str
+    label: str
+    training: dict[str, Any] = field(default_factory=dict)
+    target: float | None = None
+
+    @property
+    def name(self) -> str:
+        """For the command line."""
+        name: str = self.task.name
+        return name

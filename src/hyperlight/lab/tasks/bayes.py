@@ -1,8 +1,8 @@
-"""Bayesian neural networks (paper, sections 5.1 and A.2).
+"""Bayesian neural networks (sections 5.1 and A.2 of the paper).
 
-The input ``gamma`` is noise: drawn anew for every batch, it picks one network
-of the family that is trained, all of them to classify the same images. Their
-mean is the Bayesian model average, and where they differ it is uncertain.
+The input ``gamma`` is noise, drawn anew for every batch. Each gamma gives one network, and all
+networks learn to classify the same images. Their mean is the Bayesian model average; it is
+uncertain where they disagree.
 """
 
 from __future__ import annotations
@@ -18,79 +18,76 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from ... import Input, Normal, Uniform
-from .. import uncertainty_figures as figures
-from ..data import Batches, Images, ImageSplit, digits, flowers102, image_folder, mnist
-from ..errors import LabError
+from ..data import Batches, Images, Request, load_images
+from ..errors import LabError, at_least
 from ..primaries import LeNet, ResNetLike
 from ..uncertainty import Assessment, Predictive, assess, auroc
-from .base import ALONE, Fixed, Formulation, Hypernetwork, Metric, Model, Outcome, Share
+from .base import (
+    Fixed,
+    Formulation,
+    Hypernetwork,
+    ImageData,
+    Kind,
+    Metric,
+    Model,
+    Outcome,
+    evaluating,
+)
 
-__all__ = ["TRAINING", "Bayes", "BayesTask"]
+__all__ = ["KIND", "TRAINING", "Bayes", "BayesTask"]
 
-# The paper's rate (A.2), the same for both optimizers. It names no batch size.
+# Section A.2, for both optimizers; it gives no batch size.
 TRAINING: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4, "batch_size": 128}
 
-# Shares of the test images that are rejected, in %.
+# Percentages of the test images to reject.
 _REJECTED = (0, 5, 10, 20, 30, 50)
 
-# Pixels that go through a network at once in evaluation. On a CPU, what its caches hold: MNIST in
-# parts of 334 images takes little more than half of the time that parts of 2,000 take.
+# Pixels per forward pass in evaluation. On a CPU they fit its caches: MNIST in chunks of 334 images
+# takes little more than half of the time of chunks of 2,000.
 _PIXELS = {"cpu": 2**18}
 _PIXELS_ELSEWHERE = 2**24
 
 
 @dataclass(frozen=True)
 class Bayes(Hypernetwork):
-    """A Bayesian hypernetwork that classifies images (paper, sections 5.1, A.1 and A.2)."""
+    """A Bayesian hypernetwork that classifies images (sections 5.1, A.1 and A.2 of the paper)."""
 
-    data: Literal["digits", "mnist", "flowers102", "folder"] = "digits"
-    """scikit-learn's digits, which need no download; MNIST; Flowers-102; or images of your own, in
-    a folder for every class."""
+    data: ImageData = "digits"
+    """Data set. digits needs no download; folder is your own images, one folder per class."""
     data_dir: Path | None = None
     """Folder with the data; by default where `hyperlight data` puts them."""
     size: int | None = None
-    """Height and width of the images: by default 8 (digits), 28 (mnist), 256 (flowers102, the
-    paper's) or 64 (folder)."""
+    """Height and width of the images; by default that of the data set (256 for flowers102, as in
+    the paper)."""
     grey: bool = False
-    """Read the images of a folder as grey ones."""
+    """Read the images of --data folder as grey ones."""
     augment: bool = True
-    """Train on random crops, flips and colours of flowers102 or a folder (the paper's)."""
+    """Train on random crops, flips and colours of flowers102 or folder (as in the paper)."""
     use_valid: bool = False
     """Train on the official validation part of flowers102 as well."""
     stages: tuple[int, ...] = (16, 32, 64, 128, 128)
-    """Feature channels of the stages of the ResNet-like network, which all have but grey images of
-    28 or 8 pixels."""
+    """Feature channels of the stages of the ResNet-like primary; grey images of 28 or 8 pixels use
+    LeNet instead."""
     prior: Literal["uniform", "normal"] = "uniform"
     """Distribution of gamma: U(0, 1) or N(0, 1)."""
     dimensions: int = 1
     """Number of entries of gamma."""
     evaluation_gammas: int = 5
-    """Number of gammas, spread evenly over the prior, that a test figure is the mean of."""
+    """Number of gammas, spread evenly over the prior, over which test figures are averaged."""
     evaluation_images: int = 2000
-    """Test images that are used during training (drawn once)."""
+    """Number of test images used during training (drawn once)."""
     final_images: int | None = None
-    """Test images that the figures in the end are of, at most (drawn once); by default all."""
+    """Largest number of test images used after training (drawn once); by default all."""
     posterior_samples: int = 16
-    """Number of gammas, drawn from the prior, whose predictions are averaged in the end."""
+    """Number of gammas, drawn from the prior, whose predictions are averaged after training."""
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
         super().check()
-        for option, least in (
-            ("dimensions", 1),
-            ("evaluation_gammas", 2),
-            ("evaluation_images", 1),
-            ("final_images", 1),
-            ("posterior_samples", 2),
-        ):
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise LabError(
-                    f"--{option.replace('_', '-')} was {value}; expected {least} or more."
-                )
+        at_least(self, dimensions=1, evaluation_gammas=2, evaluation_images=1, final_images=1)
+        at_least(self, posterior_samples=2)
         if not self.stages or min(self.stages) < 1:
             raise LabError(
                 f"--stages was {self.stages}; expected feature channels, as in 16 32 64 128 128."
@@ -99,41 +96,17 @@ class Bayes(Hypernetwork):
             if getattr(self, option) and self.data != data:
                 raise LabError(
                     f"--{option.replace('_', '-')} was given with --data {self.data}; it is for "
-                    f"--data {data} alone."
+                    f"--data {data} only."
                 )
 
 
-def _split(config: Bayes) -> ImageSplit:
-    if config.data == "digits":
-        return digits(8 if config.size is None else config.size)
-    if config.data == "mnist":
-        if config.size not in (None, 28):
-            raise LabError(f"--size was {config.size}; MNIST is 28 pixels high and wide.")
-        return mnist(config.data_dir)
-    if config.data == "flowers102":
-        return flowers102(
-            config.data_dir,
-            256 if config.size is None else config.size,
-            use_valid=config.use_valid,
-            whole=config.augment,
-        )
-    if config.data_dir is None:
-        raise LabError("--data folder needs --data-dir, the folder with your images.")
-    return image_folder(
-        config.data_dir,
-        64 if config.size is None else config.size,
-        channels=1 if config.grey else 3,
-        whole=config.augment,
-    )
-
-
 def _for_lenet(channels: int, size: int) -> bool:
-    """Which images are LeNet's: grey ones of 28 pixels, or 8; all others are ResNetLike's."""
+    """Whether the primary for these images is LeNet; otherwise it is ResNetLike."""
     return channels == 1 and size in (8, 28)
 
 
 class BayesTask:
-    """The task on a device: builds models, draws batches, gives losses and test figures."""
+    """The task on a device; see :class:`~hyperlight.lab.tasks.base.Task`."""
 
     name = "bayes"
     metric = Metric("accuracy", "%", digits=1)
@@ -142,11 +115,19 @@ class BayesTask:
         config.check()
         self.config = config
         self.device = device
-        self.split = _split(config)
+        size = None if config.size is None else (config.size, config.size)
+        asked = Request(
+            config.data_dir,
+            size,
+            grey=config.grey,
+            augment=config.augment,
+            use_valid=config.use_valid,
+        )
+        self.split = load_images(config.data, asked)
         self.note = self.split.note
         self.train = self.split.train.to(device)
         self.test = self.split.test.to(device)
-        # Of the test images: those to train may be larger, to be cropped.
+        # Of the test images, because training images may be larger, to be cropped.
         self.channels, _, self.size = self.test.images.shape[1:]
         least = 2 ** len(config.stages)
         if self.size < least and not _for_lenet(self.channels, self.size):
@@ -163,9 +144,7 @@ class BayesTask:
         self.space: Input = Uniform(0.0, 1.0, shape) if config.prior == "uniform" else Normal(shape)
 
     def model(self, formulation: Formulation, seed: int) -> Model:
-        """A new model. The seed sets the primary and the hypernetwork, the same ones for
-        every formulation.
-        """
+        """Build a model; equal seeds start all formulations from the same random draws."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             primary: nn.Module
@@ -178,42 +157,38 @@ class BayesTask:
             model = self.config.build(primary, {"gamma": self.space}, formulation)
         return model.to(self.device)
 
-    def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> Batches[Images]:
-        """Images to classify, without end, augmented where the data set is."""
-        return Batches(self.train, batch_size, seed, self.split.augment, share)
+    def batches(
+        self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
+    ) -> Batches[Images]:
+        """Endless batches of images, augmented if the data set asks for it."""
+        return Batches(self.train, batch_size, seed, self.split.augment, shard)
 
     def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
-        """One gamma for the batch; none for a plain network."""
+        """Draw one gamma for the batch; none for a plain network."""
         return model.sample(generator=generator)
 
     def loss(self, model: nn.Module, batch: Images, gamma: dict[str, Tensor], step: int) -> Tensor:
-        """Cross-entropy of the batch under one gamma."""
+        """Cross-entropy of the batch at one gamma."""
         return F.cross_entropy(model(batch.images, **gamma), batch.labels)
 
     def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
-        """Test loss and accuracy (in %), the means over gammas."""
+        """Test loss and accuracy (in %), averaged over gammas."""
         gammas = self.space.quantile(self._quantiles()).float().to(self.device)
         return self._means(model, gammas, self.test if whole else self.few)
 
     def at(self, model: Model, gamma: float) -> dict[str, float]:
-        """The figures of :meth:`evaluate` on the whole test set, with every entry of gamma set."""
+        """The figures of :meth:`evaluate` on the whole test set, at one value of all of gamma."""
         value = torch.full((1, *self.space.event_shape), gamma, device=self.device)
         return self._means(model, value, self.test)
 
     @torch.no_grad()
     def _means(self, model: Model, gammas: Tensor, data: Images) -> dict[str, float]:
-        was_training = model.training
-        model.eval()
         losses, accuracies = [], []
-        for gamma in gammas[:1] if isinstance(model, Fixed) else gammas:
-            logits = self._logits(model.bind(gamma=gamma), data)
-            losses.append(F.cross_entropy(logits, data.labels))
-            accuracies.append(
-                multiclass_accuracy(
-                    logits, data.labels, num_classes=self.split.classes, average="micro"
-                )
-            )
-        model.train(was_training)
+        with evaluating(model):
+            for gamma in gammas[:1] if isinstance(model, Fixed) else gammas:
+                logits = self._logits(model.bind(gamma=gamma), data)
+                losses.append(F.cross_entropy(logits, data.labels))
+                accuracies.append((logits.argmax(dim=1) == data.labels).float().mean())
         return {
             "loss": float(torch.stack(losses).mean()),
             "accuracy": 100.0 * float(torch.stack(accuracies).mean()),
@@ -228,7 +203,7 @@ class BayesTask:
     def posterior(self) -> Tensor:
         """The gammas whose networks are averaged, always the same: ``(M,) + event_shape``.
 
-        Each picks a network of the family that stands for the posterior (Ukai et al. 2018).
+        Their networks are samples of the posterior (Ukai et al. 2018).
         """
         generator = torch.Generator().manual_seed(0)
         draws = self.space.sample((self.config.posterior_samples,), generator=generator)
@@ -236,7 +211,7 @@ class BayesTask:
 
     @torch.no_grad()
     def members(self, model: Model, data: Images) -> Iterator[Predictive]:
-        """The predictions of every member of :meth:`posterior`; of a plain network, its own.
+        """Yield the predictions at every gamma of :meth:`posterior`; a plain network has one.
 
         Args:
             model: in eval mode.
@@ -247,13 +222,10 @@ class BayesTask:
             yield Predictive.of(self._logits(model.bind(gamma=gamma), data))
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
-        """The model average on the whole test set: calibration, entropy, rejection; and pictures.
+        """Calibration, entropy and rejection of the model average on the whole test set.
 
-        Everything is set beside the mean over single gammas. A plain network is an average
-        of one.
+        They are compared with the mean over single gammas. A plain network is an average of one.
         """
-        was_training = model.training
-        model.eval()
         labels = self.test.labels.cpu()
         each: list[Assessment] = []
 
@@ -262,13 +234,12 @@ class BayesTask:
                 each.append(assess(member, labels))
                 yield member
 
-        average = functools.reduce(operator.add, assessed())
+        turned, other = self._turned(), None
+        with evaluating(model):
+            average = functools.reduce(operator.add, assessed())
+            if turned is not None:
+                other = functools.reduce(operator.add, self.members(model, turned))
         whole = assess(average, labels)
-        turned = self._turned()
-        other = (
-            None if turned is None else functools.reduce(operator.add, self.members(model, turned))
-        )
-        model.train(was_training)
         return Outcome(
             figures=self._figures(average, whole, each, other),
             tables=_tables(whole, each),
@@ -276,7 +247,7 @@ class BayesTask:
         )
 
     def _turned(self) -> Images | None:
-        """Test images that are none of the task: digits, turned by 90 degrees."""
+        """Images that are not of the task: digits turned by 90 degrees. None for other data."""
         if self.config.data not in ("digits", "mnist"):
             return None
         return replace(self.test, images=self.test.images.rot90(dims=(-2, -1)))
@@ -321,6 +292,8 @@ class BayesTask:
         each: list[Assessment],
         other: Predictive | None,
     ) -> list[tuple[str, Path]]:
+        from .. import uncertainty_figures as figures
+
         turned = None if other is None else ("turned by 90 degrees", other)
         drawn = {
             "calibration": (
@@ -337,7 +310,7 @@ class BayesTask:
             ),
             "images": (
                 "Certain and uncertain images, with the answer, its probability, and the truth "
-                "where it is another",
+                "if it differs",
                 figures.gallery(
                     self.test.images, average, self.test.labels.cpu(), self.split.class_names
                 ),
@@ -353,7 +326,7 @@ class BayesTask:
         return [(caption, folder / f"{name}.png") for name, (caption, _) in drawn.items()]
 
     def _quantiles(self) -> Tensor:
-        """Where the test gammas lie: evenly in every entry, in an order of its own for each."""
+        """Quantiles of the test gammas: evenly spread, and shuffled for each entry."""
         count = self.config.evaluation_gammas
         p = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         if not self.space.event_shape:
@@ -404,3 +377,6 @@ def _tables(
             ],
         ),
     ]
+
+
+KIND = Kind(Bayes, BayesTask, "Bayesian hypernetwork", "Bayesian networks", TRAINING, target=90.0)

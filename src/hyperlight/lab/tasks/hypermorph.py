@@ -1,8 +1,8 @@
-"""Registration of images (paper, sections 5.1 and A.3; HyperMorph, Hoopes et al. 2021).
+"""Image registration (sections 5.1 and A.3 of the paper; HyperMorph, Hoopes et al. 2021).
 
-The input ``gamma`` is the weight of smoothness: 0 asks for images that are alike, whatever it
-takes, 1 for a field that does not change from pixel to pixel. One model is trained for all of
-them, and the best ``gamma`` is looked for afterwards.
+The input ``gamma`` is the smoothness weight of the loss: at 0 only the images have to match, at 1
+only the displacement field has to be smooth. One model is trained for all values, and the best
+``gamma`` is found afterwards.
 """
 
 from __future__ import annotations
@@ -10,24 +10,36 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import HyperModel, ObjectiveError, Uniform, tune
-from ..data import PairBatches, Scans, ScanSplit, digit_scans, oasis, pairs, ptbp, scan_folder
-from ..errors import LabError
+from ..data import PairBatches, Request, Scans, load_scans, pairs
+from ..errors import LabError, at_least
 from ..primaries import UNet
 from ..registration import dice, folding, soft_dice, total_variation, warp, warp_labels
-from .base import ALONE, Fixed, Formulation, Hypernetwork, Metric, Model, Outcome, Share
+from .base import (
+    Fixed,
+    Formulation,
+    Hypernetwork,
+    Kind,
+    Metric,
+    Model,
+    Outcome,
+    ScanData,
+    evaluating,
+)
 
-__all__ = ["TRAINING", "Hypermorph", "HypermorphTask"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-# The paper's (A.3): Adam with decoupled decay at 1e-4. It names no decay (torch's default here)
-# and no batch size; its 3000 epochs are --steps.
+__all__ = ["KIND", "TRAINING", "Hypermorph", "HypermorphTask"]
+
+# Section A.3 gives AdamW and its rate, but neither the decay (here torch's default) nor the batch
+# size. It trains for 3000 epochs.
 TRAINING: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "batch_size": 4}
 
 Pairs = tuple[Scans, Scans]
@@ -35,72 +47,47 @@ Pairs = tuple[Scans, Scans]
 
 @dataclass(frozen=True)
 class Hypermorph(Hypernetwork):
-    """A hypernetwork that registers images for every weight of smoothness (paper, section A.3)."""
+    """A hypernetwork that registers images for every smoothness weight (section A.3)."""
 
-    data: Literal["digits", "ptbp", "oasis", "folder"] = "digits"
-    """scikit-learn's digits, which need no download; PTBP; OASIS; or scans of your own."""
+    data: ScanData = "digits"
+    """Data set. digits needs no download; folder is your own scans with label maps."""
     data_dir: Path | None = None
     """Folder with the data; by default where `hyperlight data` puts them."""
     size: tuple[int, int] | None = None
-    """Height and width that scans are resized to; by default that of the data."""
+    """Height and width to resize scans to; by default that of the data set."""
     levels: int = 5
-    """Stages of the U-Net's encoder (the paper's 5; fewer for small images)."""
+    """Stages of the U-Net's encoder (5 in the paper; fewer for small images)."""
     channels: int = 32
     """Feature channels of every stage."""
     image_sigma: float = 0.05
-    """Assumed noise of the images: the mean squared error is divided by its square, as HyperMorph's
-    is, or gamma would trade two terms of very different size. 1 leaves it as it is."""
+    """Assumed noise of the images. The squared error is divided by its square, as in HyperMorph, so
+    that both terms of the loss have a similar size; 1 changes nothing."""
     endpoints: float = 0.0
-    """Share of the steps at gamma 0 or 1, which HyperMorph draws more often."""
+    """Fraction of the steps at gamma 0 or 1, which HyperMorph draws more often."""
     gamma: float = 0.5
     """The one gamma of a plain network (--parametrization plain)."""
     evaluation_gammas: int = 5
-    """Number of gammas, spread evenly, that a test figure is the mean of."""
+    """Number of gammas, evenly spread, over which test figures are averaged."""
     evaluation_pairs: int = 64
-    """Test pairs that are used during training; the last figure uses all."""
+    """Number of test pairs used during training."""
     final_pairs: int | None = None
-    """Pairs that the figures in the end are of, at most; by default all."""
+    """Largest number of pairs used after training; by default all."""
     tune_steps: int = 20
-    """Steps of the descent on gamma in the end, from three starts."""
+    """Gradient steps in the search for the best gamma, from each of three starts."""
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
         super().check()
-        for option, least in (
-            ("levels", 1),
-            ("channels", 1),
-            ("evaluation_gammas", 2),
-            ("evaluation_pairs", 1),
-            ("final_pairs", 1),
-            ("tune_steps", 1),
-        ):
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise LabError(
-                    f"--{option.replace('_', '-')} was {value}; expected {least} or more."
-                )
+        at_least(self, levels=1, channels=1, evaluation_gammas=2, evaluation_pairs=1)
+        at_least(self, final_pairs=1, tune_steps=1)
         if not 0.0 <= self.gamma <= 1.0:
             raise LabError(f"--gamma was {self.gamma}; expected a number from 0 to 1.")
         if not self.image_sigma > 0.0:
             raise LabError(f"--image-sigma was {self.image_sigma}; expected a number above zero.")
 
 
-def _split(config: Hypermorph) -> ScanSplit:
-    if config.data == "digits":
-        if config.size is not None and config.size[0] != config.size[1]:
-            raise LabError(f"--size was {config.size}; the digits are square.")
-        return digit_scans(32 if config.size is None else config.size[0])
-    if config.data == "ptbp":
-        return ptbp(config.data_dir, config.size)
-    if config.data == "oasis":
-        return oasis(config.data_dir, config.size)
-    if config.data_dir is None:
-        raise LabError("--data folder needs --data-dir, the folder with your scans.")
-    return scan_folder(config.data_dir, config.size)
-
-
 class HypermorphTask:
-    """The task on a device: builds models, draws pairs, gives losses and test figures."""
+    """The task on a device; see :class:`~hyperlight.lab.tasks.base.Task`."""
 
     name = "hypermorph"
     metric = Metric("dice", digits=3)
@@ -109,7 +96,7 @@ class HypermorphTask:
         config.check()
         self.config = config
         self.device = device
-        self.split = _split(config)
+        self.split = load_scans(config.data, Request(config.data_dir, config.size, least=32))
         self.note = self.split.note
         self.labels = len(self.split.label_names)
         self.train = self.split.train.to(device)
@@ -118,15 +105,12 @@ class HypermorphTask:
         smallest = min(self.train.images.shape[-2:])
         if smallest < 2 ** (config.levels - 1):
             raise LabError(
-                f"--levels was {config.levels}; a U-Net of so many halves images to less than one "
-                f"pixel that are {smallest} pixels high or wide. Expected at most "
-                f"{smallest.bit_length()}."
+                f"--levels was {config.levels}; expected at most {smallest.bit_length()} for "
+                f"images of {smallest} pixels, because every further level halves them."
             )
 
     def model(self, formulation: Formulation, seed: int) -> Model:
-        """A new model. The seed sets the primary and the hypernetwork, the same ones for every
-        formulation.
-        """
+        """Build a model; equal seeds start all formulations from the same random draws."""
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -137,12 +121,12 @@ class HypermorphTask:
             model = config.build(primary, {"gamma": gamma}, formulation)
         return model.to(self.device)
 
-    def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> PairBatches:
-        """Pairs to register, without end."""
-        return PairBatches(self.train, batch_size, seed, share)
+    def batches(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> PairBatches:
+        """Endless batches of pairs to register."""
+        return PairBatches(self.train, batch_size, seed, shard)
 
     def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
-        """One gamma for the batch."""
+        """Draw one gamma for the batch."""
         return model.sample(generator=generator)
 
     def loss(self, model: nn.Module, batch: Pairs, gamma: dict[str, Tensor], step: int) -> Tensor:
@@ -156,7 +140,7 @@ class HypermorphTask:
         return (1.0 - gamma) * error + gamma * total_variation(field)
 
     def _pairs(self, data: Scans, most: int | None = None) -> Pairs:
-        """Always the same pairs; of more than ``most`` some that are spread over all."""
+        """The pairs for evaluation; at most ``most`` of them, evenly spread."""
         moving, fixed = (index.to(self.device) for index in pairs(data.groups))
         if most is not None and len(moving) > most:
             kept = torch.linspace(0, len(moving) - 1, most, device=self.device).round().long()
@@ -167,13 +151,13 @@ class HypermorphTask:
     def measure(
         self, net: nn.Module, moving: Scans, fixed: Scans, gamma: float
     ) -> dict[str, float]:
-        """Figures of one network on pairs, means over them.
+        """Figures of one network, averaged over pairs.
 
         Args:
-            net: for ``gamma``: from ``model.bind(gamma=gamma)``, or trained alone.
-            moving: the scans that are warped.
-            fixed: the scans they are compared with.
-            gamma: the weight of smoothness in the loss.
+            net: from ``model.bind(gamma=gamma)``, or trained for this gamma.
+            moving: the scans to warp.
+            fixed: the scans to match.
+            gamma: the smoothness weight of the loss.
         """
         found: dict[str, list[Tensor]] = {"loss": [], "dice": [], "folding": [], "mse": []}
         for rows in torch.split(torch.arange(len(moving), device=self.device), 32):
@@ -188,7 +172,7 @@ class HypermorphTask:
         return {name: float(torch.cat(parts).double().nanmean()) for name, parts in found.items()}
 
     def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
-        """Loss, Dice, folding (the share of folded pixels) and squared error, means over gammas."""
+        """Loss, Dice, fraction of folded pixels and squared error, averaged over gammas."""
         config = self.config
         chosen = self._pairs(self.test, config.final_pairs if whole else config.evaluation_pairs)
         gammas = torch.linspace(0.0, 1.0, self.config.evaluation_gammas).tolist()
@@ -198,29 +182,26 @@ class HypermorphTask:
         return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
     def at(self, model: Model, gamma: float) -> dict[str, float]:
-        """The figures of :meth:`evaluate` on all test pairs at one gamma."""
+        """The figures of :meth:`evaluate` on all test pairs, at one gamma."""
         return self._rows(model, [gamma], self._pairs(self.test, self.config.final_pairs))[0]
 
     @torch.no_grad()
     def _rows(self, model: Model, gammas: list[float], chosen: Pairs) -> list[dict[str, float]]:
-        was_training = model.training
-        model.eval()
-        rows = [self.measure(model.bind(gamma=g), *chosen, g) for g in gammas]
-        model.train(was_training)
-        return rows
+        with evaluating(model):
+            return [self.measure(model.bind(gamma=g), *chosen, g) for g in gammas]
 
     def before(self) -> float:
-        """Dice of the test pairs as they are, without registration."""
+        """Dice of the test pairs without registration."""
         moving, fixed = self._pairs(self.test, self.config.final_pairs)
         return float(dice(moving.labels, fixed.labels, self.labels).nanmean())
 
     def best(self, model: HyperModel, restarts: int = 3) -> tuple[float, float]:
-        """The gamma with the greatest overlap on validation pairs, by ``hl.tune``.
+        """Find the gamma with the largest overlap on validation pairs, with ``hl.tune``.
 
-        What is descended is one minus the soft Dice of linearly warped label maps.
+        The objective is one minus the soft Dice of linearly warped label maps.
 
         Returns:
-            gamma, and the Dice of label maps there; NaN both where the model has diverged.
+            gamma, and the Dice there; both are NaN if the model has diverged.
         """
         moving, fixed = self._pairs(self.valid, self.config.evaluation_pairs)
         maps = [
@@ -242,32 +223,30 @@ class HypermorphTask:
         return gamma, found["dice"]
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
-        """Figures against gamma on all test pairs, the best gamma, and pictures.
+        """Figures along gamma on all test pairs, the best gamma, and pictures.
 
-        A plain network has the figures of its one gamma alone.
+        A plain network has only the figures at its one gamma.
         """
         before = self.before()
         if isinstance(model, Fixed):
             figures = self.at(model, self.config.gamma)
             return Outcome(figures={"dice before registration": before, **figures})
-        was_training = model.training
-        model.eval()
         gammas = [i / 10 for i in range(11)]
         most = self.config.final_pairs
-        rows = self._rows(model, gammas, self._pairs(self.test, most))
-        grid = [row["dice"] for row in self._rows(model, gammas, self._pairs(self.valid, most))]
-        tuned, tuned_dice = self.best(model)
-        by_grid = max(range(len(gammas)), key=lambda i: grid[i])
-        there = math.nan if math.isnan(tuned) else self.at(model, tuned)["dice"]
         pictures: list[tuple[str, Path]] = []
-        if folder is not None:
-            pictures = [
-                ("Dice and folding against gamma", folder / "dice.png"),
-                ("Moving, fixed, warped and the warped grid over gamma", folder / "warped.png"),
-            ]
-            _curves(gammas, rows, before, tuned).savefig(pictures[0][1], dpi=110)
-            self._gallery(model, [0.0, 0.25, 0.5, 0.75, 1.0]).savefig(pictures[1][1], dpi=110)
-        model.train(was_training)
+        with evaluating(model):
+            rows = self._rows(model, gammas, self._pairs(self.test, most))
+            grid = [row["dice"] for row in self._rows(model, gammas, self._pairs(self.valid, most))]
+            tuned, tuned_dice = self.best(model)
+            by_grid = max(range(len(gammas)), key=lambda i: grid[i])
+            there = math.nan if math.isnan(tuned) else self.at(model, tuned)["dice"]
+            if folder is not None:
+                pictures = [
+                    ("Dice and folding against gamma", folder / "dice.png"),
+                    ("Moving, fixed, warped and the warped grid over gamma", folder / "warped.png"),
+                ]
+                _curves(gammas, rows, before, tuned).savefig(pictures[0][1], dpi=110)
+                self._gallery(model, [0.0, 0.25, 0.5, 0.75, 1.0]).savefig(pictures[1][1], dpi=110)
         return Outcome(
             figures={
                 "dice before registration": before,
@@ -294,6 +273,8 @@ class HypermorphTask:
     def _gallery(self, model: HyperModel, gammas: list[float]) -> Figure:
         moving, fixed = self._pairs(self.test, 1)
         joined = torch.cat([moving.images, fixed.images], dim=1)
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(2.0 * (2 + len(gammas)), 4.4), layout="constrained")
         axes = figure.subplots(2, 2 + len(gammas))
         for axis in axes.flat:
@@ -314,7 +295,7 @@ class HypermorphTask:
 
 
 def _grid(axis: object, field: Tensor) -> None:
-    """The places that a regular grid of pixels is read from."""
+    """Draw where a regular grid of pixels is read from."""
     height, width = field.shape[-2:]
     rows = (torch.arange(height).unsqueeze(-1) + field[0]).numpy()
     columns = (torch.arange(width) + field[1]).numpy()
@@ -330,6 +311,8 @@ def _grid(axis: object, field: Tensor) -> None:
 def _curves(
     gammas: list[float], rows: list[dict[str, float]], before: float, tuned: float
 ) -> Figure:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.0, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(gammas, [row["dice"] for row in rows], label="registered")
@@ -340,3 +323,6 @@ def _curves(
     right.plot(gammas, [100.0 * row["folding"] for row in rows])
     right.set(xlabel="gamma", ylabel="folded pixels (%)")
     return figure
+
+
+KIND = Kind(Hypermorph, HypermorphTask, "Registration", "HyperMorph", TRAINING)

@@ -1,9 +1,9 @@
-"""Scale-space hypernetworks (paper, sections 5.1 and A.4; Gonzalez Ortiz et al. 2023).
+"""Scale-space hypernetworks (sections 5.1 and A.4 of the paper; Gonzalez Ortiz et al. 2023).
 
-The input ``gamma`` is the factor by which the primary rescales its maps where others pool: at
-0.5 a stage halves them, towards 0 they have one pixel and cost next to nothing. One model is
-trained for all factors, to classify images or to segment scans, and which accuracy is worth
-which time is chosen afterwards.
+The input ``gamma`` is the factor by which the primary rescales its feature maps instead of pooling.
+At 0.5 every stage halves them; towards 0 they shrink to one pixel and cost almost nothing. One
+model is trained for all factors, to classify images or to segment scans, and the user trades
+accuracy for speed afterwards.
 """
 
 from __future__ import annotations
@@ -12,31 +12,25 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from ... import Uniform
 from ..data import (
+    DATA,
     Batches,
     Images,
     ImageSplit,
+    Request,
     Scans,
     ScanSplit,
-    digit_scans,
-    digits,
-    flowers102,
-    image_folder,
-    oasis,
-    ptbp,
-    scan_folder,
+    load_images,
+    load_scans,
 )
-from ..errors import LabError
+from ..errors import LabError, at_least
 from ..normalization import (
     IN_PRIMARY,
     Normalization,
@@ -46,14 +40,26 @@ from ..normalization import (
 )
 from ..primaries import ResNetLike, UNet
 from ..registration import dice, soft_dice
-from .base import ALONE, Fixed, Formulation, Hypernetwork, Metric, Model, Outcome, Share
+from .base import (
+    AnyData,
+    Fixed,
+    Formulation,
+    Hypernetwork,
+    Kind,
+    Metric,
+    Model,
+    Outcome,
+    evaluating,
+)
 
-__all__ = ["TRAINING", "ScaleSpace", "ScaleSpaceTask"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["KIND", "TRAINING", "ScaleSpace", "ScaleSpaceTask"]
 
 Problem = Literal["classification", "segmentation"]
 
-# The paper's rate and decay, for both optimizers (A.4). It names no batch size, and decoupled
-# decay for HyperMorph alone (A.3).
+# Section A.4, for both optimizers. It gives no batch size, and decoupled decay only for HyperMorph.
 TRAINING: dict[str, Any] = {
     "optimizer": "adamw",
     "lr": 1e-4,
@@ -61,32 +67,25 @@ TRAINING: dict[str, Any] = {
     "batch_size": 32,
 }
 
-_PROBLEMS: dict[str, tuple[Problem, ...]] = {
-    "digits": ("classification", "segmentation"),
-    "flowers102": ("classification",),
-    "ptbp": ("segmentation",),
-    "oasis": ("segmentation",),
-    "folder": ("classification", "segmentation"),
-}
-_LARGEST = 0.5  # the greatest gamma, which halves
-_PIXELS = 2**21  # of the images that are tested at once
+_LARGEST = 0.5  # the largest gamma
+_PIXELS = 2**21  # per forward pass in evaluation
 
 
 @dataclass(frozen=True)
 class ScaleSpace(Hypernetwork):
-    """A hypernetwork for every rescaling factor of its primary (paper, sections 5.1 and A.4)."""
+    """A hypernetwork for every rescaling factor of its primary (sections 5.1 and A.4)."""
 
-    data: Literal["digits", "flowers102", "ptbp", "oasis", "folder"] = "digits"
-    """scikit-learn's digits, which need no download; Flowers-102; PTBP (with the skull, whose
-    removal would show where the labels end); OASIS; or images or scans of your own."""
+    data: AnyData = "digits"
+    """Data set. digits needs no download; ptbp keeps the skull, whose removal would show where the
+    labels end; folder is your own images or scans."""
     problem: Problem | None = None
-    """What to train for; by default what the data are for, and to classify digits. A folder of
-    your own needs it."""
+    """What to train for; by default what the data are for, and classification for data that are for
+    both. Your own folder needs it."""
     data_dir: Path | None = None
     """Folder with the data; by default where `hyperlight data` puts them."""
     size: tuple[int, int] | None = None
-    """Height and width that images are resized to; by default 32 for digits, 256 for Flowers-102
-    (the paper's), 64 for images of your own, and for scans that of the data."""
+    """Height and width to resize images to; by default that of the data set, which is 32 for digits
+    and 256 for flowers102 (as in the paper)."""
     stages: tuple[int, ...] = (16, 32, 64, 128, 128)
     """Feature channels of the stages of the network that classifies."""
     levels: int = 5
@@ -94,40 +93,29 @@ class ScaleSpace(Hypernetwork):
     channels: int = 32
     """Feature channels of every stage of the U-Net."""
     antialias: bool = False
-    """Let every pixel of a map count where it shrinks, not only the four that are nearest to each
-    new one (the paper has bilinear sampling and names no more)."""
+    """Average over all pixels when maps shrink, not only over the nearest four. The paper says only
+    that sampling is bilinear."""
     normalization: Normalization = "none"
-    """What the paper compares with: batch or layer normalisation in the primary, layer
-    normalisation in the hypernetwork, or weight normalisation of what it predicts."""
+    """The alternatives that the paper compares with: batch or layer normalisation in the primary,
+    layer normalisation in the hypernetwork, or weight normalisation of the predicted weights."""
     label_smoothing: float = 0.1
-    """Share of every label that is spread evenly over all classes in training to classify."""
+    """Label smoothing of the cross-entropy in classification."""
     dice_from: int = 1000
-    """Step from which a soft-Dice term is added to the cross-entropy in training to segment."""
+    """Step from which a soft-Dice term is added to the cross-entropy in segmentation."""
     gamma: float = 0.5
     """The one gamma of a plain network (--parametrization plain)."""
     evaluation_gammas: int = 5
-    """Number of gammas, spread evenly from above 0 to 0.5, that a test figure is the mean of."""
+    """Number of gammas, evenly spread from above 0 to 0.5, over which test figures are averaged."""
     evaluation_images: int = 500
-    """Test images that are used during training (drawn once)."""
+    """Number of test images used during training (drawn once)."""
     final_images: int | None = None
-    """Test images that the figures in the end are of, at most (drawn once); by default all."""
+    """Largest number of test images used after training (drawn once); by default all."""
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
         super().check()
-        for option, least in (
-            ("levels", 1),
-            ("channels", 1),
-            ("dice_from", 0),
-            ("evaluation_gammas", 2),
-            ("evaluation_images", 1),
-            ("final_images", 1),
-        ):
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise LabError(
-                    f"--{option.replace('_', '-')} was {value}; expected {least} or more."
-                )
+        at_least(self, levels=1, channels=1, dice_from=0, evaluation_gammas=2)
+        at_least(self, evaluation_images=1, final_images=1)
         if not self.stages or min(self.stages) < 1:
             raise LabError(
                 f"--stages was {self.stages}; expected feature channels, as in 16 32 64 128 128."
@@ -143,51 +131,33 @@ class ScaleSpace(Hypernetwork):
             )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise LabError(
-                f"--label-smoothing was {self.label_smoothing}; expected a share, from 0 to less "
+                f"--label-smoothing was {self.label_smoothing}; expected a number from 0 to less "
                 "than 1."
             )
 
     def chosen_problem(self) -> Problem:
         """The problem that was asked for, or the one that the data are for."""
-        possible = _PROBLEMS[self.data]
+        found = DATA.get(self.data)
+        possible: list[Problem] = []
+        if found is None or found.images:  # an unknown name is refused where it is loaded
+            possible.append("classification")
+        if found is None or found.scans:
+            possible.append("segmentation")
         if self.problem is None and self.data == "folder":
             raise LabError(
-                "--data folder needs --problem: classification (a folder of images for every "
-                "class) or segmentation (scans with label maps)."
+                "--data folder needs --problem: classification (one folder of images per class) "
+                "or segmentation (scans with label maps)."
             )
-        if self.problem is None:
-            return possible[0]
-        if self.problem not in possible:
+        if self.problem not in (None, *possible):
             raise LabError(
                 f"--problem was {self.problem}; {self.data} is for {possible[0]}. Leave it out, or "
                 "choose other --data."
             )
-        return self.problem
-
-
-def _split(config: ScaleSpace, problem: Problem) -> ImageSplit | ScanSplit:
-    if config.data == "ptbp":
-        return ptbp(config.data_dir, config.size)
-    if config.data == "oasis":
-        return oasis(config.data_dir, config.size)
-    if config.data == "folder" and config.data_dir is None:
-        raise LabError("--data folder needs --data-dir, the folder with your images or scans.")
-    if config.data == "folder" and problem == "segmentation":
-        assert config.data_dir is not None
-        return scan_folder(config.data_dir, config.size)
-    if config.size is not None and config.size[0] != config.size[1]:
-        raise LabError(f"--size was {config.size}; the images of {config.data} are square.")
-    size = None if config.size is None else config.size[0]
-    if config.data == "digits":
-        return (digits if problem == "classification" else digit_scans)(size or 32)
-    if config.data == "flowers102":
-        return flowers102(config.data_dir, size or 256)
-    assert config.data_dir is not None
-    return image_folder(config.data_dir, size or 64)
+        return self.problem or possible[0]
 
 
 class ScaleSpaceTask:
-    """The task on a device: builds models, draws batches, gives losses and test figures."""
+    """The task on a device; see :class:`~hyperlight.lab.tasks.base.Task`."""
 
     name = "scale_space"
 
@@ -196,7 +166,9 @@ class ScaleSpaceTask:
         self.config = config
         self.device = device
         self.problem = config.chosen_problem()
-        self.split = _split(config, self.problem)
+        asked = Request(config.data_dir, config.size, least=32)
+        load = load_images if self.problem == "classification" else load_scans
+        self.split: ImageSplit | ScanSplit = load(config.data, asked)
         self.note = self.split.note
         self.train: Images | Scans = self.split.train.to(device)
         self.test: Images | Scans = self.split.test.to(device)
@@ -213,9 +185,7 @@ class ScaleSpaceTask:
         self.space = Uniform(0.0, _LARGEST)
 
     def model(self, formulation: Formulation, seed: int) -> Model:
-        """A new model. The seed sets the primary and the hypernetwork, the same ones for every
-        formulation.
-        """
+        """Build a model; equal seeds start all formulations from the same random draws."""
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -225,7 +195,7 @@ class ScaleSpaceTask:
             if formulation == "plain":
                 if config.normalization == "layernorm-h":
                     raise LabError(
-                        "--normalization was layernorm-h, which normalises the hypernetwork; a "
+                        "--normalization was layernorm-h, which normalises the hypernetwork, but a "
                         "plain network has none. Leave it out."
                     )
                 return Fixed(primary, {"gamma": torch.tensor(config.gamma)}).to(self.device)
@@ -242,13 +212,13 @@ class ScaleSpaceTask:
             return ResNetLike(inputs, self.labels, config.stages, layers, config.antialias)
         return UNet(inputs, self.labels, config.levels, config.channels, layers, config.antialias)
 
-    def batches(self, batch_size: int, seed: int, share: Share = ALONE) -> Batches[Any]:
-        """Images or scans, without end; images are augmented where the data ask for it."""
+    def batches(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> Batches[Any]:
+        """Endless batches of images or scans; images are augmented if the data set asks for it."""
         augment = self.split.augment if isinstance(self.split, ImageSplit) else None
-        return Batches(self.train, batch_size, seed, augment, share)
+        return Batches(self.train, batch_size, seed, augment, shard)
 
     def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
-        """One gamma for the batch; on the CPU, where reading it makes nothing wait."""
+        """Draw one gamma for the batch, on the CPU, where reading it needs no synchronisation."""
         if isinstance(model, Fixed):
             return {"gamma": torch.tensor(self.config.gamma)}
         return {"gamma": self.space.sample((), generator=generator)}
@@ -256,9 +226,7 @@ class ScaleSpaceTask:
     def loss(
         self, model: nn.Module, batch: Images | Scans, gamma: dict[str, Tensor], step: int
     ) -> Tensor:
-        """Cross-entropy: of smoothed labels for images; for scans of every pixel, and from a step
-        on with one minus soft Dice beside it (section A.4).
-        """
+        """Cross-entropy; in segmentation plus one minus soft Dice from ``dice_from`` on (A.4)."""
         factor = float(gamma["gamma"])
         logits = model(batch.images, factor, gamma=factor)
         if self.problem == "classification":
@@ -273,16 +241,16 @@ class ScaleSpaceTask:
 
     @torch.no_grad()
     def measure(self, net: nn.Module, data: Images | Scans, gamma: float) -> dict[str, float]:
-        """Figures of one network on images or scans, means over them.
+        """Figures of one network, averaged over images or scans.
 
         Args:
-            net: for ``gamma``: from ``model.bind(gamma=gamma)``, or trained alone.
-            data: what is tested.
-            gamma: the factor that it rescales by.
+            net: from ``model.bind(gamma=gamma)``, or trained for this gamma.
+            data: to test on.
+            gamma: the rescaling factor.
 
         Returns:
-            ``loss``, the cross-entropy of the labels as they are, whatever the step; and
-            ``accuracy`` in %, or ``dice``.
+            ``loss``, the cross-entropy without label smoothing and Dice; and ``accuracy`` in %, or
+            ``dice``.
         """
         height, width = data.images.shape[-2:]
         losses, scores = [], []
@@ -293,13 +261,7 @@ class ScaleSpaceTask:
             loss = F.cross_entropy(logits, chunk.labels, reduction="none")
             losses.append(loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss)
             if self.problem == "classification":
-                right = multiclass_accuracy(
-                    logits.unsqueeze(-1),
-                    chunk.labels.unsqueeze(-1),
-                    num_classes=self.labels,
-                    average="micro",
-                    multidim_average="samplewise",
-                )
+                right = (logits.argmax(dim=1) == chunk.labels).float()
                 scores.append(100.0 * right)
             else:
                 scores.append(dice(logits.argmax(dim=1), chunk.labels, self.labels))
@@ -309,7 +271,7 @@ class ScaleSpaceTask:
         }
 
     def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
-        """Loss and accuracy (in %) or Dice, means over gammas."""
+        """Loss and accuracy (in %) or Dice, averaged over gammas."""
         count = self.config.evaluation_gammas
         gammas = [_LARGEST * (i + 1) / count for i in range(count)]
         if isinstance(model, Fixed):
@@ -318,53 +280,50 @@ class ScaleSpaceTask:
         return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
     def at(self, model: Model, gamma: float) -> dict[str, float]:
-        """The figures of :meth:`evaluate` on the whole test set at one gamma."""
+        """The figures of :meth:`evaluate` on the whole test set, at one gamma."""
         return self._rows(model, [gamma], self.test)[0]
 
     @torch.no_grad()
     def _rows(
         self, model: Model, gammas: list[float], data: Images | Scans
     ) -> list[dict[str, float]]:
-        was_training = model.training
-        model.eval()
-        rows = [self.measure(model.bind(gamma=g), data, g) for g in gammas]
-        model.train(was_training)
-        return rows
+        with evaluating(model):
+            return [self.measure(model.bind(gamma=g), data, g) for g in gammas]
 
     @torch.no_grad()
     def costs(
         self, model: Model, gammas: list[float], images: int = 16, rounds: int = 7
     ) -> list[dict[str, float]]:
-        """What an image costs at each gamma, once its weights are predicted.
+        """Time and operations per image at each gamma, without predicting the weights.
 
         Args:
             model: in either mode, which is kept.
-            gammas: the factors.
-            images: in the batch that is timed, the first of the test set.
-            rounds: in each of which every gamma is timed once, in turn, after one that is not.
+            gammas: the rescaling factors.
+            images: number of images in the timed batch.
+            rounds: number of timings of each gamma, which take turns.
 
         Returns:
-            ``ms per image``, the median over rounds, and ``MFLOP per image``, of convolutions
-            and linear layers, for each gamma.
+            For each gamma ``ms per image``, the median over rounds, and ``MFLOP per image``, of
+            convolutions and linear layers.
         """
-        was_training = model.training
-        model.eval()
+        from torch.utils.flop_counter import FlopCounterMode
+
         batch = self.test[torch.arange(min(images, len(self.test)), device=self.device)].unit()
-        nets = [model.bind(gamma=g) for g in gammas]
         seconds: list[list[float]] = [[] for _ in gammas]
         operations = []
-        for net, gamma in zip(nets, gammas, strict=True):
-            with FlopCounterMode(display=False) as counter:
-                net(batch.images, gamma)
-            operations.append(counter.get_total_flops())
-        for _ in range(rounds):
-            for net, gamma, taken in zip(nets, gammas, seconds, strict=True):
-                self._wait()
-                started = time.perf_counter()
-                net(batch.images, gamma)
-                self._wait()
-                taken.append(time.perf_counter() - started)
-        model.train(was_training)
+        with evaluating(model):
+            nets = [model.bind(gamma=g) for g in gammas]
+            for net, gamma in zip(nets, gammas, strict=True):
+                with FlopCounterMode(display=False) as counter:
+                    net(batch.images, gamma)
+                operations.append(counter.get_total_flops())
+            for _ in range(rounds):
+                for net, gamma, taken in zip(nets, gammas, seconds, strict=True):
+                    self._wait()
+                    started = time.perf_counter()
+                    net(batch.images, gamma)
+                    self._wait()
+                    taken.append(time.perf_counter() - started)
         return [
             {
                 "ms per image": 1e3 * statistics.median(taken) / len(batch),
@@ -380,14 +339,14 @@ class ScaleSpaceTask:
             torch.mps.synchronize()
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
-        """Figures and costs against gamma on the whole test set, and pictures.
+        """Figures and costs along gamma on the whole test set, and pictures.
 
-        A plain network has the figures of its one gamma alone.
+        A plain network has only the figures at its one gamma.
         """
         single, config = isinstance(model, Fixed), self.config
         pictures: list[tuple[str, Path]] = []
         if folder is not None and isinstance(self.test, Scans):
-            caption = "Scans, their labels, and what is found over gamma"
+            caption = "Scans, their labels, and predictions along gamma"
             pictures.append((caption, folder / "segmented.png"))
             shown = [config.gamma] if single else [i / 10 for i in range(6)]
             self._gallery(model, self.test, shown).savefig(pictures[0][1], dpi=110)
@@ -429,16 +388,16 @@ class ScaleSpaceTask:
 
     @torch.no_grad()
     def _gallery(self, model: Model, data: Scans, gammas: list[float], scans: int = 3) -> Figure:
-        """Scans spread over the test set, a row each."""
-        was_training = model.training
-        model.eval()
+        """Scans, evenly spread over the test set, in rows; their labels and predictions."""
+        from matplotlib.figure import Figure
+
         rows = torch.linspace(0, len(data) - 1, min(scans, len(data))).round().long()
         few = data[rows.to(self.device)].unit()
         maps = [("truth", few.labels)]
-        for gamma in gammas:
-            logits = model.bind(gamma=gamma)(few.images, gamma)
-            maps.append((f"gamma {gamma:g}", logits.argmax(dim=1)))
-        model.train(was_training)
+        with evaluating(model):
+            for gamma in gammas:
+                logits = model.bind(gamma=gamma)(few.images, gamma)
+                maps.append((f"gamma {gamma:g}", logits.argmax(dim=1)))
         height, width = few.images.shape[-2:]
         figure = Figure(
             figsize=(1.6 * (1 + len(maps)), 1.6 * len(rows) * height / width + 0.4),
@@ -463,6 +422,8 @@ class ScaleSpaceTask:
 
 
 def _curves(gammas: list[float], rows: list[dict[str, float]], metric: str, title: str) -> Figure:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.0, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axis, name, label in ((left, metric, title), (right, "ms per image", "ms per image")):
@@ -472,3 +433,6 @@ def _curves(gammas: list[float], rows: list[dict[str, float]], metric: str, titl
         axis.set(xlabel="gamma", ylabel=label)
         axis.set_ylim(bottom=0.0)
     return figure
+
+
+KIND = Kind(ScaleSpace, ScaleSpaceTask, "Scale-space hypernetwork", "Scale-Space", TRAINING)

@@ -1,0 +1,153 @@
+"""What a training run measured, and how it is written to and read from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import ScaleProfile
+from .tasks.base import Formulation, Metric, Model, Outcome
+
+__all__ = ["Point", "Run"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation during training.
+
+    Attributes:
+        step: number of updates made so far.
+        seconds: training time so far, without evaluations and checkpoints.
+        train_loss: mean training loss since the previous point; NaN at step 0.
+        figures: test figures by name.
+    """
+
+    step: int
+    seconds: float
+    train_loss: float
+    figures: dict[str, float]
+
+
+@dataclass
+class Run:
+    """The training of one model: its settings and everything that was measured.
+
+    Attributes:
+        formulation: how the weights are made.
+        seed: the replica.
+        metric: the test figure that the task is judged by.
+        model: the model; None if only the record was read.
+        points: the evaluations; the last one uses the whole test set.
+        loss: training loss of every step.
+        gradient_norm: norm of the gradient with respect to the predicted weights at every step
+            (figure 3c of the paper).
+        seconds: training time, without evaluations and checkpoints.
+        waiting: the part of ``seconds`` spent waiting for batches.
+        initial: scale of the predicted weights along gamma before training (figure 1a of the
+            paper); None for a plain network.
+        final: the same after training.
+        resumed: steps at which training resumed after an interruption.
+        outcome: the task's final results; None if the run has no folder.
+        folder: the run's folder, if it has one.
+    """
+
+    formulation: Formulation
+    seed: int
+    metric: Metric
+    model: Model | None = None
+    initial: ScaleProfile | None = None
+    final: ScaleProfile | None = None
+    points: list[Point] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    gradient_norm: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    waiting: float = 0.0
+    resumed: list[int] = field(default_factory=list)
+    outcome: Outcome | None = None
+    folder: Path | None = None
+
+    @property
+    def step(self) -> int:
+        """Number of updates made so far."""
+        return len(self.loss)
+
+    @property
+    def chunk_seconds(self) -> list[float]:
+        """Seconds per step between each pair of consecutive points."""
+        return [
+            (b.seconds - a.seconds) / (b.step - a.step) for a, b in itertools.pairwise(self.points)
+        ]
+
+    def first_step(self, target: float) -> int | None:
+        """The first evaluated step at which the metric reached ``target``, if any."""
+        return next((p.step for p in self.points if p.figures[self.metric.name] >= target), None)
+
+    def metrics(self) -> tuple[list[str], list[list[Any]]]:
+        """The points as a table: the column names and a row per point."""
+        names = list(self.points[0].figures)
+        return ["step", "seconds", "train_loss", *(f"test_{name}" for name in names)], [
+            [p.step, p.seconds, p.train_loss, *(p.figures[name] for name in names)]
+            for p in self.points
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """All measurements as JSON values; :meth:`read` restores them exactly."""
+        outcome = self.outcome and {
+            "figures": self.outcome.figures,
+            "tables": self.outcome.tables,
+            "pictures": [(caption, path.name) for caption, path in self.outcome.pictures],
+        }
+        return {
+            "metric": dataclasses.asdict(self.metric),
+            "points": [dataclasses.asdict(point) for point in self.points],
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "seconds": self.seconds,
+            "waiting": self.waiting,
+            "initial": _profile_record(self.initial),
+            "final": _profile_record(self.final),
+            "resumed": self.resumed,
+            "outcome": outcome,
+        }
+
+    def read(self, record: dict[str, Any]) -> None:
+        """Restore the measurements that :meth:`record` returned."""
+        self.metric = Metric(**record["metric"])
+        self.points = [Point(**point) for point in record["points"]]
+        for name in ("loss", "gradient_norm", "seconds", "waiting", "resumed"):
+            setattr(self, name, record[name])
+        self.initial = _read_profile(record["initial"])
+        self.final = _read_profile(record["final"])
+        if record["outcome"] is not None and self.folder is not None:
+            made, folder = record["outcome"], self.folder
+            self.outcome = Outcome(
+                figures=made["figures"],
+                tables=[(title, heading, rows) for title, heading, rows in made["tables"]],
+                pictures=[(caption, folder / name) for caption, name in made["pictures"]],
+            )
+
+
+def _profile_record(profile: ScaleProfile | None) -> dict[str, Any] | None:
+    if profile is None:
+        return None
+    return {
+        "input": profile.input,
+        "gamma": profile.gamma.tolist(),
+        "magnitude": profile.magnitude.tolist(),
+        "std": profile.std.tolist(),
+        "verdict": profile.verdict,
+    }
+
+
+def _read_profile(record: dict[str, Any] | None) -> ScaleProfile | None:
+    if record is None:
+        return None
+    gamma, magnitude, std = (
+        torch.tensor(record[name], dtype=torch.float64) for name in ("gamma", "magnitude", "std")
+    )
+    return ScaleProfile(record["input"], gamma, magnitude, std, {}, record["verdict"])
