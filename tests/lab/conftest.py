@@ -1,4 +1,4 @@
-"""What several tests of the lab share: a place to train and the task on the digits."""
+"""Fixtures of the lab: a device to train on, and a small task on the digits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.lab.making import leave_out_figures
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Threads gain nothing at these sizes, and lose much where the cores are busy."""
+    """Use one thread: more gain nothing at these sizes, and cost much on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -28,7 +28,7 @@ def fabric() -> Fabric:
 
 @pytest.fixture
 def task(fabric: Fabric) -> BayesTask:
-    """The task on the digits, with a small hypernetwork and few figures to measure."""
+    """The task on the digits, with a small hypernetwork and a quick evaluation."""
     small = {"evaluation_gammas": 2, "evaluation_images": 40, "posterior_samples": 2}
     return BayesTask(Bayes(hidden=(4, 8), **small), fabric.device)
 

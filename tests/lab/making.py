@@ -1,4 +1,4 @@
-"""Things that the tests of the lab make on the spot: IDX files and runs with given figures."""
+"""Helpers of the lab's tests: IDX files, runs with given figures, and comparisons."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def checksums(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def listing(folder: Path) -> list[str]:
-    """All that is in a folder, hidden files as well; nothing where there is none."""
+    """The names in a folder, with hidden files; empty if there is no folder."""
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
@@ -121,11 +121,11 @@ def make_run(
     outcome: Outcome | None = None,
     folder: Path | None = None,
 ) -> Run:
-    """A run with the given figures, evaluated at every so many steps.
+    """A run with the given figures.
 
-    ``accuracy`` are the values of the metric; ``seconds`` are those of a step in every stretch
-    between two points, gone through again where there are more stretches; ``waiting`` is a share
-    of them.
+    ``accuracy`` are the values of the metric; ``every`` is the number of steps between points;
+    ``seconds`` are the seconds per step between points, repeated as needed; ``waiting`` is the
+    fraction of them spent waiting for data.
     """
     steps = every * (len(accuracy) - 1)
     loss = [1.0 / (1 + i) for i in range(steps)] if losses is None else list(losses)
@@ -155,14 +155,14 @@ def make_run(
 
 
 def plain_run(seed: int = 0, **changes: Any) -> Run:
-    """The same of a plain network, whose weights have no scale along gamma."""
+    """A run of a plain network, which has no scale profiles."""
     run = make_run("plain", seed, initial=None, final=None, **changes)
     run.model = Fixed(nn.Linear(3, 2), {})
     return run
 
 
 def diverged(formulation: str, seed: int = 0, bad: float = math.nan) -> Run:
-    """A run whose figures are all ``bad`` from its first update on."""
+    """A run whose figures are all ``bad`` after the first update."""
     return make_run(
         formulation,
         seed,
@@ -197,7 +197,7 @@ def equal_profiles(a: ScaleProfile | None, b: ScaleProfile | None) -> bool:
 
 
 def equal_runs(a: Run, b: Run) -> bool:
-    """Whether two runs agree to the bit in all but the time that they took."""
+    """Whether two runs agree to the bit, except in their times."""
     figures, others = ([(p.step, p.train_loss, p.figures) for p in run.points] for run in (a, b))
     return (
         (a.formulation, a.seed, a.metric) == (b.formulation, b.seed, b.metric)
@@ -213,7 +213,7 @@ def equal_runs(a: Run, b: Run) -> bool:
 
 
 def leave_out_figures(put: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Leave out the drawing, which takes most of the time of a small report."""
+    """Skip drawing, which takes most of the time of a small report."""
 
     def saved(figure: Figure, path: Path, **_: Any) -> None:
         Path(path).write_bytes(b"a picture")

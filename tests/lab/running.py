@@ -1,7 +1,7 @@
-"""Commands in processes of their own, which can be killed.
+"""Run commands in separate processes, which tests can kill.
 
-They are forked from a server that has imported the lab once, since an import takes longer than the
-training of a small run.
+They are forked from a server that has imported the lab, because importing it takes longer than
+training a small run.
 """
 
 from __future__ import annotations
@@ -21,22 +21,20 @@ from tests.lab.making import leave_out_figures
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 
+# What the lab imports only where it is used.
+_LATER = ("lightning_fabric", "sklearn.datasets", "torch.utils.tensorboard")
+
 
 def prepare() -> None:
-    """Have the server begin to import; this does not wait for it."""
-    _CONTEXT.set_forkserver_preload(
-        ["hyperlight.lab.cli", "sklearn.datasets", "torch.utils.tensorboard", __name__]
-    )
+    """Let the server start importing, without waiting for it."""
+    _CONTEXT.set_forkserver_preload(["hyperlight.lab.cli", *_LATER, __name__])
     forkserver.ensure_running()
 
 
 def start(
     arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> BaseProcess:
-    """Start ``hyperlight`` with these arguments; what it prints is added to a file.
-
-    Nothing is drawn, which would take longer than the rest.
-    """
+    """Start ``hyperlight`` with these arguments, without drawing; its output goes to a file."""
     target = (list(arguments), str(log), dict(environment or {}))
     process = _CONTEXT.Process(target=_command, args=target, daemon=True)
     process.start()

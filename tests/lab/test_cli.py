@@ -408,7 +408,7 @@ def test_train_hypermorph_on_the_digits(tmp_path: Path, capsys: Captured) -> Non
     [
         (["--steps", "0"], "--steps was 0; expected 1 or more"),
         (["--seeds", "0"], "--seeds was 0; expected 1 or more"),
-        (["--batch-size", "5000"], "The batch size was 5000; expected 1 to 1,437, which is all"),
+        (["--batch-size", "5000"], "The batch size was 5000; expected 1 to 1,437, the size of"),
         (["--evaluate-every", "-1"], "--evaluate-every was -1; expected 1 or more"),
         (["--lr", "nan"], "--lr was nan; expected a learning rate above zero"),
         (["--weight-decay", "-1"], "--weight-decay was -1.0; expected 0 or more"),

@@ -164,9 +164,7 @@ def test_an_engine_that_is_not_there(
         run_grid([spec()], tmp_path, engine=address)
     text = str(caught.value)
     assert text.startswith(f"There is no Dask scheduler at {address} (")
-    assert text.endswith(
-        "Expected the address of a Dask scheduler, as `dask scheduler` prints it: tcp://host:8786."
-    )
+    assert text.endswith("Expected an address as `dask scheduler` prints it: tcp://host:8786.")
 
 
 @pytest.fixture(scope="module")

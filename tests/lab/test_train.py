@@ -425,12 +425,12 @@ def test_amounts_below_zero_are_refused(option: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(16, 3), (1, 2), (7, 4)])
-def test_a_batch_that_cannot_be_shared_is_refused(batch_size: int, devices: int) -> None:
+def test_a_batch_that_cannot_be_divided_is_refused(batch_size: int, devices: int) -> None:
     with pytest.raises(LabError) as raised:
         _settings(batch_size=batch_size, devices=devices).check()
     assert str(raised.value) == (
         f"--batch-size was {batch_size} and --devices {devices}; expected a batch size that is a "
-        "multiple of the devices, so that each has as much of a batch."
+        "multiple of the number of devices."
     )
     _settings(batch_size=batch_size * devices, devices=devices).check()
 
@@ -466,7 +466,7 @@ def test_a_batch_larger_than_the_data_is_refused(task: BayesTask, fabric: Fabric
     with pytest.raises(DataError) as raised:
         next(train(task, "mip", 0, _settings(batch_size=1438), fabric))
     assert str(raised.value) == (
-        "The batch size was 1438; expected 1 to 1,437, which is all there is to train with."
+        "The batch size was 1438; expected 1 to 1,437, the size of the training data."
     )
 
 

@@ -17,7 +17,7 @@ from .. import HyperModel, exchange_factors, optim, parameter_groups, scale_prof
 from .checkpoint import RunFolder, identity
 from .errors import LabError, at_least
 from .record import Point, Run
-from .tasks.base import Fixed, Formulation, Model, Task
+from .tasks.base import Fixed, Formulation, Model, Task, synchronize
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -171,7 +171,7 @@ def train(
         losses: list[Tensor] = []
         norms: list[Tensor] = []
         stopping = due = False
-        _wait(fabric.device)
+        synchronize(fabric.device)
         started = time.perf_counter()
         while run.step + len(losses) < end and not (stopping or due):
             asked = time.perf_counter()
@@ -189,7 +189,7 @@ def train(
             stopping, due = _any_process(fabric, stop(), due)
         run.loss.extend(_mean_over_processes(fabric, torch.stack(losses)).tolist())
         run.gradient_norm.extend(torch.stack(norms).tolist())
-        _wait(fabric.device)
+        synchronize(fabric.device)
         run.seconds += time.perf_counter() - started
         return stopping, due
 
@@ -260,9 +260,3 @@ def _mean_over_processes(fabric: Fabric, losses: Tensor) -> Tensor:
     mean = fabric.all_reduce(losses, reduce_op="mean")
     assert isinstance(mean, Tensor)
     return mean
-
-
-def _wait(device: torch.device) -> None:
-    """Wait for the device, so that the clock measures its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +19,7 @@ FILE = "ptbp_axial_8slices_192x160_uint8.npz"
 LABEL_NAMES = ("background", "CSF", "cortical grey matter", "white matter", "deep grey matter")
 
 
-def ptbp(
-    folder: Path | None = None,
-    size: tuple[int, int] | None = None,
-    *,
-    slices: Sequence[int] | None = None,
-    stripped: bool = False,
-) -> ScanSplit:
+def ptbp(folder: Path | None = None, size: tuple[int, int] | None = None) -> ScanSplit:
     """Load PTBP (Avants et al. 2015), T1 brain scans of children, aligned to a template.
 
     A substitute for OASIS with 4 labels, whose names are inferred from the pictures. As in section
@@ -39,9 +32,6 @@ def ptbp(
             ``labels``, uint8, both (scans, slices, height, width); or with a folder ``ptbp`` that
             has it; by default the user's cache.
         size: height and width to resize to; by default that of the file.
-        slices: which to use; by default all.
-        stripped: set pixels without a label to 0: the skull and everything outside the brain. This
-            shows the outline of the labels to a network that segments.
 
     Returns:
         Images ``(N, 1, H, W)``, uint8.
@@ -64,21 +54,13 @@ def ptbp(
             "expected both (scans, slices, height, width), and images of uint8. Replace it."
         )
     labels = check_labels(path, labels, len(LABEL_NAMES) - 1).astype(np.uint8)
-    subjects, available = images.shape[:2]
-    chosen = list(range(available)) if slices is None else list(slices)
-    if not chosen or not set(chosen) <= set(range(available)) or len(set(chosen)) < len(chosen):
-        raise DataError(
-            f"The slices were {chosen}; expected some of 0 to {available - 1}, each at most once."
-        )
+    subjects, slices = images.shape[:2]
     if subjects < 5:
         raise DataError(
             f"{path} has {subjects} scans, too few to train, validate and test; expected 5 or "
             "more. Replace it."
         )
-    images, labels = images[:, chosen], labels[:, chosen]
-    if stripped:
-        images = images * (labels > 0)
-    groups = torch.tensor(chosen).expand(subjects, -1)
+    groups = torch.arange(slices).expand(subjects, -1)
 
     def part(first: int, last: int) -> Scans:
         scans = Scans(
@@ -98,9 +80,8 @@ def ptbp(
         valid=valid,
         test=test,
         label_names=LABEL_NAMES,
-        note=f"PTBP, 4 labels, {height}x{width}{', skull-stripped' if stripped else ''}, "
-        f"{len(chosen)} axial slices of each scan: {counts[0]} scans to train, {counts[1]} to "
-        f"validate, {counts[2]} to test",
+        note=f"PTBP, 4 labels, {height}x{width}, {slices} axial slices of each scan: {counts[0]} "
+        f"scans to train, {counts[1]} to validate, {counts[2]} to test",
     )
 
 

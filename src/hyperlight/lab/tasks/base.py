@@ -35,6 +35,7 @@ __all__ = [
     "ScanData",
     "Task",
     "evaluating",
+    "synchronize",
 ]
 
 Formulation = Literal["classical", "mip", "encoding", "residual", "plain"]
@@ -167,6 +168,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the work of a device, so that a clock measures it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 class Drawn(Protocol):

@@ -50,6 +50,7 @@ from .base import (
     Model,
     Outcome,
     evaluating,
+    synchronize,
 )
 
 if TYPE_CHECKING:
@@ -319,10 +320,10 @@ class ScaleSpaceTask:
                 operations.append(counter.get_total_flops())
             for _ in range(rounds):
                 for net, gamma, taken in zip(nets, gammas, seconds, strict=True):
-                    self._wait()
+                    synchronize(self.device)
                     started = time.perf_counter()
                     net(batch.images, gamma)
-                    self._wait()
+                    synchronize(self.device)
                     taken.append(time.perf_counter() - started)
         return [
             {
@@ -331,12 +332,6 @@ class ScaleSpaceTask:
             }
             for taken, flop in zip(seconds, operations, strict=True)
         ]
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
         """Figures and costs along gamma on the whole test set, and pictures.
