@@ -21,15 +21,15 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
-WORKER_BYTES = 3 * 2**30  # what a worker takes at most, most of it compilers and the lab
-MOST_WORKERS = 8  # more spend longer on imports than they save
+WORKER_BYTES = 3 * 2**30  # a worker and the processes that its tests start take no more
+MOST_WORKERS = 8  # each imports PyTorch and collects all tests before it can help
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """For ``-n auto``: the cores that this process may use, and the memory for them.
+    """Count the workers of ``-n auto``: one for each core that pytest may use, if memory allows.
 
-    xdist counts physical cores, of which a virtual machine with two threads has one. With one
+    xdist counts physical cores, of which a virtual machine with two threads has one. On a single
     core there are no workers, and pytest runs the tests itself.
     """
     affinity = getattr(os, "sched_getaffinity", None)
@@ -41,12 +41,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files of the lab whole, as their tests share what one of them trained; others test by test.
+    """Keep each test file of the lab on one worker, and hand out all other tests one by one.
 
-    Files come first, those with most tests before the others, so that single tests are left to
-    fill the gap at the end. Groups of xdist would do the same, but change the names of tests.
+    Tests of the lab share what a fixture has trained. Their files come first, the largest in
+    front, so that single tests fill the gap at the end. The mark ``xdist_group`` does the same,
+    but changes the names under which tests are reported.
     """
-    if config.getoption("dist") != "load":  # asked for by name
+    if config.getoption("dist") != "load":  # asked for another by name
         return None
     from xdist.scheduler import LoadScopeScheduling
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: every workload, or the rows and subjects that are named."""
+"""``python -m benchmarks``: all workloads and subjects, or those that are named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .workloads import WORKLOADS
 
 __all__ = ["main"]
 
-# Long lines stay whole where the output goes to a file.
+# A file gets long lines unbroken.
 console = Console(width=None if sys.stdout.isatty() else 200)
 
 
@@ -27,7 +27,7 @@ def _names(text: str) -> list[str]:
 
 
 def _recorded(words: Sequence[str]) -> str:
-    """The command without ``--out``: a folder of one machine says nothing on another."""
+    """The command without ``--out``: a folder on one machine means nothing on another."""
     kept: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -42,28 +42,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Ratios of HyperLight and other libraries to the plain network, in one "
-        "interleaved run. Others: `python -m benchmarks mnist --help`, time to 95 % on MNIST; "
-        "`python -m benchmarks moments --help`, convergence with moments in bfloat16; "
-        "`python -m benchmarks wire --help`, bytes between processes; `python -m benchmarks "
-        "convolutions --help`, ways to run them with several sets of weights.",
+        "interleaved run. Two more benchmarks: `python -m benchmarks mnist --help` (time to 95 % "
+        "on MNIST) and `python -m benchmarks wire --help` (bytes sent between processes).",
     )
     shown = ", ".join(WORKLOADS)
     parser.add_argument(
         *("--workload", "-w"),
         type=_names,
         default=[name for name in WORKLOADS if name != "smoke"],
-        help=f"some of {shown}, with commas; by default all but smoke",
+        help=f"some of {shown}, separated by commas; by default all but smoke",
     )
     parser.add_argument(
         *("--subject", "-s"),
         type=_names,
         default=[],
         help=f"families ({', '.join(dict.fromkeys(s.family for s in SUBJECTS.values()))}) or "
-        f"single ones ({', '.join(SUBJECTS)}), with commas",
+        f"single subjects ({', '.join(SUBJECTS)}), separated by commas",
     )
     usual = Settings()
-    parser.add_argument("--rounds", type=int, default=usual.rounds, help="turns of every subject")
-    parser.add_argument("--seconds", type=float, default=usual.seconds, help="of one turn")
+    parser.add_argument("--rounds", type=int, default=usual.rounds, help="turns per subject")
+    parser.add_argument("--seconds", type=float, default=usual.seconds, help="length of one turn")
     parser.add_argument("--threads", type=int, default=usual.threads)
     parser.add_argument("--device", choices=("cpu", "cuda"), default=usual.device)
     parser.add_argument("--out", type=Path, default=BUILD / "results", help="folder for the files")
@@ -71,20 +69,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, write; returns 1 if a subject failed that was not skipped on purpose."""
+    """Measure, print and write; return 1 if a subject failed without being skipped on purpose."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["moments"]:
-        from .moments import main as run_moments
-
-        return run_moments(words[1:])
     if words[:1] == ["wire"]:
         from .wire import main as run_wire
 
         return run_wire(words[1:])
-    if words[:1] == ["convolutions"]:
-        from .convolutions import main as run_convolutions
-
-        return run_convolutions(words[1:])
     if words[:1] == ["mnist"]:
         from .mnist import main as run_mnist
 
@@ -95,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in WORKLOADS:
             parser.error(f"--workload was {name!r}; expected some of {', '.join(WORKLOADS)}.")
     if given.rounds < 1 or given.threads < 1 or not given.seconds > 0.0:
-        parser.error("--rounds and --threads take whole numbers from 1, --seconds one above 0.")
+        parser.error(
+            "--rounds and --threads take whole numbers from 1, --seconds a number above 0."
+        )
     settings = Settings(given.rounds, given.seconds, given.threads, given.device)
     rows: list[Measured] = []
     for name in given.workload:

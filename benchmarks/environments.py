@@ -1,4 +1,4 @@
-"""An environment for every peer, below a build folder, with the PyTorch of this one."""
+"""A virtual environment for every peer, in a build folder, with the PyTorch of this one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ BUILD = ROOT / "build" / "benchmarks"
 
 
 def interpreter(requirement: str | None) -> Path:
-    """The Python that has a peer installed; made on first use.
+    """Return the Python that has a peer installed; make its environment on first use.
 
-    The peer alone is installed, without what it depends on. PyTorch and NumPy come from the
-    environment that runs this, by a ``.pth`` file: one version for all, and nothing large is
-    fetched.
+    Only the peer is installed, without its dependencies. A ``.pth`` file adds the PyTorch and NumPy
+    of the current environment: all subjects run the same versions, and nothing large is downloaded.
 
     Raises:
-        RuntimeError: pip could not install it; its words.
+        RuntimeError: pip could not install the peer; the message has pip's error.
     """
     if requirement is None:
         return Path(sys.executable)
@@ -45,7 +44,7 @@ def interpreter(requirement: str | None) -> Path:
     )
     if done.returncode:
         raise RuntimeError(f"{requirement} cannot be installed: {done.stderr.strip()[-400:]}")
-    # A .pth file adds folders behind the environment's own, so that a peer comes first.
+    # Folders in a .pth file come after the environment's own, so the peer takes precedence.
     (packages / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (folder / "ready").touch()
     return python
@@ -56,6 +55,6 @@ def _quiet() -> dict[str, object]:
 
 
 def variables(requirement: str | None) -> dict[str, str]:
-    """The environment variables of a subject's process; only ours sees the sources of ours."""
+    """Environment variables for a subject's process; only ours sees this project's sources."""
     path = [str(ROOT)] if requirement else [str(ROOT), str(ROOT / "src")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}

@@ -1,8 +1,9 @@
-"""The same hypernetwork, as every library has it written.
+"""The same hypernetwork, written as each library wants it.
 
-A family holds a primary and what predicts its weights, as a module. ``forward(x, gamma)`` has one
-gamma for the batch; ``each`` and ``sweep`` have several, one after the other where the library
-has no other way; ``put`` and ``call`` put tensors that are predicted already in place.
+A family is a module that holds a primary and the network that predicts its weights.
+``forward(x, gamma)`` takes one gamma for the batch; ``each`` and ``sweep`` take several, and loop
+if the library offers nothing better; ``put`` and ``call`` run the primary with weights that are
+already predicted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["FAMILIES", "Family", "FunctionalCall", "Ours", "Plain"]
 
 
 def predicted(primary: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are predicted: all but those of normalisation layers."""
+    """Parameters to predict: all except those of normalisation layers."""
     return {
         f"{name}.{own}".lstrip("."): parameter
         for name, module in primary.named_modules()
@@ -32,25 +33,25 @@ def predicted(primary: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class Family(nn.Module):
-    """One library's way. Made from a primary that it may take apart."""
+    """One library's implementation, built from a primary that it may modify."""
 
     def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
-        raise TypeError(f"{type(self).__name__} does not say how it runs.")
+        raise TypeError(f"{type(self).__name__} does not define forward.")
 
     def each(self, x: Tensor, gamma: Tensor) -> Tensor:
-        """``(M, n, ...)`` under ``(M,)``."""
+        """Run data of shape ``(M, n, ...)`` with one gamma per row, ``(M,)``."""
         return torch.stack([self(own, g) for own, g in zip(x, gamma, strict=True)])
 
     def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
-        """``(n, ...)`` under ``(M,)``: ``(M, n, ...)``."""
+        """Run data of shape ``(n, ...)`` with every gamma of ``(M,)``; returns ``(M, n, ...)``."""
         return torch.stack([self(x, g) for g in gamma])
 
     def put(self) -> Any:
-        """Tensors for :meth:`call`, as the family wants them."""
+        """Tensors for :meth:`call`, in the form that the family needs."""
         return {name: p.detach().clone() for name, p in self.primary.named_parameters()}
 
     def call(self, tensors: Any, x: Tensor) -> Tensor:
-        """Run the primary with these tensors."""
+        """Run the primary with these tensors as its weights."""
         output: Tensor = functional_call(self.primary, tensors, (x,))
         return output
 
@@ -58,7 +59,7 @@ class Family(nn.Module):
 
 
 class Plain(Family):
-    """The primary alone, on the same data: what everything is compared with."""
+    """The plain network: the primary alone, on the same data. The reference for all the others."""
 
     def __init__(self, primary: nn.Module) -> None:
         super().__init__()
@@ -83,12 +84,12 @@ class Plain(Family):
 class Ours(Family):
     """HyperLight, this version."""
 
-    def __init__(self, primary: nn.Module, head: Any = None, sets: bool = False) -> None:
+    def __init__(self, primary: nn.Module, head: Any = None, per_gamma: bool = False) -> None:
         import hyperlight as hl
 
         super().__init__()
-        # With several images per gamma, the primary sees the images of one as its batch.
-        primary = nn.Sequential(nn.Flatten(0, 1), primary) if sets else primary
+        # With several images per gamma, the images of one gamma are the primary's batch.
+        primary = nn.Sequential(nn.Flatten(0, 1), primary) if per_gamma else primary
         self.model = hl.hypernetize(
             primary,
             inputs={"gamma": hl.Uniform(0.0, 1.0)},
@@ -108,16 +109,16 @@ class Ours(Family):
         return output
 
     def put(self) -> Any:
-        return list(self.model.predict(gamma=0.5).values())
+        return self.model.predict(gamma=0.5)
 
     def call(self, tensors: Any, x: Tensor) -> Tensor:
-        # What model.forward does once the weights are predicted.
+        # What model.forward does after predicting the weights.
         output: Tensor = self.model._plan.bind(self.model.primary, tensors)(x)
         return output
 
 
 class OursRank4(Ours):
-    """HyperLight, this version, with factors of rank 4."""
+    """HyperLight, this version, with a low-rank head of rank 4."""
 
     def __init__(self, primary: nn.Module) -> None:
         import hyperlight as hl
@@ -126,7 +127,7 @@ class OursRank4(Ours):
 
 
 class OursRank8(Ours):
-    """HyperLight, this version, with factors of rank 8."""
+    """HyperLight, this version, with a low-rank head of rank 8."""
 
     def __init__(self, primary: nn.Module) -> None:
         import hyperlight as hl
@@ -142,7 +143,7 @@ def _trunk(inputs: int) -> nn.Sequential:
 
 
 class FunctionalCall(Family):
-    """Written by hand with ``torch.func``: one flat head without bias, ``theta0`` beside it."""
+    """Written by hand with ``torch.func``: ``theta0`` plus one flat head without bias."""
 
     def __init__(self, primary: nn.Module) -> None:
         super().__init__()
@@ -175,7 +176,7 @@ class FunctionalCall(Family):
 
 
 class HyperLight005(Family):
-    """HyperLight 0.0.5, as its README has it: one gamma at a time, of shape ``(1, 1)``."""
+    """HyperLight 0.0.5 as in its README: one gamma at a time, of shape ``(1, 1)``."""
 
     def __init__(self, primary: nn.Module) -> None:
         hyperlight: Any = importlib.import_module("hyperlight")  # the release
@@ -203,7 +204,7 @@ class HyperLight005(Family):
 
 
 class HypNetTorch(Family):
-    """hypnettorch's ``HMLP``; its weights reach the primary by ``functional_call``."""
+    """hypnettorch's ``HMLP``; ``functional_call`` passes its weights to the primary."""
 
     def __init__(self, primary: nn.Module) -> None:
         super().__init__()
@@ -229,9 +230,9 @@ class HypNetTorch(Family):
         return self.call(dict(zip(self.names, weights, strict=True)), x)
 
     def _weights(self, gamma: Tensor) -> list[dict[str, Tensor]]:
-        """Predicted as a batch, which it can; used one by one."""
-        sets = self.hypernet.forward(uncond_input=gamma.unsqueeze(-1))
-        return [dict(zip(self.names, weights, strict=True)) for weights in sets]
+        """Predict as a batch, which the library supports; use one by one."""
+        predictions = self.hypernet.forward(uncond_input=gamma.unsqueeze(-1))
+        return [dict(zip(self.names, weights, strict=True)) for weights in predictions]
 
     def each(self, x: Tensor, gamma: Tensor) -> Tensor:
         pairs = zip(self._weights(gamma), x, strict=True)
@@ -260,7 +261,7 @@ class HypNetTorchChunked(HypNetTorch):
 
 
 class HyperNN(Family):
-    """hyper-nn's ``TorchHyperNetwork`` with ``generate_params`` for a gamma, as its README says."""
+    """hyper-nn's ``TorchHyperNetwork`` with ``generate_params`` for a gamma, as in its README."""
 
     def __init__(self, primary: nn.Module) -> None:
         from hypernn.torch import TorchHyperNetwork
@@ -292,12 +293,12 @@ class HyperNN(Family):
 
 
 class TorchHyper(Family):
-    """torchhyper's ``HyperNetwork``, one output layer per tensor, as its README has it."""
+    """torchhyper's ``HyperNetwork``, one output layer per tensor, as in its README."""
 
     def __init__(self, primary: nn.Module) -> None:
         super().__init__()
-        # The package itself imports diffusers and more, which it does not declare; this file of
-        # it needs torch and numpy.
+        # The package imports diffusers and others without declaring them; this one file needs only
+        # torch and numpy.
         found = importlib.util.find_spec("torchhyper")
         if found is None or found.submodule_search_locations is None:
             raise ModuleNotFoundError("No module named 'torchhyper'")

@@ -1,8 +1,8 @@
-"""The physical floor: what any exact Adam on a dense head must move through memory.
+"""The floor: the memory traffic that no exact Adam on a dense head can avoid.
 
-A step reads the head to predict and for the gradient of the features, and the update reads and
-writes it and reads and writes both moments. With the read for the gradient joined to the update,
-as both want the same rows, that is seven passes: one read, and three arrays read and written.
+The forward pass reads the head, and so does the gradient of the features; the update reads and
+writes the head and both moments. The gradient and the update need the same rows, so one read serves
+both. That leaves seven passes: one read, and three arrays that are read and written.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 __all__ = ["PASSES", "floor_bytes", "prepare_floor"]
 
 PASSES = 7
-LIMIT = 2**26  # entries of an array; of a larger head parts are streamed, far beyond any cache
+LIMIT = 2**26  # entries of an array, far beyond any cache; a larger head is streamed in parts
 
 
 def floor_bytes(entries: int) -> int:
-    """What :func:`prepare_floor` allocates."""
+    """Bytes that :func:`prepare_floor` allocates."""
     return 3 * 4 * min(entries, LIMIT)
 
 
 def prepare_floor(entries: int, device: torch.device) -> Callable[[int], object]:
-    """Seven streaming passes over arrays of that many float32 numbers."""
+    """Return a step: seven streaming passes over arrays of ``entries`` float32 numbers."""
     size = min(entries, LIMIT)
     weight, first, second = (torch.ones(size, device=device) for _ in range(3))
 

@@ -1,7 +1,7 @@
-"""``python -m benchmarks mnist``: seconds of training until MNIST is classified 95 % right.
+"""``python -m benchmarks mnist``: seconds of training to 95 % test accuracy on MNIST.
 
-HyperLight 0.0.5 as its README has it (ten hyper-inputs, hidden layers of 16, 64 and 128, Adam)
-against this version on the same network, the same inputs, the same batches in the same order.
+HyperLight 0.0.5 as in its README (ten hyper-inputs, hidden layers of 16, 64 and 128, Adam) against
+this version, with the same network, the same inputs and the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -24,23 +24,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .environments import ROOT, interpreter, variables
-from .subjects import has_factored
 from .workloads import lenet
 
 __all__ = ["CONTENDERS", "main", "middle", "work"]
 
 INPUTS, WIDTHS = 10, (16, 64, 128)
 BATCH, EVALUATE_EVERY, GAMMAS = 128, 20, 3
-# name -> (what pip installs, in words, the learning rate of Adam)
+# name: (what pip installs, title, learning rate of Adam)
 CONTENDERS: dict[str, tuple[str | None, str, float]] = {
-    "hyperlight-default": ("hyperlight==0.0.5", "HyperLight 0.0.5, Adam, torch's rate", 1e-3),
+    "hyperlight-default": (
+        "hyperlight==0.0.5",
+        "HyperLight 0.0.5, Adam, PyTorch's default rate",
+        1e-3,
+    ),
     "hyperlight-paper": ("hyperlight==0.0.5", "HyperLight 0.0.5, Adam, the paper's rate", 3e-4),
-    "ours": (None, "HyperLight, relative initialisation, parameter_groups", 3e-3),
+    "ours": (None, "HyperLight, relative start, parameter_groups", 3e-3),
 }
 
 
 def _contender(name: str) -> tuple[Any, torch.optim.Optimizer]:
-    """What maps images and gamma to logits, and its optimizer."""
+    """A function from images and gamma to logits, and its optimizer."""
     primary, lr = lenet(), CONTENDERS[name][2]
     if name == "ours":
         import hyperlight as hl
@@ -52,9 +55,7 @@ def _contender(name: str) -> tuple[Any, torch.optim.Optimizer]:
             init="relative",
         )
         groups = hl.parameter_groups(model, lr=lr)
-        if has_factored():
-            return model, importlib.import_module("hyperlight.optim").Adam(groups, lr=lr)
-        return model, torch.optim.Adam(groups, lr=lr, fused=True)
+        return model, hl.optim.Adam(groups, lr=lr)
     hyperlight: Any = importlib.import_module("hyperlight")  # the release
     modules = hyperlight.find_modules_of_type(primary, [nn.Conv2d, nn.Linear])
     mainnet = hyperlight.hypernetize(primary, modules=modules)
@@ -75,10 +76,10 @@ def _contender(name: str) -> tuple[Any, torch.optim.Optimizer]:
 def work(
     name: str, data: dict[str, Tensor], seed: int, target: float, steps: int
 ) -> dict[str, float]:
-    """Train one contender until ``target`` (a share of the test images) or for ``steps``.
+    """Train one contender until its test accuracy is ``target`` (from 0 to 1), or for ``steps``.
 
-    Test accuracy is the mean over fixed gammas on all test images, every few updates; its time
-    does not count.
+    Test accuracy is the mean over fixed gammas on all test images, measured every few updates. Its
+    time does not count.
     """
     torch.manual_seed(seed)
     model, optimizer = _contender(name)
@@ -115,17 +116,19 @@ def work(
 
 
 def middle(values: Sequence[float]) -> float:
-    """The median, where a run that never reached the target counts as infinitely long."""
+    """The median; a run that never reached the target counts as infinitely long."""
     return statistics.median_low(values)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all contenders in turns, seed by seed, each in a process of its own."""
+    """Run all contenders in turn, seed by seed, each in its own process."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks mnist", description=__doc__)
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST's IDX files")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--target", type=float, default=95.0, help="test accuracy in %%")
-    parser.add_argument("--steps", type=int, default=4000, help="updates after which one gives up")
+    parser.add_argument(
+        "--steps", type=int, default=4000, help="updates after which a run gives up"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks" / "mnist")
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""From seconds to ratios: tables for a terminal, csv, where the numbers come from, a picture."""
+"""From seconds to ratios: tables for a terminal, csv, provenance and a figure."""
 
 from __future__ import annotations
 
@@ -50,26 +50,25 @@ class Spread:
 
 
 def multiples(row: Measured) -> Spread | None:
-    """A step as a multiple of the plain primary's in the same round."""
+    """A step's time as a multiple of the plain network's in the same round."""
     if not row.seconds:
         return None
     return Spread([s / p for s, p in zip(row.seconds, row.plain, strict=True)])
 
 
 def fastest(row: Measured) -> float | None:
-    """The fastest turn as a multiple of the plain primary's fastest.
+    """The fastest turn as a multiple of the plain network's fastest.
 
-    Beside the median, not in its place: on a machine that others use the fastest turns are those
-    that nobody disturbed.
+    Shown beside the median: on a busy machine the fastest turns are those that nothing disturbed.
     """
     return min(row.seconds) / min(row.plain) if row.seconds else None
 
 
 def overhead(row: Measured, other: Measured) -> float | None:
-    """The time on top of the plain primary, as a share of that of another subject.
+    """The time added to the plain network, as a fraction of what another subject adds.
 
-    From the medians of the ratios to the plain primary of the same round. ``None`` where one of
-    the two has no numbers, or the other no overhead.
+    Computed from the medians of the ratios to the plain network in the same round. ``None`` if one
+    of the two has no numbers, or the other has no overhead.
     """
     own, theirs = multiples(row), multiples(other)
     if own is None or theirs is None or theirs.median <= 1.0:
@@ -90,10 +89,17 @@ def _table(title: str, heading: Sequence[str]) -> Table:
 
 
 def table(title: str, rows: Sequence[Measured]) -> Table:
-    """Time, ratio to the plain primary and peak memory of every subject of one workload."""
+    """Time, ratio to the plain network and peak memory of every subject of one workload."""
     made = _table(
         title,
-        ("", "ms, median (range)", "x plain, median (range)", "fastest", "peak MB", "above base"),
+        (
+            "",
+            "ms, median (range)",
+            "x plain network, median (range)",
+            "fastest",
+            "peak MB",
+            "above base",
+        ),
     )
     for row in rows:
         ratio = multiples(row)
@@ -111,7 +117,7 @@ def table(title: str, rows: Sequence[Measured]) -> Table:
 
 
 def peer_table(title: str, rows: Sequence[Measured]) -> Table | None:
-    """Ours (and the floor) against every peer: ratios of times, and of times on top of plain."""
+    """HyperLight and the floor against every peer: ratios of times, and of added times."""
     peers = [row for row in rows if _peer(row) and row.seconds]
     others = [r for r in rows if not _peer(r) and r.subject != PLAIN and r.seconds]
     if not peers or not others:
@@ -125,15 +131,15 @@ def peer_table(title: str, rows: Sequence[Measured]) -> Table | None:
             own, theirs = multiples(row), multiples(peer)
             assert own is not None
             assert theirs is not None
-            share = overhead(row, peer)
-            more = "" if share is None else f"; {share:.2f}"
+            added = overhead(row, peer)
+            more = "" if added is None else f"; {added:.2f}"
             cells.append(f"{own.median / theirs.median:.2f}{more}")
         made.add_row(peer.title, *cells)
     return made
 
 
 def provenance(command: str) -> dict[str, str]:
-    """Versions, the machine without its name, and the command."""
+    """Versions, the command, and the machine without its name."""
     names = ("torch", "numpy")
     model = platform.machine()
     try:
@@ -157,7 +163,7 @@ def provenance(command: str) -> dict[str, str]:
 
 
 def as_csv(rows: Sequence[Measured]) -> str:
-    """One line per subject and round; one with the error for a subject without numbers."""
+    """One line per subject and round; one line with the error for a subject without numbers."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
@@ -176,7 +182,7 @@ def as_csv(rows: Sequence[Measured]) -> str:
 
 
 def picture(rows: Sequence[Measured]) -> Figure:
-    """Bars: a step of every subject as a multiple of the plain primary's, with its range."""
+    """Bars: a step of every subject as a multiple of the plain network's, with its range."""
     shown = [row for row in rows if row.seconds and row.subject != PLAIN]
     names = list(dict.fromkeys(row.workload for row in shown))
     per = {name: [row for row in shown if row.workload == name] for name in names}
@@ -186,18 +192,18 @@ def picture(rows: Sequence[Measured]) -> Figure:
     )
     axes = figure.subplots(max(len(names), 1), 1, squeeze=False, height_ratios=heights)[:, 0]
     for ax, name in zip(axes, names, strict=False):
-        for place, row in enumerate(per[name]):
+        for position, row in enumerate(per[name]):
             ratio = multiples(row)
             assert ratio is not None
             color = "#d55e00" if _peer(row) else "#999999" if row.subject == FLOOR else "#0072b2"
-            ax.barh(place, ratio.median, color=color, height=0.7)
-            ax.plot([ratio.low, ratio.high], [place, place], color="black", linewidth=1.0)
+            ax.barh(position, ratio.median, color=color, height=0.7)
+            ax.plot([ratio.low, ratio.high], [position, position], color="black", linewidth=1.0)
         ax.set_yticks(range(len(per[name])), [row.title for row in per[name]], fontsize=7)
         ax.axvline(1.0, color="black", linewidth=0.8)
         ax.invert_yaxis()
         ax.set_title(name, loc="left", fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel("multiple of the plain primary; median and range over rounds")
+    axes[-1].set_xlabel("multiple of the plain network; median and range over rounds")
     return figure
 
 

@@ -1,8 +1,8 @@
 """All subjects of a workload in one interleaved run.
 
-Every subject is a process that works only when it is told to, one at a time, in an order that
-turns from round to round. A ratio is that of two stretches of the same round, so that a machine
-that slows down, slows both.
+Every subject is a process that works only on request, one at a time, in an order that rotates from
+round to round. A ratio compares two turns of the same round, so a machine that slows down slows
+both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .workloads import HIDDEN, Workload
 __all__ = ["Measured", "Settings", "head_entries", "measure"]
 
 PLAIN, FLOOR = "plain/fused", "floor"
-PROCESS = 400 * 2**20  # what Python and PyTorch take
+PROCESS = 400 * 2**20  # memory of Python and PyTorch themselves
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Settings:
     """How to measure.
 
     Attributes:
-        rounds: how often every subject has its turn.
-        seconds: a turn lasts about that long, and one step at least.
-        threads: of PyTorch, for every subject.
+        rounds: turns of every subject.
+        seconds: approximate length of a turn; a turn has at least one step.
+        threads: PyTorch threads of every subject.
         device: ``"cpu"`` or ``"cuda"``.
-        patience: seconds after which a subject that does not answer is given up.
+        patience: seconds to wait for an answer before giving a subject up.
     """
 
     rounds: int = 9
@@ -61,10 +61,10 @@ class Measured:
         workload: its name.
         subject: its name.
         title: the subject in words.
-        seconds: of one step, by round.
-        plain: of one step of the plain primary, in the same rounds.
-        peak: the peak memory of the whole process, in bytes.
-        base: the same before anything was made.
+        seconds: seconds per step, one per round.
+        plain: seconds per step of the plain network in the same rounds.
+        peak: peak memory of the whole process, in bytes.
+        base: the same before the subject was built.
         error: why there are no numbers.
     """
 
@@ -79,11 +79,11 @@ class Measured:
 
 
 class SubjectError(Exception):
-    """A subject could not do its work."""
+    """A subject failed."""
 
 
 class Process:
-    """A subject that takes orders."""
+    """A subject in its own process, which works on request."""
 
     def __init__(self, name: str, python: Path, workload: Workload, settings: Settings) -> None:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in close)
@@ -108,10 +108,10 @@ class Process:
         )
 
     def read(self) -> dict[str, Any]:
-        """The next answer.
+        """Read the next answer.
 
         Raises:
-            SubjectError: the process ended, or said nothing for too long.
+            SubjectError: the process ended, or did not answer in time.
         """
         assert self.process.stdout is not None
         timer = threading.Timer(self.patience, self.process.kill)
@@ -133,14 +133,14 @@ class Process:
         return answer
 
     def order(self, **content: Any) -> dict[str, Any]:
-        """Give an order and wait for the answer."""
+        """Send an order and wait for the answer."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the reason is read below
+        with contextlib.suppress(BrokenPipeError):  # read() finds the reason
             print(json.dumps(content), file=self.process.stdin, flush=True)
         return self.read()
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it is doing."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -154,16 +154,17 @@ class Process:
 def _summary(workload: Workload) -> hl.Summary:
     with torch.device("meta"):
         primary = workload.primary()
-    return hl.estimate(primary, {"gamma": hl.Uniform(0.0, 1.0)}, hidden=HIDDEN)
+    spaces = {"gamma": hl.Uniform(0.0, 1.0)}
+    return hl.hypernetize(primary, spaces, hidden=HIDDEN, device="meta").summary()
 
 
 def head_entries(workload: Workload) -> int:
-    """The weights of a dense head for the workload."""
+    """Number of weights of a dense head for the workload."""
     return _summary(workload).head.parameters
 
 
 def _memory(subject: Subject, workload: Workload) -> int:
-    """What a subject needs, activations aside; for dense heads."""
+    """Memory that a subject needs, without activations, in bytes."""
     dense = subject.family not in ("ours-rank4", "ours-rank8", "hypnettorch-chunked")
     if workload.kind in ("sweep", "bind") or not dense:
         return PROCESS + _summary(workload).primary.bytes * 16
@@ -171,7 +172,7 @@ def _memory(subject: Subject, workload: Workload) -> int:
 
 
 def _free(device: torch.device) -> int:
-    """The memory that can be had now."""
+    """Memory that is free now, in bytes."""
     most = available_memory(device)
     found = [most] if most is not None else []
     if device.type == "cpu":
@@ -185,7 +186,7 @@ def _free(device: torch.device) -> int:
 
 
 def _groups(needs: Mapping[str, int], free: int) -> list[list[str]]:
-    """Names in order, in groups whose needs fit into memory together."""
+    """Split the names, in order, into groups that fit in memory together."""
     groups: list[list[str]] = []
     held = 0
     for name, need in needs.items():
@@ -205,25 +206,24 @@ def measure(
     pythons: Mapping[str, Path] | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> list[Measured]:
-    """Measure all subjects, the plain primary and the floor.
+    """Measure all subjects, the plain network and the floor.
 
-    A subject that fails or cannot fit is reported with the reason, and does not stop the others.
-    Where all together do not fit in memory, they run in groups, each with a plain primary beside
-    it.
+    A subject that fails or does not fit in memory is reported with the reason; the others go on. If
+    they do not fit together, they run in groups, each with its own plain network.
 
     Args:
-        workload: what is done.
-        subjects: who does it.
-        settings: how it is measured.
-        pythons: the interpreter of a subject, by name; by default its environment is set up.
-        say: is told what happens.
+        workload: what to run.
+        subjects: which subjects to run.
+        settings: how to measure.
+        pythons: interpreters by subject name; by default :func:`interpreter` provides them.
+        say: called with a line on every event.
 
     Returns:
-        The plain primary, the floor (of a training step), then the subjects in order.
+        The plain network, the floor (of a training step only), then the subjects in order.
     """
     device = torch.device(settings.device)
     plain = Measured(workload.name, PLAIN, SUBJECTS[PLAIN].title)
-    floor = Measured(workload.name, FLOOR, "floor: plain primary, and 7 passes over the head")
+    floor = Measured(workload.name, FLOOR, "floor: plain network, and 7 passes over the head")
     optimized = workload.kind in ("train", "each")
     rows = {
         subject.name: Measured(
@@ -242,9 +242,10 @@ def measure(
     for subject in subjects:
         need = _memory(subject, workload)
         if need > free:
-            rows[subject.name].error = (
-                f"skipped: needs about {as_text(need)} of memory; {as_text(max(free, 0))} can be "
-                "had"
+            rows[
+                subject.name
+            ].error = (
+                f"skipped: needs about {as_text(need)} of memory; {as_text(max(free, 0))} are free"
             )
             say(f"{workload.name} {subject.name}: {rows[subject.name].error}")
         else:
@@ -264,7 +265,7 @@ def _measure_group(
     pythons: Mapping[str, Path] | None,
     say: Callable[[str], object],
 ) -> None:
-    """Measure the subjects of ``rows``, the first of which is the plain primary, and fill them."""
+    """Measure the subjects of ``rows``, the plain network first, and fill in their numbers."""
     processes: dict[str, Process] = {}
     steps: dict[str, int] = {}
     times: dict[str, list[float]] = {row.subject: [] for row in rows}
@@ -316,8 +317,8 @@ def _measure_group(
     for row in rows:
         if row.error is None and plain:
             row.seconds = times[row.subject]
-            if row.subject == FLOOR:  # the floor's passes come on top of the primary's own step
+            if row.subject == FLOOR:  # add the plain network's own step to the floor's passes
                 row.seconds = [a + b for a, b in zip(row.seconds, plain, strict=True)]
             row.plain = list(plain[: len(row.seconds)])
         elif row.error is None:
-            row.error = "the plain primary failed"
+            row.error = "the plain network failed"

@@ -1,9 +1,8 @@
-"""Who is compared: a family of :mod:`benchmarks.families`, with an optimizer."""
+"""The subjects of the comparison: a family of :mod:`benchmarks.families` with an optimizer."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +11,11 @@ import torch
 from .families import FAMILIES, Ours
 from .workloads import Workload
 
-__all__ = ["PEERS", "SUBJECTS", "Subject", "choose", "has_factored", "prepare"]
+__all__ = ["PEERS", "SUBJECTS", "Subject", "choose", "prepare"]
 
-LR = 1e-4  # of all, so small that the numbers stay finite however long a run is
+LR = 1e-4  # for all; small enough that numbers stay finite in runs of any length
 
-# What pip installs, by family; families that are not here run in the environment of the project.
+# What pip installs, by family. Other families run in the environment of the project.
 PEERS = {
     "hyperlight": "hyperlight==0.0.5",
     "hypnettorch": "hypnettorch==0.0.4",
@@ -25,21 +24,20 @@ PEERS = {
     "torchhyper": "torchhyper==0.1.2",
 }
 
-# What a training step holds at its peak, in units of the parameters, measured on W2: weights,
-# gradient and moments, and the temporary arrays of torch.optim's default loop.
+# Peak memory of a training step in multiples of the parameters, measured on W2: weights, gradient,
+# moments, and the temporary arrays of torch.optim's default loop.
 COPIES = {
     "adam": 6.2,
     "fused": 4.2,
     "hl-adam-eager": 3.2,
     "hl-adam-compiled": 3.2,
-    "hl-adam-bf16": 2.2,
     "hl-sgd": 2.2,
 }
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A family with an optimizer. ``name`` is what ``--subject`` takes."""
+    """A family with an optimizer; ``--subject`` takes its ``name``."""
 
     family: str
     optimizer: str
@@ -51,12 +49,12 @@ class Subject:
 
     @property
     def requirement(self) -> str | None:
-        """What pip installs for it, in an environment of its own."""
+        """What pip installs in its own environment; None for the project's environment."""
         return PEERS.get(self.family)
 
     @property
     def copies(self) -> float:
-        """The memory of a training step, in units of the parameters."""
+        """Peak memory of a training step, in multiples of the parameters."""
         return COPIES[self.optimizer]
 
 
@@ -70,11 +68,10 @@ def _both(family: str, title: str) -> tuple[Subject, Subject]:
 SUBJECTS = {
     subject.name: subject
     for subject in (
-        Subject("plain", "fused", "plain primary"),
+        Subject("plain", "fused", "plain network"),
         *_both("ours", "HyperLight"),
         Subject("ours", "hl-adam-eager", "HyperLight, hl.optim.Adam, eager"),
         Subject("ours", "hl-adam-compiled", "HyperLight, hl.optim.Adam, compiled"),
-        Subject("ours", "hl-adam-bf16", "HyperLight, hl.optim.Adam, bfloat16 moments"),
         Subject("ours", "hl-sgd", "HyperLight, hl.optim.SGD, Nesterov"),
         Subject("ours-rank4", "fused", "HyperLight, LowRank(4), Adam(fused=True)"),
         Subject("ours-rank8", "fused", "HyperLight, LowRank(8), Adam(fused=True)"),
@@ -87,7 +84,7 @@ SUBJECTS = {
     )
 }
 
-# What a workload has without a list of its own: hypernetworks with one dense head, and Adam.
+# Subjects of a workload that names none: hypernetworks with one dense head, and Adam.
 USUAL = [
     name
     for name, subject in SUBJECTS.items()
@@ -96,27 +93,22 @@ USUAL = [
 ]
 
 
-def has_factored() -> bool:
-    """Whether this HyperLight has optimizers of its own."""
-    return importlib.util.find_spec("hyperlight.optim") is not None
-
-
 def choose(workload: Workload, wanted: Sequence[str] = ()) -> list[Subject]:
-    """The subjects of a workload, in the order of the table.
+    """Choose the subjects of a workload, in the order of the table.
 
     Args:
-        workload: what is done.
-        wanted: families or names; empty for the workload's own.
+        workload: what to run.
+        wanted: families or names; empty for the workload's own subjects.
 
     Raises:
-        ValueError: a name that is none.
+        ValueError: a name is neither a family nor a subject.
     """
     families = {subject.family for subject in SUBJECTS.values()}
     for name in wanted:
         if name not in SUBJECTS and name not in families:
             raise ValueError(
-                f"--subject was {name!r}; expected some of {', '.join(sorted(families))}, or one "
-                f"with its optimizer: {', '.join(SUBJECTS)}."
+                f"--subject was {name!r}; expected a family ({', '.join(sorted(families))}) "
+                f"or a subject ({', '.join(SUBJECTS)})."
             )
     usual = workload.subjects or USUAL
     if workload.kind in ("sweep", "bind"):  # no optimizer: one subject per family
@@ -126,25 +118,18 @@ def choose(workload: Workload, wanted: Sequence[str] = ()) -> list[Subject]:
     if wanted:
         found = [n for n in SUBJECTS if n in named or (n in usual and n.split("/")[0] in wanted)]
     return [
-        SUBJECTS[name]
-        for name in SUBJECTS
-        if name in found
-        and SUBJECTS[name].family != "plain"
-        and (has_factored() or not SUBJECTS[name].optimizer.startswith("hl-"))
+        SUBJECTS[name] for name in SUBJECTS if name in found and SUBJECTS[name].family != "plain"
     ]
 
 
 def optimizer(name: str, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer by the name that subjects give it."""
+    """Make the optimizer that a subject names."""
     trained = [p for p in parameters if p.requires_grad]
     if name == "adam":
         return torch.optim.Adam(trained, lr=LR)
     if name == "fused":
         return torch.optim.Adam(trained, lr=LR, fused=True)
     optim = importlib.import_module("hyperlight.optim")
-    if name == "hl-adam-bf16":
-        short: torch.optim.Optimizer = optim.Adam(trained, lr=LR, moments=torch.bfloat16)
-        return short
     if name.startswith("hl-adam-"):
         optim.set_implementation(name.removeprefix("hl-adam-"))
     if name == "hl-sgd":
@@ -155,11 +140,11 @@ def optimizer(name: str, parameters: Iterable[torch.nn.Parameter]) -> torch.opti
 
 
 def prepare(subject: Subject, workload: Workload, device: torch.device) -> Callable[[int], object]:
-    """Everything before the clock starts: returns what runs step number ``n``."""
+    """Do everything that is not timed, and return a function that runs step number ``n``."""
     torch.manual_seed(0)
     primary = workload.primary()
     family = (
-        Ours(primary, sets=True)
+        Ours(primary, per_gamma=True)
         if subject.family == "ours" and workload.kind == "each"
         else FAMILIES[subject.family](primary)
     ).to(device)

@@ -1,8 +1,9 @@
-"""``python -m benchmarks wire``: bytes between processes in a data-parallel step, as sent.
+"""``python -m benchmarks wire``: bytes sent between processes in a data-parallel step.
 
-The LeNet variant with a dense head in processes on this machine that talk over the loopback
-device, whose own counter is read (Linux): with ``hl.exchange_factors`` and without, where
-``DistributedDataParallel`` averages the dense gradient. The models are compared afterwards.
+Trains the LeNet variant with a dense head in several processes on this machine, once with
+``hl.exchange_factors`` and once without, where ``DistributedDataParallel`` averages the dense
+gradient. The bytes are those of the loopback device's own counter (Linux). The trained models are
+compared afterwards.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ DEVICE = "lo"
 
 
 def sent() -> int:
-    """Bytes that went over the loopback device since the machine was started."""
+    """Bytes sent over the loopback device since the machine started."""
     return int(Path(f"/sys/class/net/{DEVICE}/statistics/tx_bytes").read_text())
 
 
 def work(rank: int, world: int, steps: int, factors: bool, folder: str) -> None:
-    """Train in one of the processes; the first writes what it measured."""
+    """Train in one of the processes; the first one writes the measurements."""
     import hyperlight as hl
 
     torch.set_num_threads(1)
@@ -55,7 +56,7 @@ def work(rank: int, world: int, steps: int, factors: bool, folder: str) -> None:
         workload.loss(parallel(x, workload.gamma(world * step + rank)), target).backward()
         optimizer.step()
 
-    for step in range(3):  # buckets are made anew after the first
+    for step in range(3):  # DistributedDataParallel rebuilds its buckets after the first step
         train(step)
     distributed.barrier()
     before = sent()
@@ -74,7 +75,7 @@ def work(rank: int, world: int, steps: int, factors: bool, folder: str) -> None:
 
 
 def measure(world: int, steps: int, factors: bool) -> tuple[float, dict[str, torch.Tensor]]:
-    """Bytes per step and process, and the trained weights."""
+    """Return bytes per step and process, and the trained weights."""
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory() as folder:
@@ -89,13 +90,15 @@ def measure(world: int, steps: int, factors: bool) -> tuple[float, dict[str, tor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure both for every number of processes and print them."""
+    """Measure both for every number of processes and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks wire", description=__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_args(arguments)
     if not Path(f"/sys/class/net/{DEVICE}").is_dir():
-        print(f"The counter of the loopback device {DEVICE!r} is read, which is there on Linux.")
+        print(
+            f"There is no counter for the loopback device {DEVICE!r}; this benchmark needs Linux."
+        )
         return 1
 
     from rich.console import Console

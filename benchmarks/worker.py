@@ -1,7 +1,7 @@
-"""One subject in a process of its own, which works when it is told to.
+"""One subject in its own process, which works on request.
 
 Reads lines of JSON from standard input and answers each on standard output: ``{"run": n}`` runs n
-steps and answers the seconds; ``{"stop": true}`` answers the peak memory, and ends.
+steps and answers the seconds; ``{"stop": true}`` answers the peak memory and ends the process.
 """
 
 from __future__ import annotations
@@ -20,36 +20,38 @@ __all__ = ["main", "peak_memory"]
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that this process has held: of the GPU's memory, or resident (VmHWM)."""
+    """Peak bytes of this process: GPU memory, or resident memory (VmHWM)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:  # a system without it
+    except OSError:  # not Linux
         return None
     found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
     return 1024 * int(found[0]) if found else None
 
 
 def main() -> None:
-    """Prepare, warm up, and follow the orders."""
+    """Prepare, warm up and follow the orders."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workload", required=True)
     parser.add_argument("--subject", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--device", required=True)
-    parser.add_argument("--entries", type=int, required=True, help="of the head, for the floor")
+    parser.add_argument(
+        "--entries", type=int, required=True, help="weights of the head, for the floor"
+    )
     given = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # keep what a library prints out of the answers
 
     def answer(**content: Any) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     torch.set_num_threads(given.threads)
-    # For all the same: glibc gives large blocks back to the system at every turn until one of
-    # nearly 32 MiB was freed. Whoever builds a dense gradient of that size frees one by the way,
-    # the plain primary does not, and takes up to 1.5 times as long for it.
+    # Equal conditions for all: glibc returns large blocks to the system every time, until a block
+    # of nearly 32 MiB has been freed. A subject with a dense gradient of that size frees one
+    # anyway; the plain network does not, and would take up to 1.5 times as long.
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
     device = torch.device(given.device)
     from .subjects import SUBJECTS, prepare

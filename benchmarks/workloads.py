@@ -1,4 +1,4 @@
-"""What every subject is given to do: a primary, data, a loss, and how many sets of weights."""
+"""The workloads: a primary, data, a loss, and the number of gammas in a step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Kind = Literal["train", "each", "sweep", "bind"]
 
 
 def _primaries() -> ModuleType:
-    """The lab's primaries, from their file: they need torch alone, and no package around them."""
+    """Load the lab's primaries from their file, which needs torch alone."""
     path = Path(__file__).parents[1] / "src" / "hyperlight" / "lab" / "primaries.py"
     spec = importlib.util.spec_from_file_location("benchmarks._primaries", path)
     assert spec is not None
@@ -58,18 +58,16 @@ class Workload:
     """One row of the comparison.
 
     Attributes:
-        name: what ``--workload`` takes.
-        title: in words.
-        kind: ``"train"``: a training step, one gamma per batch. ``"each"``: a training step in
-            which every gamma has images of its own. ``"sweep"``: inference, the same images
-            under every gamma. ``"bind"``: predicted tensors are put in place and the network is
-            called once.
-        primary: makes it.
-        x: the shape of one batch of data, or of the data of one gamma.
-        target: the shape of what the loss compares with, and the number of classes; 0 for a
-            mean squared error.
-        gammas: sets of weights in one step.
-        subjects: which subjects run by default (families or names); empty for all.
+        name: the value of ``--workload``.
+        title: the workload in words.
+        kind: ``"train"``: a training step with one gamma per batch. ``"each"``: a training step in
+            which every gamma has its own images. ``"sweep"``: inference on the same images with
+            every gamma. ``"bind"``: one call of the primary with weights already predicted.
+        primary: makes the primary.
+        x: shape of a batch of data, or of the data of one gamma.
+        target: shape of the loss's target, and the number of classes; 0 for a mean squared error.
+        gammas: number of gammas in a step.
+        subjects: subjects that run by default (families or names); empty for all.
     """
 
     name: str
@@ -82,28 +80,28 @@ class Workload:
     subjects: tuple[str, ...] = ()
 
     def data(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Data and targets, the same for every subject."""
+        """Return data and targets, the same for every subject."""
         g = torch.Generator().manual_seed(0)
-        sets = (self.gammas,) if self.kind == "each" else ()
+        gammas = (self.gammas,) if self.kind == "each" else ()
         shape, classes = self.target
-        x = torch.randn(sets + self.x, generator=g)
+        x = torch.randn(gammas + self.x, generator=g)
         if classes:
-            target = torch.randint(classes, sets + shape, generator=g)
+            target = torch.randint(classes, gammas + shape, generator=g)
         else:
-            target = torch.randn(sets + shape, generator=g)
+            target = torch.randn(gammas + shape, generator=g)
         return x.to(device), target.to(device)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return _classify(output, target) if self.target[1] else F.mse_loss(output, target)
 
     def gamma(self, step: int) -> Tensor:
-        """The gammas of a step: shape ``()``, or ``(gammas,)`` where there are several."""
+        """The gamma of a step, shape ``()``, or several gammas, shape ``(gammas,)``."""
         g = torch.Generator().manual_seed(step)
         return torch.rand((self.gammas,) if self.gammas > 1 else (), generator=g)
 
 
 def _chain() -> nn.Module:
-    """A hundred parameter tensors, so small that a forward is Python time."""
+    """A hundred parameter tensors, small enough that a forward is all Python time."""
     return nn.Sequential(*(nn.Linear(4, 4) for _ in range(50)))
 
 
@@ -123,7 +121,7 @@ def _each(images: int) -> Workload:
 def _sweep(images: int) -> Workload:
     return Workload(
         f"W5-{images}",
-        f"W1's network, inference, {images} {'image' if images == 1 else 'images'} under 64 gammas",
+        f"W1's network, inference, {images} {'image' if images == 1 else 'images'} with 64 gammas",
         "sweep",
         lenet,
         (images, 1, 28, 28),
@@ -176,7 +174,7 @@ WORKLOADS = {
         ),
         Workload(
             "bind",
-            "100 tensors put in place and one forward, Python time",
+            "one forward with 100 predicted tensors, Python time",
             "bind",
             _chain,
             (1, 4),
@@ -184,7 +182,7 @@ WORKLOADS = {
         ),
         Workload(
             "smoke",
-            "LeNet variant, 8x8, batch 4, training step: is everything set up?",
+            "LeNet variant, 8x8, batch 4, training step: checks the installation",
             "train",
             lambda: lenet(8),
             (4, 1, 8, 8),

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import hyperlight as hl
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_all_is_what_there_is() -> None:
@@ -36,3 +42,13 @@ def test_errors_are_built_in_ones_as_well() -> None:
     ):
         assert issubclass(error, hl.HyperLightError)
         assert issubclass(error, builtin)
+
+
+def test_make_oldest_installs_the_lower_bound_of_torch() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (declared,) = (d for d in project["dependencies"] if d.startswith("torch"))
+    bound = re.fullmatch(r"torch>=([\d.]+)", declared)
+    oldest = re.search(r"^OLDEST := torch==([\d.]+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert bound
+    assert oldest
+    assert Version(oldest[1]) == Version(bound[1])

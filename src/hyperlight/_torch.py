@@ -13,76 +13,71 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.nn.modules.batchnorm import _NormBase as NormBase
-from torch.nn.modules.conv import _ConvTransposeNd as ConvTranspose
-from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils import _pytree as pytree
+from torch.utils import _pytree
 
-__all__ = [
-    "BatchNorm",
-    "ConvTranspose",
-    "InstanceNorm",
-    "NormBase",
-    "VmapLevel",
-    "aten",
-    "drawn_gamma",
-    "forward_mode_level",
-    "fused_adam",
-    "fused_adamw",
-    "fused_sgd",
-    "ignore_in_ddp",
-    "ignored_in_ddp",
-    "is_batched",
-    "is_mapped",
-    "no_torch_function",
-    "onednn_linear",
-    "pytree",
-    "running_ddp",
-    "tracing_state",
-    "transforms_active",
-    "unscale",
-    "wrapper_tensor",
-]
+# --- classes ----------------------------------------------------------------------------
 
-# Common bases of BatchNorm1d to 3d, InstanceNorm1d to 3d and ConvTranspose1d to 3d. The public
-# classes could be listed instead, but subclasses of these bases in other libraries would be missed.
+# The common bases of BatchNorm1d to 3d, InstanceNorm1d to 3d and ConvTranspose1d to 3d. A list of
+# the public classes would miss their subclasses in other libraries.
+NormBase = nn.modules.batchnorm._NormBase
+BatchNorm = nn.modules.batchnorm._BatchNorm
+InstanceNorm = nn.modules.instancenorm._InstanceNorm
+ConvTranspose = nn.modules.conv._ConvTransposeNd
 
-# pytree: flattens and rebuilds nested arguments and outputs, with the containers that other
-# libraries register (ModelOutput of transformers). The public torch.utils.pytree is newer than the
-# oldest supported release.
-aten = torch.ops.aten
+# Flattens and rebuilds nested arguments and outputs, with the containers that other libraries
+# register (ModelOutput of transformers). Its public twin is newer than the oldest supported torch.
+pytree = _pytree
 
-# PyTorch's fused optimizer steps, called block by block on a part of a weight. torch.optim exposes
-# them for whole parameters only, which would need the whole dense gradient.
-fused_adam: Any = torch._fused_adam_
-fused_adamw: Any = torch._fused_adamw_
-fused_sgd: Any = torch._fused_sgd_
-
-# What GradScaler.unscale_ calls. A rule for OuterProduct falls back to it for ordinary tensors.
-unscale: Any = torch._amp_foreach_non_finite_check_and_unscale_
-
-# Turns off __torch_function__ for a tensor subclass. Without it every operation on an
-# OuterProduct would pass through Python twice.
-no_torch_function: Any = torch._C._disabled_torch_function_impl
-
+# --- the gradient as factors ------------------------------------------------------------
 
 # Makes a tensor subclass without storage: the only way to make one that holds no matrix.
 wrapper_tensor: Any = Tensor._make_wrapper_subclass
 
-# What tells whether autograd alone follows a tensor, so that the library's own autograd functions
-# may be used: a graph is being traced; a transform of torch.func is active; the level of forward
-# mode, -1 outside. A wrong answer would make a transform fail or miss a derivative.
+# Turns off __torch_function__ for a subclass. Without it every operation on an OuterProduct would
+# pass through Python twice.
+no_torch_function: Any = torch._C._disabled_torch_function_impl
+
+# The operators by which OuterProduct keys its rules; some of them are private.
+aten = torch.ops.aten
+
+# What GradScaler.unscale_ calls. OuterProduct has a rule for it, which falls back to it.
+unscale: Any = torch._amp_foreach_non_finite_check_and_unscale_
+
+# Tell whether autograd alone follows a tensor, so that the library's own autograd functions may be
+# used: a graph is being traced; a transform of torch.func is active; the level of forward mode, -1
+# outside. A wrong answer would make a transform fail or miss a derivative.
 tracing_state: Any = torch._C._get_tracing_state
 transforms_active: Any = torch._C._are_functorch_transforms_active
 forward_mode_level: Any = functools.partial(operator.attrgetter("_current_level"), forward_ad)
+
+# PyTorch's fused optimizer steps, called on a part of a weight. torch.optim has them for whole
+# parameters only, for which it needs the whole dense gradient.
+fused_adam: Any = torch._fused_adam_
+fused_adamw: Any = torch._fused_adamw_
+fused_sgd: Any = torch._fused_sgd_
+
+
+def onednn_linear(features: Tensor, weight: Tensor) -> Tensor | None:
+    """``features @ weight.T`` by oneDNN, up to twice as fast as MKL's on a tall weight.
+
+    None if this build has no such operator or it is turned off: use ``F.linear`` then.
+    """
+    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if linear is None or not torch.backends.mkldnn.enabled or not weight.is_contiguous():
+        return None
+    found: Tensor = linear(features, weight, None, "none", [], "")
+    return found
+
+
+# --- many sets of weights ---------------------------------------------------------------
 
 # Whether torch.vmap maps over a tensor. Nothing public tells.
 is_batched: Any = torch._C._functorch.is_batchedtensor
@@ -91,10 +86,8 @@ is_batched: Any = torch._C._functorch.is_batchedtensor
 def is_mapped(tensor: Tensor) -> bool:
     """Whether the innermost transform is a vmap that maps over this tensor."""
     functorch = torch._C._functorch
-    return bool(
-        functorch.is_batchedtensor(tensor)
-        and functorch.maybe_get_level(tensor) == functorch.maybe_current_level()
-    )
+    level = functorch.maybe_get_level(tensor)
+    return bool(is_batched(tensor) and level == functorch.maybe_current_level())
 
 
 class VmapLevel:
@@ -122,21 +115,10 @@ class VmapLevel:
         return torch._C._functorch._add_batch_dim(tensor, dim, self._level)
 
 
-def onednn_linear(features: Tensor, weight: Tensor) -> Tensor | None:
-    """``features @ weight.T`` by oneDNN, up to twice as fast as MKL's on a tall weight.
+# --- the rest ---------------------------------------------------------------------------
 
-    None if this build has no such operator, or it is turned off: use ``F.linear`` then.
-    """
-    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if linear is None or not torch.backends.mkldnn.enabled or not weight.is_contiguous():
-        return None
-    found: Tensor = linear(features, weight, None, "none", [], "")
-    return found
-
-
-def drawn_gamma(alpha: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw from Gamma(alpha, 1). ``torch.distributions.Gamma`` calls this without a generator."""
-    return torch._standard_gamma(alpha, generator)
+# Draws from Gamma(alpha, 1) with a generator, which torch.distributions.Gamma does not take.
+draw_gamma: Callable[..., Tensor] = torch._standard_gamma
 
 
 def running_ddp() -> DistributedDataParallel | None:

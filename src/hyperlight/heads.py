@@ -228,11 +228,6 @@ class _Sums(torch.autograd.Function):
 # --- the heads --------------------------------------------------------------------------
 
 
-def _blocks(weight: Tensor, counts: Mapping[str, int]) -> Iterable[tuple[str, Tensor]]:
-    """The rows of a weight that predict each tensor."""
-    return zip(counts, torch.split(weight, list(counts.values())), strict=True)
-
-
 def _ratio(wanted: float, measured: Tensor) -> float:
     """The factor that brings predictions of that root mean square to the wanted one."""
     found = float(measured)
@@ -244,7 +239,47 @@ def _positive(call: str, value: object) -> None:
         raise ConfigurationError(f"{call.format(repr(value))}: expected a positive integer.")
 
 
-class Dense(Head):
+class _Rows(Head):
+    """A head whose weight has rows of its own for every predicted tensor."""
+
+    weight: nn.Parameter
+
+    def _count(self, name: str) -> int:
+        return self.shapes[name].numel()
+
+    def _split_rows(self, rows: Tensor, dim: int) -> Iterable[tuple[str, Tensor]]:
+        counts = [self._count(name) for name in self.shapes]
+        return zip(self.shapes, torch.split(rows, counts, dim=dim), strict=True)
+
+    def make(self, dtype: torch.dtype, device: torch.device) -> None:
+        total = sum(map(self._count, self.shapes))
+        self.weight = nn.Parameter(torch.empty(total, self.features, dtype=dtype, device=device))
+
+    @torch.no_grad()
+    def reset_parameters(
+        self, init: Initialization, generator: torch.Generator | None = None
+    ) -> None:
+        for name, block in self._split_rows(self.weight, 0):
+            self._draw(name, block, init.std(name, self.shapes[name]), generator)
+
+    def _draw(
+        self, name: str, block: Tensor, std: float, generator: torch.Generator | None
+    ) -> None:
+        block.normal_(0.0, std, generator=generator)
+
+    @torch.no_grad()
+    def calibrate(self, features: Tensor, init: Initialization) -> None:
+        for name, block in self._split_rows(self.weight, 0):
+            self._scale(name, block, init.std(name, self.shapes[name]), features)
+
+    def _scale(self, name: str, block: Tensor, std: float, features: Tensor) -> None:
+        block.mul_(_ratio(std, rms(F.linear(features, block[:_SAMPLE]))))
+
+    def parameter_count(self, name: str) -> int:
+        return self.features * self._count(name)
+
+
+class Dense(_Rows):
     r"""One weight for every pair of feature and predicted entry: ``P x K`` of them.
 
     .. math:: \Delta\theta = W f
@@ -259,40 +294,16 @@ class Dense(Head):
         ``(..., K)`` to ``(..., P)``.
     """
 
-    weight: nn.Parameter
     outer_product_gradients = ("weight",)
 
     def config(self) -> dict[str, Any]:
         return {}
 
-    def _counts(self) -> dict[str, int]:
-        return {name: shape.numel() for name, shape in self.shapes.items()}
-
-    def make(self, dtype: torch.dtype, device: torch.device) -> None:
-        total = sum(self._counts().values())
-        self.weight = nn.Parameter(torch.empty(total, self.features, dtype=dtype, device=device))
-
-    @torch.no_grad()
-    def reset_parameters(
-        self, init: Initialization, generator: torch.Generator | None = None
-    ) -> None:
-        for name, block in _blocks(self.weight, self._counts()):
-            block.normal_(0.0, init.std(name, self.shapes[name]), generator=generator)
-
-    @torch.no_grad()
-    def calibrate(self, features: Tensor, init: Initialization) -> None:
-        for name, block in _blocks(self.weight, self._counts()):
-            found = rms(F.linear(features, block[:_SAMPLE]))
-            block.mul_(_ratio(init.std(name, self.shapes[name]), found))
-
-    def parameter_count(self, name: str) -> int:
-        return self.features * self.shapes[name].numel()
-
     def forward(self, features: Tensor) -> Tensor:
         return dense_product(features, self.weight)
 
 
-class LowRank(Head):
+class LowRank(_Rows):
     r"""Predicts two thin factors of every matrix, which are multiplied.
 
     .. math:: \Delta\theta = A(f) B(f), \quad A \in R^{o \times r}, B \in R^{r \times i}
@@ -317,8 +328,6 @@ class LowRank(Head):
     (torch.Size([512, 256]), True)
     """
 
-    weight: nn.Parameter
-
     def __init__(self, rank: int = 8) -> None:
         super().__init__()
         _positive("LowRank(rank={})", rank)
@@ -337,66 +346,43 @@ class LowRank(Head):
 
     def _count(self, name: str) -> int:
         matrix = self._matrix(name)
-        return self.rank * sum(matrix) if matrix else self.shapes[name].numel()
+        return self.rank * sum(matrix) if matrix else super()._count(name)
 
-    def _counts(self) -> dict[str, int]:
-        return {name: self._count(name) for name in self.shapes}
-
-    def make(self, dtype: torch.dtype, device: torch.device) -> None:
-        total = sum(self._counts().values())
-        self.weight = nn.Parameter(torch.empty(total, self.features, dtype=dtype, device=device))
-
-    @torch.no_grad()
-    def reset_parameters(
-        self, init: Initialization, generator: torch.Generator | None = None
+    def _draw(
+        self, name: str, block: Tensor, std: float, generator: torch.Generator | None
     ) -> None:
         """Draw the right factor as a layer would, with variance 1 / columns, and the left factor
         with the variance that gives the product its deviation. With ``init="zero"`` the left one
         is zero, and the right one keeps its gradient alive.
         """
-        for name, block in _blocks(self.weight, self._counts()):
-            std = init.std(name, self.shapes[name])
-            matrix = self._matrix(name)
-            if matrix is None:
-                block.normal_(0.0, std, generator=generator)
-                continue
-            rows, columns = matrix
-            left, right = torch.split(block, [self.rank * rows, self.rank * columns])
-            left.normal_(0.0, std * math.sqrt(columns / self.rank), generator=generator)
-            right.normal_(0.0, columns**-0.5, generator=generator)
+        matrix = self._matrix(name)
+        if matrix is None:
+            return super()._draw(name, block, std, generator)
+        rows, columns = matrix
+        left, right = torch.split(block, [self.rank * rows, self.rank * columns])
+        left.normal_(0.0, std * math.sqrt(columns / self.rank), generator=generator)
+        right.normal_(0.0, columns**-0.5, generator=generator)
 
-    @torch.no_grad()
-    def calibrate(self, features: Tensor, init: Initialization) -> None:
-        for name, block in _blocks(self.weight, self._counts()):
-            std = init.std(name, self.shapes[name])
-            matrix = self._matrix(name)
-            if matrix is None:
-                block.mul_(_ratio(std, rms(F.linear(features, block[:_SAMPLE]))))
-                continue
-            left, right = self._factors(F.linear(features, block), matrix)
-            # The mean square of the product's entries, from the factors' Gram matrices.
-            gram = (left.mT @ left) * (right @ right.mT)
-            total = gram.sum(dim=(-2, -1), dtype=widest(gram.device))
-            found = (total.mean() / math.prod(matrix)).sqrt()
-            block[: self.rank * matrix[0]].mul_(_ratio(std, found))
+    def _scale(self, name: str, block: Tensor, std: float, features: Tensor) -> None:
+        matrix = self._matrix(name)
+        if matrix is None:
+            return super()._scale(name, block, std, features)
+        left, right = self._factors(F.linear(features, block), matrix)
+        # The mean square of the product's entries, from the factors' Gram matrices.
+        gram = (left.mT @ left) * (right @ right.mT)
+        total = gram.sum(dim=(-2, -1), dtype=widest(gram.device))
+        found = (total.mean() / math.prod(matrix)).sqrt()
+        block[: self.rank * matrix[0]].mul_(_ratio(std, found))
 
     def _factors(self, code: Tensor, matrix: tuple[int, int]) -> tuple[Tensor, Tensor]:
         rows, columns = matrix
         left, right = torch.split(code, [self.rank * rows, self.rank * columns], dim=-1)
-        batch_shape = code.shape[:-1]
-        return (
-            left.reshape((*batch_shape, rows, self.rank)),
-            right.reshape((*batch_shape, self.rank, columns)),
-        )
+        batch = code.shape[:-1]
+        return left.reshape(*batch, rows, self.rank), right.reshape(*batch, self.rank, columns)
 
     def _codes(self, features: Tensor) -> Iterable[tuple[str, Tensor]]:
         """For every tensor its entries, or those of its factors: ``(..., count)``."""
-        codes = F.linear(features, self.weight)
-        counts = self._counts()
-        return zip(counts, torch.split(codes, list(counts.values()), dim=-1), strict=True)
-
-    def parameter_count(self, name: str) -> int:
-        return self.features * self._count(name)
+        return self._split_rows(F.linear(features, self.weight), -1)
 
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
         weights: dict[str, Weight] = {}

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._torch import drawn_gamma, is_batched
+from ._torch import draw_gamma, is_batched
 from .errors import ConfigurationError, InputError
 from .precision import widen, widest
 
@@ -91,7 +91,7 @@ class Input(ABC):
     def standardize(self, value: Tensor) -> Tensor:
         """The coordinate in which steps of one size mean the same everywhere, entry by entry.
 
-        In [0, 1] where the space is bounded, else zero at its centre with unit spread.
+        In [0, 1] if the space is bounded, otherwise zero at its centre with unit spread.
         """
 
     @abstractmethod
@@ -105,7 +105,7 @@ class Input(ABC):
 
     @abstractmethod
     def quantile(self, p: Tensor) -> Tensor:
-        """The value below which a share ``p`` of the distribution lies, entry by entry."""
+        """The value below which a fraction ``p`` of the distribution lies, entry by entry."""
 
     def sample(
         self,
@@ -329,8 +329,8 @@ class Uniform(_Interval):
         low: the smallest value.
         high: the largest value.
         shape: the event shape; ``()`` for a scalar.
-        endpoints: the share of draws that are one of the two ends, where a family is
-            hardest to learn (HyperMorph, Hoopes et al. 2021, oversamples them so).
+        endpoints: the fraction of draws that are one of the two ends, where a family is hardest
+            to learn (HyperMorph, Hoopes et al. 2021, oversamples them).
 
     >>> scale = hl.Uniform(0.0, 0.5)
     >>> scale.normalize(torch.tensor([0.0, 0.125, 0.5]))
@@ -366,7 +366,7 @@ class LogUniform(_Interval):
         low: the smallest value, above zero.
         high: the largest value.
         shape: the event shape; ``()`` for a scalar.
-        endpoints: the share of draws that are one of the two ends, as in :class:`Uniform`.
+        endpoints: the fraction of draws that are one of the two ends, as in :class:`Uniform`.
 
     >>> weight_decay = hl.LogUniform(1e-4, 1.0)
     >>> weight_decay.normalize(torch.tensor([1e-4, 1e-2, 1.0]))
@@ -451,11 +451,10 @@ class Normal(_Unbounded):
 class Vector(_Unbounded):
     """A vector made elsewhere, such as a text embedding; logistic to (0, 1).
 
-    Nothing is known of its distribution but where its entries lie and how far
-    they spread. State both: entries that are small beside ``scale`` all land
-    near 0.5 and hardly condition anything. :meth:`sample` draws from the
-    Gaussian of that ``loc`` and ``scale``, which is good for a trial run;
-    train on vectors of your own.
+    State where its entries lie and how far they spread: entries that are small compared with
+    ``scale`` all land near 0.5 and hardly condition anything. :meth:`sample` draws from the
+    Gaussian of that ``loc`` and ``scale``, which is good for a trial run; train on vectors of
+    your own.
 
     Args:
         shape: the number of entries, or an event shape.
@@ -475,8 +474,7 @@ class Vector(_Unbounded):
         self._check()
         if self.event_shape == ():
             raise ConfigurationError(
-                "Vector(()) has no entries to speak of; use Normal() for a scalar, "
-                "or give the number of entries."
+                "Vector(()) has no entries; give their number, or use Normal() for a scalar."
             )
 
 
@@ -535,7 +533,7 @@ class Simplex(Input):
     def _draw(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
         """From the Dirichlet distribution."""
         alpha = torch.full_like(like, self.alpha)
-        gamma = drawn_gamma(alpha, generator).clamp_min(1e-30)
+        gamma = draw_gamma(alpha, generator).clamp_min(1e-30)
         return gamma / gamma.sum(dim=-1, keepdim=True)
 
     def check_values(self, value: Tensor) -> None:
@@ -553,9 +551,8 @@ class Simplex(Input):
 class Categorical(Input):
     """One of ``n`` categories, such as a task, a site or a person.
 
-    Values are integers from 0 to ``n - 1``. Each has a learned embedding in the
-    hypernetwork, brought to norm 1, so that no category is louder than another and
-    categories mix with encoded numbers.
+    Values are integers from 0 to ``n - 1``. Each has a learned embedding in the hypernetwork,
+    scaled to norm 1, so that all categories and encoded numbers weigh the same.
 
     Args:
         n: the number of categories.
@@ -576,7 +573,7 @@ class Categorical(Input):
         object.__setattr__(self, "shape", _event_shape(self.shape))
         if self.features is None and isinstance(self.n, int):
             object.__setattr__(self, "features", max(2, min(self.n, 16)))
-        # An embedding of one number has nothing left to learn at norm 1.
+        # An embedding of one number has nothing to learn at norm 1.
         for name, least in (("n", 1), ("features", 2)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

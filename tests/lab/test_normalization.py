@@ -1,4 +1,4 @@
-"""The normalisation strategies: what each does to a hypernetwork, against naive twins."""
+"""Normalisation strategies: their effect on a hypernetwork, against naive twins."""
 
 from __future__ import annotations
 
@@ -119,12 +119,12 @@ def test_layer_normalisation_in_the_hypernetwork_makes_predictions_the_same_for_
     assert float(found[1].norm() / found[2].norm()) == pytest.approx(1.0, rel=1e-2)
     assert float((found[1] - found[2]).norm() / found[2].norm()) < 0.01
     mip = _hypernetized(_resnet(), classical=False)
-    normalize_features(mip.hypernet)  # which has two inputs, and goes on depending on gamma
+    normalize_features(mip.hypernet)  # it has two inputs, so it still depends on gamma
     one, other = (_flat(mip.predict(gamma=g)) for g in GAMMAS[1:])
     assert float((one - other).norm()) > 0.1
 
 
-def test_features_are_those_of_the_twin() -> None:
+def test_features_equal_their_twin() -> None:
     net = hl.HyperNet(
         {"gamma": hl.Uniform(0.0, 1.0)}, {"w": (3, 2)}, hidden=(4, 5), dtype=torch.float64
     )
@@ -151,10 +151,10 @@ def test_features_are_those_of_the_twin() -> None:
     assert net.features(gamma=0.3).tolist() == pytest.approx(x, rel=1e-12)
 
 
-# --- of predicted weights ---------------------------------------------------------------
+# --- of the predicted weights ---------------------------------------------------------------
 
 
-def test_weight_normalisation_leaves_a_primary_what_it_is() -> None:
+def test_weight_normalisation_keeps_the_outputs_of_a_primary() -> None:
     for primary in (_resnet(), UNet(1, 3, 3, 4)):
         x = torch.rand(2, 1, 9, 9)
         expected, count = primary(x, 0.3), sum(1 for p in primary.parameters() if p.ndim > 1)
@@ -192,7 +192,7 @@ def _weights(net: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("classical", [True, False])
-def test_predictions_give_directions_and_gains_are_learned(classical: bool) -> None:
+def test_directions_are_predicted_and_gains_are_trained(classical: bool) -> None:
     primary = _resnet()
     started = {n: w.flatten(1).norm(dim=1) for n, w in _weights(primary).items()}
     normalize_weights(primary)
@@ -202,7 +202,7 @@ def test_predictions_give_directions_and_gains_are_learned(classical: bool) -> N
     at = [_weights(model.bind(gamma=g)) for g in GAMMAS]
     for name, norms in started.items():
         assert len(norms) == len(at[0][name])
-        for weights in at:  # whatever the scale of what is predicted
+        for weights in at:  # at any scale of the predictions
             torch.testing.assert_close(weights[name].flatten(1).norm(dim=1), norms)
     kept = "stages.0.conv1"
     distance = float((at[0][kept] - at[2][kept]).norm())
@@ -213,7 +213,7 @@ def test_predictions_give_directions_and_gains_are_learned(classical: bool) -> N
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in gains)
 
 
-def test_no_direction_is_no_weight() -> None:
+def test_a_zero_direction_is_a_zero_weight() -> None:
     primary = _resnet()
     normalize_weights(primary)
     model = _hypernetized(primary, targets=is_no_gain)

@@ -1,4 +1,4 @@
-"""The primaries of the paper: their sizes, shapes and initial weights."""
+"""Primaries of the paper: sizes, shapes and initial weights."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_kaiming_weights_and_zero_biases(size: int) -> None:
     for layer in layers:
         assert layer.bias is not None
         assert torch.count_nonzero(layer.bias) == 0
-    for layer in layers[1:]:  # those with enough weights for a standard deviation
+    for layer in layers[1:]:  # layers with enough weights for a standard deviation
         expected = (2.0 / layer.weight[0].numel()) ** 0.5
         assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=0.15)
 
 
 @pytest.mark.parametrize("size", [28, 8])
-def test_magnitude_goes_through_at_its_initial_weights(size: int) -> None:
+def test_magnitude_is_kept_at_initialisation(size: int) -> None:
     torch.manual_seed(0)
     logits = LeNet(size)(torch.randn(256, 1, size, size))
     assert 0.3 < float(logits.detach().std()) < 5.0
@@ -108,9 +108,7 @@ def test_unet_without_levels_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("net", "shape"), [(ResNetLike, (16, 3, 64, 64)), (UNet, (4, 2, 64, 64))])
-def test_magnitude_goes_through_the_larger_ones(
-    net: type[nn.Module], shape: tuple[int, ...]
-) -> None:
+def test_the_larger_ones_keep_the_magnitude(net: type[nn.Module], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     output = net()(torch.randn(shape))
     assert 0.3 < float(output.detach().std()) < 5.0
@@ -126,7 +124,7 @@ def _maps(*shape: int, seed: int = 0) -> Tensor:
 
 @settings(max_examples=40)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 64), st.booleans(), st.integers(0, 99))
-def test_rescaling_is_that_of_the_twin(
+def test_rescaling_equals_its_twin(
     height: int, width: int, parts: int, antialias: bool, seed: int
 ) -> None:
     maps, factor = _maps(1, 2, height, width, seed=seed), Fraction(parts, 64)
@@ -139,14 +137,14 @@ def test_rescaling_is_that_of_the_twin(
 
 
 @given(st.integers(1, 300), st.floats(0.0, 1.0))
-def test_a_side_is_the_nearest_to_its_share(n: int, factor: float) -> None:
+def test_a_side_is_the_nearest_to_the_scaled_side(n: int, factor: float) -> None:
     found = rescale(torch.empty(1, 1, n, 1), factor).shape[-2]
     assert found == 1 or abs(found - n * factor) <= 0.5 + 1e-6 * n
     assert found >= rescale(torch.empty(1, 1, n, 1), 0.9 * factor).shape[-2]
 
 
 def test_a_factor_in_single_precision_gives_the_same_sizes() -> None:
-    for n in range(1, 41):  # many of these shares end in a half
+    for n in range(1, 41):  # many of these products end in a half
         for hundredths in range(51):
             factor, maps = hundredths / 100, torch.empty(1, 1, n, 1)
             assert rescale(maps, float(torch.tensor(factor))).shape == rescale(maps, factor).shape
@@ -161,7 +159,7 @@ def test_a_half_gives_the_sizes_of_pooling_and_the_mean_of_four(height: int, wid
         torch.testing.assert_close(found, nn.AvgPool2d(2)(maps))
 
 
-def test_at_zero_a_map_is_the_pixels_in_its_middle_or_all_of_them() -> None:
+def test_at_zero_a_map_is_the_mean_of_its_middle_or_of_all_pixels() -> None:
     maps = _maps(2, 3, 6, 5)
     torch.testing.assert_close(rescale(maps, 0.0)[..., 0, 0], maps[..., 2:4, 2].mean(dim=-1))
     changed = maps.clone()
@@ -177,7 +175,7 @@ def test_factors_that_do_not_shrink_are_refused(factor: float) -> None:
 
 
 def _seen(net: nn.Module, kind: type[nn.Module], x: Tensor, factor: float) -> list[tuple[int, ...]]:
-    """The heights and widths that the stages of that kind are given, one after the other."""
+    """Heights and widths of the inputs of the stages of that kind, in order."""
     sizes: list[tuple[int, ...]] = []
     for module in net.modules():
         if isinstance(module, kind):
@@ -186,7 +184,7 @@ def _seen(net: nn.Module, kind: type[nn.Module], x: Tensor, factor: float) -> li
     return sizes
 
 
-def test_every_stage_is_given_a_map_of_the_factor() -> None:
+def test_every_stage_gets_a_map_scaled_by_the_factor() -> None:
     from hyperlight.lab.primaries import _Double, _Residual
 
     resnet = ResNetLike(1, 3, (2, 2, 2))
@@ -200,7 +198,7 @@ def test_every_stage_is_given_a_map_of_the_factor() -> None:
 @pytest.mark.parametrize("factor", [0.0, 0.05, 0.3, 0.5])
 @pytest.mark.parametrize("size", [(1, 1), (5, 1), (31, 18)])
 @pytest.mark.parametrize("antialias", [False, True])
-def test_any_map_goes_through_at_any_factor(
+def test_any_size_works_at_any_factor(
     factor: float, size: tuple[int, int], antialias: bool
 ) -> None:
     x = torch.rand(2, 1, *size)
@@ -213,7 +211,7 @@ def test_any_map_goes_through_at_any_factor(
 
 
 @pytest.mark.parametrize("antialias", [False, True])
-def test_networks_at_a_factor_are_those_of_the_twin(antialias: bool) -> None:
+def test_networks_at_a_factor_equal_their_twin(antialias: bool) -> None:
     def resized(maps: Tensor, size: tuple[int, int], smooth: bool = antialias) -> Tensor:
         return torch.stack([rescaling.resize(m, *size, smooth) for m in maps[0]]).unsqueeze(0)
 
@@ -230,7 +228,7 @@ def test_networks_at_a_factor_are_those_of_the_twin(antialias: bool) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.2, 0.5])
-def test_predicted_weights_are_put_in_place_at_a_factor(factor: float) -> None:
+def test_predicted_weights_are_used_at_a_factor(factor: float) -> None:
     for primary in (ResNetLike(1, 3, (4, 4)), UNet(1, 3, levels=3, channels=4)):
         model = hl.hypernetize(primary, inputs={"gamma": hl.Uniform(0.0, 0.5)}, hidden=(4,))
         x = torch.rand(2, 1, 12, 10)
@@ -243,7 +241,7 @@ def test_predicted_weights_are_put_in_place_at_a_factor(factor: float) -> None:
 @pytest.mark.parametrize(("net", "shape"), [(ResNetLike, (16, 3, 64, 64)), (UNet, (4, 2, 64, 64))])
 @pytest.mark.parametrize("factor", [0.1, 0.3, 0.5])
 @pytest.mark.parametrize("normalization", ["none", "batch", "layer"])
-def test_magnitude_goes_through_at_every_factor(
+def test_magnitude_is_kept_at_every_factor(
     net: type[nn.Module], shape: tuple[int, ...], factor: float, normalization: str
 ) -> None:
     torch.manual_seed(0)

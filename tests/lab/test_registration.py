@@ -1,4 +1,4 @@
-"""Warping, smoothness, overlap and folding, against their twins in float64."""
+"""Warping, smoothness, overlap and folding, against float64 twins."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 @settings(max_examples=40)
 @given(sizes, st.sampled_from([0.0, 0.3, 2.0, 9.0]), st.integers(0, 99))
-def test_warping_is_that_of_the_twin(size: tuple[int, int, int], scale: float, seed: int) -> None:
+def test_warping_equals_its_twin(size: tuple[int, int, int], scale: float, seed: int) -> None:
     batch, height, width = size
     images = random(batch, 2, height, width, seed=seed)
     field = random(batch, 2, height, width, seed=seed + 1, scale=scale)
@@ -40,8 +40,8 @@ def test_the_gradient_of_warping() -> None:
 
 
 @pytest.mark.parametrize("places", [1, 500])
-def test_a_displacement_that_is_no_number_is_no_harm(places: int) -> None:
-    # grid_sample alone ends the process here, in its gradient (torch 2.13).
+def test_a_displacement_of_nan_does_no_harm(places: int) -> None:
+    # The gradient of grid_sample alone crashes the process here (torch 2.13).
     images = torch.rand(4, 1, 96, 80)
     displacement = torch.randn(4, 2, 96, 80)
     whole = registration.warp(images, displacement)
@@ -59,7 +59,7 @@ def test_a_displacement_that_is_no_number_is_no_harm(places: int) -> None:
     assert (gradient[~at] != 0.0).any()
 
 
-def test_a_shift_brings_an_image_to_its_shifted_copy() -> None:
+def test_a_shift_maps_an_image_to_its_shifted_copy() -> None:
     moving = random(1, 1, 8, 8)
     fixed = moving.roll((1, -2), dims=(-2, -1))
     field = torch.zeros(1, 2, 8, 8, dtype=torch.float64)
@@ -88,9 +88,7 @@ def test_labels_are_those_of_the_nearest_pixel(size: tuple[int, int, int], seed:
 
 @settings(max_examples=30)
 @given(sizes, st.integers(0, 99))
-def test_variation_and_folding_are_those_of_the_twins(
-    size: tuple[int, int, int], seed: int
-) -> None:
+def test_variation_and_folding_equal_their_twins(size: tuple[int, int, int], seed: int) -> None:
     batch, height, width = size
     field = random(batch, 2, height, width, seed=seed)
     assert float(registration.total_variation(field)) == pytest.approx(twins.total_variation(field))
@@ -98,7 +96,7 @@ def test_variation_and_folding_are_those_of_the_twins(
     assert found.tolist() == pytest.approx([twins.folding(one) for one in field])
 
 
-def test_what_does_not_fold_and_what_does() -> None:
+def test_examples_with_and_without_folding() -> None:
     height, width = torch.meshgrid(torch.arange(6.0), torch.arange(5.0), indexing="ij")
     place = torch.stack([height, width]).unsqueeze(0)
     assert registration.folding(torch.zeros(1, 2, 6, 5)).tolist() == [0.0]
@@ -111,7 +109,7 @@ def test_what_does_not_fold_and_what_does() -> None:
 
 @settings(max_examples=30)
 @given(sizes, st.integers(2, 5), st.integers(0, 99))
-def test_dice_is_that_of_the_twin(size: tuple[int, int, int], labels: int, seed: int) -> None:
+def test_dice_equals_its_twin(size: tuple[int, int, int], labels: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     found = torch.randint(labels, size, generator=generator)
     truth = torch.randint(labels, size, generator=generator)

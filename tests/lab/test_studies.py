@@ -1,4 +1,4 @@
-"""Studies: their grids at every size, and all of them run at size smoke, once for all tests."""
+"""Studies: their grids at every size, and one run of all of them at size smoke."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import pytest
 from hyperlight.lab.cli import main
 from hyperlight.lab.studies import (
     STUDIES,
-    Place,
     Results,
+    Setup,
     Size,
     Study,
     drawing,
@@ -46,7 +46,7 @@ def study(request: pytest.FixtureRequest) -> Study:
     return STUDIES[request.param]
 
 
-def test_studies_are_called_by_their_names() -> None:
+def test_studies_are_registered_by_name() -> None:
     assert all(name == study.name for name, study in STUDIES.items())
     paper = {"fig1a", "fig1b", "fig3a", "fig3b", "fig3c", "fig4a", "fig4b", "fig5b", "fig5c"}
     paper |= {"fig6", "fig7", "fig8", "fig9", "table2", "lr", "runtime"}
@@ -57,48 +57,48 @@ def test_studies_are_called_by_their_names() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_run_of_a_study_can_be_trained(study: Study, size: Size, tmp_path: Path) -> None:
-    specs = study.specs(Place(size, data_dir=tmp_path))
+    specs = study.specs(Setup(size, data_dir=tmp_path))
     assert specs or study.measure is not None
     for spec in specs:
         spec.config.check()
         spec.training.check()
         assert json.loads(json.dumps(spec.about)) == spec.about
-        # On two cores and in tests nothing is needed that has to be asked for.
+        # Only the size of the paper needs data that must be requested.
         assert size == "paper" or spec.config.data != "oasis"
         assert size != "smoke" or spec.config.data == "digits"
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_seeds(study: Study, size: Size) -> None:
-    specs = study.specs(Place(size))
+    specs = study.specs(Setup(size))
     if not specs:
         pytest.skip("models that are not trained")
     seeds = {spec.seed for spec in specs}
     assert seeds == set(range(len(seeds)))
     assert len(seeds) >= {"smoke": 1, "cpu": 3, "paper": 3}[size]
-    fewer = study.specs(Place(size, seeds=2))
+    fewer = study.specs(Setup(size, seeds=2))
     assert {spec.seed for spec in fewer} == {0, 1}
     # Every combination has every seed.
     combinations = {spec.key for spec in specs if spec.seed == 0}
     assert len({spec.key for spec in specs}) == len(combinations) * len(seeds)
 
 
-def test_what_is_reduced_is_said(study: Study) -> None:
+def test_the_page_tells_what_is_reduced(study: Study) -> None:
     assert study.reduced["smoke"]
     assert "paper" not in study.reduced
     sizes: tuple[Size, ...] = ("smoke", "cpu")
     for size in sizes:
-        for spec in study.specs(Place(size)):
+        for spec in study.specs(Setup(size)):
             said = study.reduced[size]
             assert f"{spec.training.steps} steps" in said.replace("steps (", "steps; ") or (
-                # The plain networks of a family have a share of the steps.
+                # The plain networks of a family have a fraction of the steps.
                 spec.formulation == "plain" and study.name.startswith("family")
             )
             assert size != "cpu" or f"batches of {spec.training.batch_size}" in said
 
 
 def _keys(*names: str, size: Size = "cpu") -> list[set[str]]:
-    return [{spec.key for spec in STUDIES[name].specs(Place(size))} for name in names]
+    return [{spec.key for spec in STUDIES[name].specs(Setup(size))} for name in names]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -129,7 +129,7 @@ def test_architectures_of_the_paper() -> None:
     assert fig6.layers("16", 3) == (16, 16, 16)
     assert fig6.layers("128", 5) == (128,) * 5
     assert fig6.layers("exp", 4) == (32, 64, 128, 256)
-    assert len(fig6.architectures(Place("paper"))) == 9
+    assert len(fig6.architectures(Setup("paper"))) == 9
 
 
 # --- claims -------------------------------------------------------------------
@@ -142,60 +142,60 @@ def group(formulation: str, *curves: tuple[float, ...]) -> Group:
     return Group(spec, runs)
 
 
-def test_a_race_is_to_most_of_what_the_other_gains() -> None:
+def test_the_target_of_a_race_is_most_of_the_other_s_improvement() -> None:
     mip = group("mip", (10.0, 70.0, 96.0, 97.0))
     other = group("classical", (10.0, 10.0, 50.0, 90.0))
     race = drawing.Race.of(mip, other)
     assert race.target == pytest.approx(86.0)
-    assert (race.ours, race.theirs) == (10.0, 15.0)
+    assert (race.mip_step, race.other_step) == (10.0, 15.0)
     assert race.won
     assert race.ratio == pytest.approx(1.5)
-    assert drawing.Race.of(other, mip).ratio_text() == "not within 15 steps by MIP"
+    assert drawing.Race.of(other, mip).ratio_text() == "MIP does not get there in 15 steps"
     assert not drawing.Race.of(other, mip).won
 
 
-def test_the_mean_over_seeds_has_to_get_there() -> None:
+def test_the_mean_over_seeds_must_reach_the_target() -> None:
     mip = group("mip", (10.0, 90.0, 90.0), (10.0, 30.0, 90.0))
     assert drawing.first(mip, 60.0) == 5.0
     assert drawing.first(mip, 61.0) == 10.0
     assert drawing.first(mip, 91.0) == math.inf
 
 
-def test_a_race_against_what_does_not_learn_is_won_by_learning() -> None:
+def test_learning_beats_a_group_that_does_not_learn() -> None:
     stuck = group("classical", (10.0, 10.0, 10.0))
     won, lost = (drawing.Race.of(group("mip", c), stuck) for c in ((8.0, 9.0, 11.0), (10.0,) * 3))
     assert won.won
-    assert won.ratio_text() == "the default gains next to nothing"
+    assert won.ratio_text() == "classical barely improves"
     assert not lost.won
-    assert lost.ratio_text() == "the default gains next to nothing, nor does MIP"
-    assert "gains next to nothing over its start" in won.text()
+    assert lost.ratio_text() == "classical barely improves, and MIP ends no better"
+    assert "classical barely improves over its start" in won.text()
 
 
-def test_what_is_reached_without_learning_is_no_gain() -> None:
-    """A field of zeros has the Dice of no registration, which a random one at the start has not."""
+def test_what_is_reached_without_learning_is_no_improvement() -> None:
+    """A field of zeros has the Dice before registration; a random field at the start has less."""
     zero, mip = group("classical", (50.0, 70.0, 70.1)), group("mip", (40.0, 70.0, 75.0))
     assert not math.isnan(drawing.Race.of(mip, zero).target)
     race = drawing.Race.of(mip, zero, floor=70.0)
     assert math.isnan(race.target)
     assert race.won
-    assert "(default)" in race.text()
-    assert "default gains next to nothing over the 70.0 % of no learning" in race.text()
+    assert "(classical)" in race.text()
+    assert "classical barely improves over the 70.0 % without learning" in race.text()
     assert not drawing.Race.of(group("mip", (40.0, 70.0, 69.0)), zero, floor=70.0).won
     assert drawing.sooner("here", "MIP is sooner", mip, zero, floor=70.0).holds
     worse = group("classical", (50.0, 60.0, 65.0))  # neither has learned
     race = drawing.Race.of(group("mip", (40.0, 60.0, 69.0)), worse, floor=70.0)
     assert not race.won
-    assert race.ratio_text() == "the default gains next to nothing, nor does MIP"
+    assert race.ratio_text() == "classical barely improves, and MIP ends no better"
 
 
-def test_who_gains_a_twentieth_of_what_the_other_does_has_not_learned() -> None:
-    mip = group("mip", (10.0, 50.0, 90.0))  # gains 80
+def test_improving_by_a_twentieth_of_what_mip_does_is_not_learning() -> None:
+    mip = group("mip", (10.0, 50.0, 90.0))  # improves by 80
     assert math.isnan(drawing.Race.of(mip, group("classical", (10.0, 11.0, 13.9))).target)
     assert drawing.Race.of(mip, group("classical", (10.0, 11.0, 14.1))).target > 13.0
 
 
 @pytest.mark.parametrize("bad", [math.nan])
-def test_what_diverged_is_worse_than_all_else(bad: float) -> None:
+def test_diverged_runs_rank_last(bad: float) -> None:
     mip = group("mip", (10.0, 50.0, 60.0))
     broken = Group(mip.spec, [diverged("classical", bad=bad)])
     assert drawing.worth(broken.final) == -math.inf
@@ -211,7 +211,7 @@ def test_a_model_may_be_worse_by_the_spread_over_seeds() -> None:
     assert not drawing.no_worse("s", "t", group("mip", (10.0, 89.0)), other).holds
 
 
-def test_variance_is_nothing_to_speak_of_with_one_seed() -> None:
+def test_one_seed_gives_no_claim_about_variance() -> None:
     one, two = group("mip", (10.0, 50.0)), group("mip", (10.0, 50.0), (10.0, 50.0))
     wide = group("classical", (10.0, 50.0), (10.0, 90.0))
     assert fig4a.variance("s", "t", one, wide) == []
@@ -231,14 +231,14 @@ def test_spikes_are_counted() -> None:
 def test_the_first_step_of_theta0_is_that_of_the_plain_network(
     optimizer: Literal["adam", "sgd"],
 ) -> None:
-    """Exactly so, or half of it with hl.parameter_groups; the head's is as long there."""
+    """Exactly, or half of it with hl.parameter_groups, where the head's is as long."""
     cell = rates.Cell("bayes", 1, 128)
     found = {}
-    for method in (rates.UNIT, rates.CARRIED):
-        spec = rates._made(Place("smoke"), cell, method)
+    for method in (rates.ONE_RATE, rates.GROUPS):
+        spec = rates._made(Setup("smoke"), cell, method)
         how = dataclasses.replace(spec.training, optimizer=optimizer)
         found[method] = first_step(dataclasses.replace(spec, training=how))
-    same, groups = found[rates.UNIT], found[rates.CARRIED]
+    same, groups = found[rates.ONE_RATE], found[rates.GROUPS]
     assert same.theta0 == pytest.approx(1.0, rel=1e-2)
     assert groups.theta0 == pytest.approx(0.5, rel=1e-2)
     assert groups.trunk == pytest.approx(0.5 * same.trunk, rel=0.05)
@@ -267,7 +267,7 @@ def test_results_find_groups_by_any_setting() -> None:
 
 @dataclass
 class Smoke:
-    """What `hyperlight study` left behind and printed."""
+    """What `hyperlight study` wrote and printed."""
 
     out: Path
     cache: Path
@@ -310,11 +310,11 @@ def _json(path: Path) -> object:
     return json.loads(path.read_text("utf-8"))
 
 
-def test_every_study_leaves_its_files(smoke: Smoke, study: Study) -> None:
+def test_every_study_writes_its_files(smoke: Smoke, study: Study) -> None:
     folder = smoke.out / study.name
     about = _json(folder / "study.json")
     assert isinstance(about, dict)
-    specs = study.specs(Place("smoke"))
+    specs = study.specs(Setup("smoke"))
     assert about["runs"] == len({spec.key for spec in specs})
     assert about["size"] == "smoke"
     assert about["provenance"]["command"] == f"hyperlight study {study.name} --size smoke"
@@ -336,7 +336,7 @@ def test_every_study_leaves_its_files(smoke: Smoke, study: Study) -> None:
     assert {path.name for path in folder.iterdir()} == expected
 
 
-def test_every_claim_says_what_was_measured(smoke: Smoke, study: Study) -> None:
+def test_every_claim_has_a_measurement(smoke: Smoke, study: Study) -> None:
     found = _json(smoke.out / study.name / "claims.json")
     assert isinstance(found, list)
     assert found
@@ -367,9 +367,9 @@ def test_a_second_time_nothing_is_trained(
     assert about["wall_seconds"] is None
 
 
-def test_a_run_of_two_studies_is_done_once(smoke: Smoke) -> None:
-    keys = {spec.key for s in STUDIES.values() for spec in s.specs(Place("smoke"))}
-    total = sum(len(s.specs(Place("smoke"))) for s in STUDIES.values())
+def test_a_run_of_two_studies_runs_once(smoke: Smoke) -> None:
+    keys = {spec.key for s in STUDIES.values() for spec in s.specs(Setup("smoke"))}
+    total = sum(len(s.specs(Setup("smoke"))) for s in STUDIES.values())
     assert {path.name for path in smoke.cache.iterdir()} == keys
     assert len(keys) < total
 
@@ -460,10 +460,12 @@ def test_the_page_has_every_claim_beside_what_was_measured(report: _Page, smoke:
     assert "nothing is learned in so few steps" in report.text
 
 
-def test_the_page_has_the_paper_s_numbers_beside_ours(report: _Page, smoke: Smoke) -> None:
-    ours = _rows(smoke.out / "table2" / "table-2-paper-against-ours.csv")
-    assert ours[0]["default, paper"] == "98.1 (1.1)"
-    for row in ours:
+def test_the_page_has_the_paper_s_numbers_beside_those_of_the_runs(
+    report: _Page, smoke: Smoke
+) -> None:
+    rows = _rows(smoke.out / "table2" / "table-2-in-the-paper-and-here.csv")
+    assert rows[0]["classical, paper"] == "98.1 (1.1)"
+    for row in rows:
         assert list(row.values()) in report.rows
 
 
@@ -490,7 +492,7 @@ def test_the_page_in_markdown_has_the_same_beside_the_figures(smoke: Smoke, tmp_
                 assert "".join(f"| {cell} " for cell in cells) + "|\n" in text
 
 
-def test_a_bar_in_a_cell_does_not_end_it(smoke: Smoke, tmp_path: Path) -> None:
+def test_a_bar_does_not_end_a_cell(smoke: Smoke, tmp_path: Path) -> None:
     study = page.read(smoke.out, list(STUDIES))[0]
     claim = dataclasses.replace(study.claims[0], text="|a| < 1")
     out = tmp_path / "README.md"
@@ -535,7 +537,7 @@ def test_a_damaged_study_is_named(
     assert main(["report", "--results", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 2
     err = capsys.readouterr().err
     assert f"The study in {folder} cannot be read (" in err
-    assert "Run `hyperlight study fig1b` again; runs that are kept are not repeated." in err
+    assert "Run `hyperlight study fig1b` again; finished runs are not repeated." in err
     assert not (tmp_path / "r.html").exists()
 
 

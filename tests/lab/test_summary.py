@@ -1,4 +1,4 @@
-"""Runs in numbers: spreads, steps to a target, what a table shows, and the paper's claims."""
+"""Runs in numbers: spreads, steps to a target, the rows of a table, and the paper's claims."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_spread_is_the_mean_and_the_sample_standard_deviation(values: list[flo
         ([math.inf, math.nan], "nan"),
     ],
 )
-def test_a_spread_of_what_is_not_finite(values: list[float], text: str) -> None:
+def test_a_spread_of_values_that_are_not_finite(values: list[float], text: str) -> None:
     assert Spread.of(values).text(1) == text
 
 
@@ -125,7 +125,7 @@ def test_seconds_per_step_are_medians_of_the_stretches() -> None:
     assert _one(*runs).seconds_per_step.mean == pytest.approx(0.3)
 
 
-def test_seconds_and_the_share_of_waiting_are_those_of_the_seeds() -> None:
+def test_seconds_and_the_fraction_of_waiting_are_spreads_over_seeds() -> None:
     runs = [
         make_run("mip", 0, seconds=(1.0, 2.0), waiting=0.25),
         make_run("mip", 1, seconds=(3.0, 4.0), waiting=0.5),
@@ -152,7 +152,7 @@ def test_the_metric_is_that_of_the_task() -> None:
     assert runs[0].first_step(0.75) is None
 
 
-def test_a_value_is_shown_as_the_metric_has_it() -> None:
+def test_a_value_is_shown_with_the_digits_and_unit_of_the_metric() -> None:
     assert shown(Spread(97.25, 0.5), Metric("accuracy", "%", digits=1)) == "97.2 ± 0.5 %"
     assert shown(Spread(0.75, math.nan), Metric("dice", digits=3)) == "0.750"
     assert Metric("accuracy", "%").heading == "accuracy (%)"
@@ -180,7 +180,7 @@ def test_outcomes_are_the_figures_that_every_seed_has() -> None:
     assert _one(*runs).outcome == {"dice": Spread.of([0.5, 0.75])}
     alone = _one(runs[0]).outcome
     assert {name: spread.mean for name, spread in alone.items()} == {"dice": 0.5, "odd": 1.0}
-    assert _one(runs[0], make_run("mip", 1)).outcome == {}  # one of them has none
+    assert _one(runs[0], make_run("mip", 1)).outcome == {}  # one run has no outcome
     assert _one(make_run("mip")).outcome == {}
 
 
@@ -207,14 +207,14 @@ def test_variations_are_means_over_seeds() -> None:
     ("norms", "expected"),
     [
         ([3.0, 1.0] * 5, 0.5),
-        ([3.0, 1.0] * 2, 0.5),  # fewer steps than a stretch has
+        ([3.0, 1.0] * 2, 0.5),  # fewer steps than in a stretch
         ([5.0], 0.0),
         ([2.0] * 10, 0.0),
         ([0.0] * 10, 0.0),
-        ([1.0] * 10 + [100.0] * 10, 0.0),  # from one stretch to the next is no swing
+        ([1.0] * 10 + [100.0] * 10, 0.0),  # a jump between stretches is no swing
         ([3.0, 1.0] * 5 + [2.0] * 10, 0.25),
-        ([3.0, 1.0] * 5 + [1.0, 99.0], 0.5),  # a stretch that is not whole does not count
-        ([3.0, 1.0] * 50 + [1.0, 99.0] * 50, 0.5),  # nor what comes after 100 steps
+        ([3.0, 1.0] * 5 + [1.0, 99.0], 0.5),  # an incomplete stretch does not count
+        ([3.0, 1.0] * 50 + [1.0, 99.0] * 50, 0.5),  # nor do steps after the first 100
     ],
 )
 def test_the_swing_of_the_gradient_norm(norms: list[float], expected: float) -> None:
@@ -262,7 +262,7 @@ def test_without_a_target_none_is_reached() -> None:
     assert summary.reached == [None, None]
 
 
-# --- what a table shows ---------------------------------------------------------
+# --- rows of a table ---------------------------------------------------------
 
 
 @given(st.integers(2, 3000), st.integers(1, 50))
@@ -276,14 +276,14 @@ def test_shown_steps(evaluated: int, every: int) -> None:
     assert max(gaps) - min(gaps) <= 1
 
 
-def test_step_0_is_shown_where_there_is_nothing_else() -> None:
+def test_step_0_is_shown_if_it_is_the_only_one() -> None:
     assert shown_steps([0]) == [0]
 
 
-def test_steps_are_shown_in_even_parts_where_there_are_such() -> None:
+def test_steps_are_evenly_spaced_if_possible() -> None:
     assert shown_steps(range(11)) == [2, 4, 6, 8, 10]
     assert shown_steps(range(13)) == [2, 4, 6, 8, 10, 12]
-    assert shown_steps(range(31)) == [6, 12, 18, 24, 30]  # five rows where there is a choice
+    assert shown_steps(range(31)) == [6, 12, 18, 24, 30]  # five rows if there is a choice
     assert shown_steps(range(9)) == [2, 4, 6, 8]
     assert shown_steps([0, 7]) == [1]
 
@@ -319,7 +319,7 @@ def test_claims_that_do_not_hold() -> None:
     assert [claim.holds for claim in claims(_summaries(runs))] == [False, False, False]
 
 
-def test_equal_figures_bear_no_claim_out() -> None:
+def test_equal_figures_support_no_claim() -> None:
     runs = [make_run("mip", initial=RISING, final=RISING), make_run("classical", final=RISING)]
     assert [claim.holds for claim in claims(_summaries(runs))] == [False, False, False]
 
@@ -387,7 +387,7 @@ def test_the_scale_of_a_diverged_run_is_not_called_constant(bad: float) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_claims_do_not_hold_where_mip_diverged() -> None:
+def test_claims_do_not_hold_if_mip_diverged() -> None:
     runs = [diverged("mip"), make_run("classical", initial=RISING, final=RISING)]
     assert [claim.holds for claim in claims(_summaries(runs))] == [False, False, False]
 

@@ -1,4 +1,4 @@
-"""Predictive distributions, calibration, rejection: against their twins in float64."""
+"""Predictive distributions, calibration and rejection, against float64 twins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ families = st.tuples(
     st.sampled_from([0.0, 0.3, 3.0, 300.0]),
     st.integers(0, 99),
 )
-# Confidences are inside of bins, or 0 or 1.
+# Confidences inside a bin, or 0 or 1.
 answers = st.lists(
     st.tuples(st.sampled_from([0.0, 0.21, 0.347, 0.512, 0.913, 1.0]), st.booleans()),
     min_size=1,
@@ -49,7 +49,7 @@ def same(found: Tensor, expected: object) -> None:
 
 @settings(max_examples=60)
 @given(families)
-def test_a_family_is_that_of_the_twin(family: tuple[int, int, int, float, int]) -> None:
+def test_a_family_equals_its_twin(family: tuple[int, int, int, float, int]) -> None:
     each = logits(*family)
     found = pooled(each)
     by_image = each.transpose(0, 1).tolist()
@@ -64,7 +64,7 @@ def test_a_family_is_that_of_the_twin(family: tuple[int, int, int, float, int]) 
 
 @settings(max_examples=60)
 @given(families)
-def test_what_holds_for_every_family(family: tuple[int, int, int, float, int]) -> None:
+def test_properties_of_every_family(family: tuple[int, int, int, float, int]) -> None:
     found = pooled(logits(*family))
     most = math.log(family[2]) + 1e-12
     same(found.probabilities.sum(dim=-1), [1.0] * family[1])
@@ -89,7 +89,7 @@ def test_members_may_be_pooled_in_any_order() -> None:
     assert one.members == other.members == 5
 
 
-def test_members_that_are_one_say_nothing_of_each_other() -> None:
+def test_identical_members_do_not_disagree() -> None:
     row = logits(1, 50, 10, 3.0, 0)[0]
     found = pooled(torch.stack([row] * 8))
     assert found.mutual_information.max() < 1e-12
@@ -106,7 +106,7 @@ def test_an_unlikely_truth_has_a_finite_likelihood() -> None:
 
 @settings(max_examples=40)
 @given(families, st.integers(0, 99))
-def test_scores_are_those_of_the_twins(family: tuple[int, int, int, float, int], seed: int) -> None:
+def test_scores_equal_their_twins(family: tuple[int, int, int, float, int], seed: int) -> None:
     each = logits(*family)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(family[2], (family[1],), generator=generator)
@@ -120,7 +120,7 @@ def test_scores_are_those_of_the_twins(family: tuple[int, int, int, float, int],
         rows
     )
     assert figures.nll == pytest.approx(expected, rel=1e-9)
-    if family[3] > 0.0:  # otherwise all classes are equally probable, and any may be the answer
+    if family[3] > 0.0:  # at 0 all classes are equally probable, so any may be the answer
         assert figures.accuracy == pytest.approx(sum(right) / len(right))
         confidence = found.confidence.tolist()
         assert figures.ece == pytest.approx(
@@ -130,7 +130,7 @@ def test_scores_are_those_of_the_twins(family: tuple[int, int, int, float, int],
 
 @settings(max_examples=100)
 @given(answers, st.integers(1, 15))
-def test_calibration_error_is_that_of_the_twin(
+def test_calibration_error_equals_its_twin(
     given_answers: list[tuple[float, bool]], bins: int
 ) -> None:
     confidence, right = (list(column) for column in zip(*given_answers, strict=True))
@@ -139,7 +139,7 @@ def test_calibration_error_is_that_of_the_twin(
     assert int(found.count.sum()) == len(right)
 
 
-def test_calibration_error_is_torchmetrics_where_nothing_is_certain() -> None:
+def test_calibration_error_is_that_of_torchmetrics_below_confidence_1() -> None:
     found = pooled(logits(3, 500, 10, 2.0, 0))
     labels = torch.randint(10, (500,), generator=torch.Generator().manual_seed(0))
     expected = multiclass_calibration_error(found.probabilities, labels, 10, n_bins=15)
@@ -147,7 +147,7 @@ def test_calibration_error_is_torchmetrics_where_nothing_is_certain() -> None:
     assert assess(found, labels).ece > 0.1
 
 
-def test_bins_hold_what_they_should() -> None:
+def test_bins_hold_their_answers() -> None:
     confidence = torch.tensor([0.0, 0.49, 0.5, 1.0, 1.0])
     found = reliability(confidence, torch.tensor([True, False, True, True, False]), bins=4)
     assert found.count.tolist() == [1, 1, 1, 2]
@@ -171,7 +171,7 @@ def test_rejection_is_the_mean_over_all_orders(given_answers: list[tuple[float, 
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40))
-def test_what_holds_for_every_rejection(given_answers: list[tuple[float, bool]]) -> None:
+def test_properties_of_every_rejection(given_answers: list[tuple[float, bool]]) -> None:
     uncertainty = torch.tensor([value for value, _ in given_answers], dtype=torch.float64)
     right = torch.tensor([flag for _, flag in given_answers])
     curve = rejection(uncertainty, right)
@@ -184,11 +184,11 @@ def test_what_holds_for_every_rejection(given_answers: list[tuple[float, bool]])
     torch.testing.assert_close(rejection(uncertainty[order], right[order]), curve)
 
 
-def test_shares_are_rejected() -> None:
+def test_fractions_are_rejected() -> None:
     found = assess(Predictive.of(logits(1, 10, 3, 1.0, 0)[0]), torch.arange(10) % 3)
     assert found.kept(0.0) == found.accuracy
     assert found.kept(0.2) == float(found.rejection[2])
-    assert found.kept(1.0) == float(found.rejection[9])  # one is always left
+    assert found.kept(1.0) == float(found.rejection[9])  # one answer always remains
 
 
 @settings(max_examples=60)
@@ -202,7 +202,7 @@ def test_auroc_is_counted_over_pairs(given_answers: list[tuple[float, bool]]) ->
         assert found == pytest.approx(twins.auroc(score, positive))
 
 
-def test_a_network_that_came_to_nothing_is_not_calibrated() -> None:
+def test_a_diverged_network_is_not_calibrated() -> None:
     found = Predictive.of(torch.full((4, 3), math.nan))
     figures = assess(found, torch.tensor([0, 1, 2, 0]))
     assert all(math.isnan(figure) for figure in (figures.nll, figures.brier, figures.ece))

@@ -1,4 +1,4 @@
-"""What is drawn is what was found; the files themselves are written in the tests of the task."""
+"""The figures draw what was computed; the tests of the task cover the written files."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_curves_of_rejection() -> None:
     assert figures.rejections(wrong, [wrong]).axes[0].get_ylim()[1] < 60.0  # not up to 100 %
 
 
-def test_histograms_hold_all_of_a_kind() -> None:
+def test_histograms_hold_all_answers_of_a_kind() -> None:
     average, assessed, _ = family(3)
     figure = figures.entropies(average, assessed.right, ("others", average))
     assert [ax.get_xlabel() for ax in figure.axes] == [
@@ -95,10 +95,12 @@ def test_histograms_hold_all_of_a_kind() -> None:
             values, _, _ = patch.get_data()  # type: ignore[attr-defined]
             assert float(np.sum(values)) == pytest.approx(100.0)
     alone, assessed, _ = family(1)
-    assert len(figures.entropies(alone, assessed.right).axes) == 1  # no member to share with
+    assert (
+        len(figures.entropies(alone, assessed.right).axes) == 1
+    )  # no mutual information with one member
 
 
-def test_pictures_of_one_network_speak_of_no_gamma() -> None:
+def test_figures_of_one_network_do_not_mention_gamma() -> None:
     _, average, each = family(1)
     assert len(figures.calibration(average, each).axes) == 2
     ax = figures.rejections(average, each).axes[0]
@@ -144,7 +146,7 @@ def test_the_gallery_shows_certain_and_uncertain_images() -> None:
         assert ("\nis " in text) == (int(average.answer[i]) != int(LABELS[i]))
 
 
-def test_nothing_to_show_is_no_error() -> None:
+def test_empty_input_is_no_error() -> None:
     lost = Predictive.of(torch.full((40, 4), math.nan))
     sure = Predictive.of(50.0 * torch.nn.functional.one_hot(LABELS, 4))
     for predictive in (lost, sure + sure):

@@ -27,7 +27,7 @@ from .checkpoint import digest, identity
 from .data import DATA
 from .errors import LabError, at_least
 from .session import Session, launch, say, say_claim
-from .studies import STUDIES, Place, Size, page
+from .studies import STUDIES, Setup, Size, page
 from .studies.run import run_study
 from .summary import TITLES
 from .tasks import KINDS, Kind
@@ -149,13 +149,13 @@ class Study:
 
     def run(self) -> None:
         at_least(self, workers=1, seeds=1)
-        place = Place(self.size, self.data_dir, self.device, self.seeds)
+        setup = Setup(self.size, self.data_dir, self.device, self.seeds)
         if self.list:
             table = Table(box=None)
             for heading in ("name", "what", "source", f"runs at size {self.size}"):
                 table.add_column(heading)
             for study in STUDIES.values():
-                runs = len({spec.key for spec in study.specs(place)})
+                runs = len({spec.key for spec in study.specs(setup)})
                 table.add_row(study.name, study.title, study.source, str(runs))
             console.print(table)
             return
@@ -170,7 +170,7 @@ class Study:
             say(Text(f"{study.name}: {study.title} ({study.source})", style="bold"), console)
             found = run_study(
                 study,
-                place,
+                setup,
                 out,
                 self.cache,
                 workers=self.workers,

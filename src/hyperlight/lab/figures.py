@@ -1,10 +1,10 @@
-"""Figures of runs, drawn with matplotlib; each returns a figure that belongs to no window."""
+"""Figures of runs, drawn with matplotlib. No window opens: each function returns a figure."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,13 +31,13 @@ COLORS = {
 def panels(
     columns: int, rows: int = 1, width: float = 9.0, height: float = 3.3
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels, row by row.
+    """Make a figure, and its panels row by row.
 
     Args:
         columns: panels in a row.
-        rows: of panels.
-        width: of the figure, in inches.
-        height: of a row, in inches.
+        rows: rows of panels.
+        width: width of the figure in inches.
+        height: height of a row in inches.
     """
     from matplotlib.figure import Figure
 
@@ -58,15 +58,15 @@ def band(
     label: str | None = None,
     **style: Any,
 ) -> None:
-    """Means as a line, with standard deviations as a band around it.
+    """Draw means as a line, and standard deviations as a band around it.
 
     Args:
-        ax: where.
-        x: of the points.
-        rows: a spread for every point.
-        formulation: gives the colour, and the label where there is no other.
-        label: for the legend.
-        style: of the line.
+        ax: axes to draw in.
+        x: positions of the points.
+        rows: one spread per point.
+        formulation: sets the colour, and the label unless one is given.
+        label: label in the legend.
+        style: further arguments of the line.
     """
     mean = np.array([row.mean for row in rows])
     std = np.array([0.0 if math.isnan(row.std) else row.std for row in rows])
@@ -76,9 +76,7 @@ def band(
 
 
 def convergence(summaries: Sequence[Summary], target: float | None) -> Figure:
-    """The test metric and the training loss by step, mean and standard deviation (paper, figure
-    4).
-    """
+    """Draw the test metric and the training loss over steps (paper, figure 4)."""
     metric = summaries[0].metric
     figure, (test, loss) = panels(2)
     for summary in summaries:
@@ -94,13 +92,8 @@ def convergence(summaries: Sequence[Summary], target: float | None) -> Figure:
     return figure
 
 
-def scales(runs: Sequence[Run], titles: Mapping[str, str] = TITLES) -> Figure:
-    """Standard deviation of the predicted weights along gamma (paper, figure 1a).
-
-    Args:
-        runs: of any formulations.
-        titles: the name of each formulation.
-    """
+def scales(runs: Sequence[Run]) -> Figure:
+    """Draw the standard deviation of the predicted weights along gamma (paper, figure 1a)."""
     figure, (initial, final) = panels(2)
     for ax, when in ((initial, "initial"), (final, "final")):
         for formulation in dict.fromkeys(run.formulation for run in runs):
@@ -113,7 +106,7 @@ def scales(runs: Sequence[Run], titles: Mapping[str, str] = TITLES) -> Figure:
             x = profile.gamma if scalar else profile.magnitude
             columns = np.stack([p.std.numpy() for p in profiles], axis=1)
             rows = [Spread.of(row) for row in columns.tolist()]
-            band(ax, x.tolist(), rows, formulation, label=titles[formulation])
+            band(ax, x.tolist(), rows, formulation)
             ax.set_xlabel("gamma" if scalar else "norm of gamma")
         ax.set_ylim(0, None)
     initial.set(title="at initialisation", ylabel="std of predicted weights")
@@ -123,7 +116,7 @@ def scales(runs: Sequence[Run], titles: Mapping[str, str] = TITLES) -> Figure:
 
 
 def gradients(runs: Sequence[Run], steps: int = 100) -> Figure:
-    """Norm of the gradient of the predicted weights in early training (paper, figure 3c)."""
+    """Draw the gradient norm of the predicted weights in early training (paper, figure 3c)."""
     figure, (ax,) = panels(1, height=3.0)
     for formulation in dict.fromkeys(run.formulation for run in runs):
         norms = np.array([r.gradient_norm[:steps] for r in runs if r.formulation == formulation])
@@ -139,7 +132,7 @@ def gradients(runs: Sequence[Run], steps: int = 100) -> Figure:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an ``<svg>`` element, the same for the same figure."""
+    """Return the figure as an ``<svg>`` element, byte for byte the same for the same figure."""
     import matplotlib
 
     buffer = io.StringIO()

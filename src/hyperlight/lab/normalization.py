@@ -1,15 +1,15 @@
-"""The normalisation strategies that the paper compares MIP with (sections 6.2 and B.5, figure 5a).
+"""Normalisation strategies that the paper compares MIP with (sections 6.2 and B.5, figure 5a).
 
 ============ ============================ =====================================================
 BatchNorm-P  ``normalization="batch"``    batch normalisation in the primary
 LayerNorm-P  ``normalization="layer"``    layer normalisation in the primary
 LayerNorm-H  :func:`normalize_features`   layer normalisation in the hypernetwork
-WeightNorm   :func:`normalize_weights`    predictions give the direction of weights, not the norm
+WeightNorm   :func:`normalize_weights`    prediction of the weights' directions, not their norms
 ============ ============================ =====================================================
 
 The first two are arguments of :class:`~hyperlight.lab.primaries.ResNetLike` and
 :class:`~hyperlight.lab.primaries.UNet`.
-What normalisation learns itself (gains, and biases of layers) is not predicted (section A.4).
+The parameters of normalisation (gains, and biases of layers) are not predicted (section A.4).
 """
 
 from __future__ import annotations
@@ -35,36 +35,34 @@ __all__ = [
 Normalization = Literal["none", "batchnorm-p", "layernorm-p", "layernorm-h", "weightnorm"]
 """The strategies by the names of section 6.2."""
 
-# Those that are layers of the primary, and their names there.
+# Strategies that are layers of the primary, and their names there.
 IN_PRIMARY: dict[str, Layers] = {"batchnorm-p": "batch", "layernorm-p": "layer"}
 
 
 def normalize_features(hypernet: HyperNet) -> None:
     """LayerNorm-H: normalise the features of every hidden layer before their activation.
 
-    Changes ``hypernet``; its other parameters stay as they were drawn.
-    With one input and no encoding, what it predicts at first hardly depends on the input
-    any more (section B.5).
+    Changes ``hypernet`` in place, without redrawing its other parameters. With one input and no
+    encoding, initial predictions then hardly depend on the input (section B.5).
     """
     trunk = hypernet.trunk
-    for place, layer in enumerate(trunk.layers):
+    for index, layer in enumerate(trunk.layers):
         assert isinstance(layer, nn.Linear)
         norm = nn.LayerNorm(layer.out_features).to(layer.weight)
-        trunk.activations[place] = nn.Sequential(norm, trunk.activations[place])
+        trunk.activations[index] = nn.Sequential(norm, trunk.activations[index])
 
 
 class WeightNorm(nn.Module):
     r"""Weight normalisation (Salimans and Kingma 2016): :math:`w = g\,v / \lVert v \rVert`.
 
-    One gain :math:`g` for every output (the first dimension), which starts at the norm of the
-    weight. Where :math:`v` is zero, as a classical hypernetwork has it at gamma 0, so is
-    :math:`w`.
+    Every output (first dimension) has a gain :math:`g`, which starts at the norm of its weights.
+    Where :math:`v` is zero, as with a classical hypernetwork at gamma 0, :math:`w` is zero too.
 
     Args:
-        weight: the initial weight, of two or more dimensions.
+        weight: initial weight, with two or more dimensions.
 
     Shape:
-        That of ``weight`` to the same.
+        Input and output have the shape of ``weight``.
 
     >>> from hyperlight.lab.normalization import WeightNorm
     >>> norm = WeightNorm(torch.tensor([[3.0, 4.0]]))
@@ -82,13 +80,14 @@ class WeightNorm(nn.Module):
 
 
 def normalize_weights(primary: nn.Module) -> None:
-    """WeightNorm: all weights of two or more dimensions become directions with a gain.
+    """WeightNorm: turn all weights with two or more dimensions into directions with a gain.
 
-    Changes ``primary``, whose outputs stay the same. Hypernetize it with
-    ``targets=is_no_gain``: gains are learned as usual, directions are predicted. The paper
-    cites Qiao et al. 2019 for this in section B.5, who standardise weights, and in
-    section 6.2 Salimans and Kingma 2016, who decouple the norm of a weight from its
-    direction, which is what the text says.
+    Changes ``primary`` in place without changing its outputs. Hypernetize it with
+    ``targets=is_no_gain``: directions are predicted, gains are trained as usual.
+
+    The paper cites two works for this. Section 6.2 cites Salimans and Kingma 2016, who decouple the
+    norm of a weight from its direction, as the text says. Section B.5 cites Qiao et al. 2019, who
+    standardise weights instead.
     """
     for module in list(primary.modules()):
         for name, weight in list(module.named_parameters(recurse=False)):
@@ -97,5 +96,5 @@ def normalize_weights(primary: nn.Module) -> None:
 
 
 def is_no_gain(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter of a primary of :func:`normalize_weights` is one to predict."""
+    """Select the parameters to predict in a primary after :func:`normalize_weights`."""
     return not name.endswith(".gain")

@@ -14,22 +14,21 @@ from torch.nn import functional as F
 __all__ = ["Layers", "LeNet", "ResNetLike", "UNet", "rescale"]
 
 Layers = Literal["none", "batch", "layer"]
-"""The normalisation layers that a primary may have after its convolutions."""
+"""Normalisation layers after the convolutions of a primary."""
 
 
 def rescale(maps: Tensor, factor: float, antialias: bool = False) -> Tensor:
-    """Maps resampled bilinearly to ``factor`` times their height and width (paper, section A.4).
+    """Resample maps bilinearly to ``factor`` times their height and width (paper, section A.4).
 
-    A side of ``n`` becomes ``factor * n``, rounded to the nearest whole number (halves down, so
-    that 0.5 gives what a pooling by 2 gives, odd sides included), and never less than one pixel.
-    Pixels are squares, not points (``align_corners=False``): at 0.5 an entry is the
-    mean of four.
+    A side of ``n`` becomes ``factor * n``, rounded to the nearest whole number and at least one
+    pixel. Halves are rounded down, so 0.5 gives the sizes of a pooling by 2, including odd sides.
+    Pixels are squares, not points (``align_corners=False``): at 0.5 an entry is the mean of four.
 
     Args:
         maps: ``(B, C, H, W)``.
-        factor: from 0 to 1. At 0, as at whatever is small enough, maps have one pixel.
-        antialias: let every entry of the input count, not only the four around each place. The
-            paper names bilinear sampling and no more.
+        factor: from 0 to 1. At 0, and at any other value that is small enough, maps have one pixel.
+        antialias: average over all entries that an output pixel covers, not only the four nearest.
+            The paper says bilinear sampling and nothing more.
 
     Returns:
         ``(B, C, h, w)``.
@@ -43,15 +42,15 @@ def rescale(maps: Tensor, factor: float, antialias: bool = False) -> Tensor:
     """
     if not 0.0 <= factor <= 1.0:
         raise ValueError(f"rescale: factor was {factor}; expected a number from 0 to 1.")
-    # A little less than half, so that a factor in single precision gives the same sizes.
+    # Slightly below one half, so that a factor in single precision gives the same sizes.
     size = [max(1, math.ceil(n * (factor - 1e-6) - 0.5)) for n in maps.shape[-2:]]
-    if antialias and size[1] == 1:  # torch 2.13 repeats the first row where one column is left
+    if antialias and size[1] == 1:  # torch 2.13 repeats the first row if one column remains
         return F.interpolate(maps.mT, size[::-1], mode="bilinear", antialias=True).mT
     return F.interpolate(maps, size, mode="bilinear", antialias=antialias)
 
 
 def _norms(kind: Layers, channels: int) -> list[nn.Module]:
-    """What follows a convolution: one layer, or none."""
+    """Layers after a convolution: one, or none."""
     if kind == "batch":
         return [nn.BatchNorm2d(channels)]
     return [nn.GroupNorm(1, channels)] if kind == "layer" else []
@@ -66,23 +65,22 @@ def _kaiming(module: nn.Module) -> None:
 
 
 class LeNet(nn.Module):
-    """The paper's LeNet variant (section A.2): ReLU, and two convolutions of 32 and 64 features
-    in place of the first fully connected layer.
+    """The paper's LeNet variant (section A.2).
 
-    The paper gives no kernel sizes. Those of LeNet-5 are kept for the first two
-    layers (5x5, the first padded as in LeCun et al. 1998), and 3x3 bring the remaining 5x5
-    map to one pixel: 32,018 parameters at 28x28. At 8x8 the same layers have
-    3x3 and 2x2 kernels and one pooling less: 20,146 parameters.
+    It has ReLU, and two convolutions with 32 and 64 features instead of the first fully connected
+    layer. The paper gives no kernel sizes. Here the first two layers have those of LeNet-5 (5x5,
+    the first one padded as in LeCun et al. 1998), and 3x3 kernels reduce the remaining 5x5 map to
+    one pixel: 32,018 parameters at 28x28. At 8x8 the same layers have 3x3 and 2x2 kernels and one
+    pooling less: 20,146 parameters.
 
-    Weights start with Kaiming initialisation for ReLU, biases at zero: section 4
-    of the paper has ``theta0`` initialised by its role in the primary. It matters:
-    with PyTorch's default, which is smaller, MIP under SGD at the
-    paper's rate stays at chance for the first 1000 steps on MNIST.
+    Weights start with Kaiming initialisation for ReLU and biases at zero, because section 4 of the
+    paper initialises ``theta0`` by its role in the primary. This matters: with PyTorch's smaller
+    default, MIP with SGD at the paper's rate stays at chance for the first 1000 steps on MNIST.
 
     Args:
-        size: the height and width of the images: 28 or 8.
-        channels: of the images.
-        classes: the number of logits.
+        size: height and width of the images, 28 or 8.
+        channels: channels of the images.
+        classes: number of logits.
 
     Shape:
         ``(B, channels, size, size)`` to ``(B, classes)``.
@@ -116,8 +114,10 @@ class LeNet(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a 1x1 one. Both branches start with half of the variance, so
-    that their sum keeps the magnitude of its input. Normalisation comes after each convolution.
+    """A residual block: two 3x3 convolutions, with a 1x1 convolution as shortcut.
+
+    Both branches start with half of the variance, so that their sum keeps the magnitude of the
+    input. Every convolution is followed by its normalisation.
     """
 
     def __init__(self, inputs: int, outputs: int, normalization: Layers) -> None:
@@ -137,33 +137,32 @@ class _Residual(nn.Module):
         branch = self._norm(1, self.conv2(branch))
         return F.leaky_relu(branch + self._norm(2, self.shortcut(x)))
 
-    def _norm(self, place: int, x: Tensor) -> Tensor:
-        return x if self.norms is None else self.norms[place](x)
+    def _norm(self, index: int, x: Tensor) -> Tensor:
+        return x if self.norms is None else self.norms[index](x)
 
 
 class ResNetLike(nn.Module):
-    """The paper's ResNet-like classifier (sections A.2 and A.4): five downsampling stages with
-    16, 32, 64, 128 and 128 feature channels.
+    """The paper's ResNet-like classifier (sections A.2 and A.4).
 
-    The paper gives no more than that. Here a stage is one residual block (two 3x3 convolutions
-    beside a 1x1 one), then ``pool``, which halves the map; the mean over the last map goes to
-    a linear layer; there are no normalisation layers: 629,398 parameters for 102 classes.
-    With a ``factor``, fractional bilinear resampling (:func:`rescale`) is in the place of ``pool``,
-    as in section A.4.
+    It has five downsampling stages with 16, 32, 64, 128 and 128 feature channels; the paper gives
+    no more details. Here a stage is a residual block (two 3x3 convolutions with a 1x1 shortcut),
+    followed by ``pool``, which halves the map. A linear layer reads the mean of the last map. There
+    are no normalisation layers by default: 629,398 parameters for 102 classes. With a ``factor``,
+    fractional bilinear resampling (:func:`rescale`) replaces ``pool``, as in section A.4.
 
     Args:
-        channels: of the images.
-        classes: the number of logits.
-        stages: the feature channels of every stage.
-        normalization: layers after every convolution: none; batch normalisation; or layer
-            normalisation, over channels, height and width together (a group normalisation with
-            one group). Both have a gain and a bias for every channel, which are not predicted
-            (section A.2). Running statistics are those of all gammas together.
-        antialias: of the resampling by a factor.
+        channels: channels of the images.
+        classes: number of logits.
+        stages: feature channels of every stage.
+        normalization: layers after every convolution: none, batch normalisation, or layer
+            normalisation over channels, height and width (a group normalisation with one group).
+            Both have a gain and a bias for every channel, which are not predicted (section A.2).
+            Running statistics are pooled over all gammas.
+        antialias: as in :func:`rescale`.
 
     Shape:
-        ``(B, channels, H, W)``, and maybe a factor from 0 to 1, to ``(B, classes)``. H and W are
-        at least 2 to the number of stages where there is no factor, else whatever they are.
+        ``(B, channels, H, W)``, and optionally a factor from 0 to 1, to ``(B, classes)``. Without a
+        factor, H and W must be at least 2 to the power of the number of stages.
     """
 
     def __init__(
@@ -193,7 +192,7 @@ class ResNetLike(nn.Module):
 
 
 class _Double(nn.Sequential):
-    """Two 3x3 convolutions, each with its normalisation and activation."""
+    """Two 3x3 convolutions, each followed by normalisation and activation."""
 
     def __init__(self, inputs: int, outputs: int, normalization: Layers) -> None:
         layers: list[nn.Module] = []
@@ -204,29 +203,28 @@ class _Double(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """The paper's U-Net (sections A.3 and A.4; Ronneberger et al. 2015): an encoder of five
-    stages and a decoder of four, each of two convolutions with 32 channels.
+    """The paper's U-Net (sections A.3 and A.4; Ronneberger et al. 2015).
 
-    The paper gives neither kernel sizes nor how maps are resized. Here all convolutions are
-    3x3, ``pool`` halves a map between two stages, and the decoder resizes to the nearest entry
-    and joins the encoder's map of that size: 195,266 parameters from two images, moving and
-    fixed, to a displacement with two components. With a ``factor``, maps are resized bilinearly:
-    by that factor (:func:`rescale`) between two stages of the encoder, and back to the
-    encoder's sizes by the decoder (section A.4).
+    It has an encoder of five stages and a decoder of four, each with two convolutions of 32
+    channels. The paper does not give the kernel sizes, nor how maps are resized. Here all
+    convolutions are 3x3 and ``pool`` halves the map between stages. The decoder resizes to the
+    nearest entry and concatenates the encoder's map of that size. From two images, moving and
+    fixed, to a displacement with two components, that is 195,266 parameters. With a ``factor``,
+    resizing is bilinear: by that factor (:func:`rescale`) between stages of the encoder, and back
+    to the encoder's sizes in the decoder (section A.4).
 
     Args:
-        inputs: the channels of the input: 2 for a moving and a fixed image.
-        outputs: the channels of the output: 2 for a displacement in the plane, or the number
-            of classes of a segmentation.
-        levels: the stages of the encoder; the decoder has one less.
-        channels: the feature channels of every stage.
+        inputs: channels of the input: 2 for a moving and a fixed image.
+        outputs: channels of the output: 2 for a displacement in the plane, or the number of
+            classes of a segmentation.
+        levels: number of stages of the encoder; the decoder has one less.
+        channels: feature channels of every stage.
         normalization: layers after every convolution but the last, as in :class:`ResNetLike`.
-        antialias: of the resampling by a factor.
+        antialias: as in :func:`rescale`.
 
     Shape:
-        ``(B, inputs, H, W)``, and maybe a factor from 0 to 1, to ``(B, outputs, H, W)``. H and W
-        are at least 2 to the number of levels less one where there is no factor, else whatever
-        they are.
+        ``(B, inputs, H, W)``, and optionally a factor from 0 to 1, to ``(B, outputs, H, W)``.
+        Without a factor, H and W must be at least 2 to the power of ``levels - 1``.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Geometry of image registration (paper, section A.3): warping, smoothness, overlap, folding.
 
-A displacement field ``u`` is ``(B, 2, H, W)``, in pixels, first along the height and then along the
-width: the warped image at a pixel ``p`` is the moving image at ``p + u(p)``.
+A displacement field ``u`` has shape ``(B, 2, H, W)``, in pixels, first along the height, then along
+the width. The warped image at a pixel ``p`` is the moving image at ``p + u(p)``.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from torch.nn import functional as F
 __all__ = ["dice", "folding", "jacobian", "soft_dice", "total_variation", "warp", "warp_labels"]
 
 
-def _places(displacement: Tensor) -> Tensor:
-    """``p + u(p)`` as :func:`torch.nn.functional.grid_sample` wants it: ``(B, H, W, 2)``."""
+def _positions(displacement: Tensor) -> Tensor:
+    """``p + u(p)`` in the form of :func:`torch.nn.functional.grid_sample`: ``(B, H, W, 2)``."""
     height, width = displacement.shape[-2:]
     like = {"dtype": displacement.dtype, "device": displacement.device}
     rows = torch.arange(height, **like).unsqueeze(-1) + displacement[:, 0]  # type: ignore[call-overload]
     columns = torch.arange(width, **like) + displacement[:, 1]  # type: ignore[call-overload]
     scaled = [
-        2.0 * place / max(size - 1, 1) - 1.0 for place, size in ((columns, width), (rows, height))
+        2.0 * pixel / max(size - 1, 1) - 1.0 for pixel, size in ((columns, width), (rows, height))
     ]
     return torch.stack(scaled, dim=-1)
 
 
 def warp(images: Tensor, displacement: Tensor) -> Tensor:
-    """Images at displaced places, by bilinear interpolation; differentiable by both.
+    """Sample images at displaced positions, with bilinear interpolation.
 
-    Outside of an image its nearest edge pixel counts. A displacement that is not a number, as in a
-    training that has diverged, gives a pixel that is none, and no gradient.
+    Differentiable with respect to both arguments. Positions outside the image take the nearest edge
+    pixel. Where the displacement is NaN, as after training has diverged, the result is NaN and has
+    no gradient.
 
     Args:
         images: ``(B, C, H, W)``.
@@ -47,18 +48,18 @@ def warp(images: Tensor, displacement: Tensor) -> Tensor:
     >>> warp(image, shift)[0, 0, 0]
     tensor([1.5000, 3.0000, 4.0000])
     """
-    places = _places(displacement)
-    # The gradient of grid_sample writes outside of its memory at such places (torch 2.13, CPU).
-    lost = places.isnan().any(dim=-1)
-    places = places.masked_fill(lost.unsqueeze(-1), 0.0)
+    positions = _positions(displacement)
+    # The gradient of grid_sample writes out of bounds at NaN positions (torch 2.13, CPU).
+    lost = positions.isnan().any(dim=-1)
+    positions = positions.masked_fill(lost.unsqueeze(-1), 0.0)
     warped = F.grid_sample(
-        images, places, mode="bilinear", padding_mode="border", align_corners=True
+        images, positions, mode="bilinear", padding_mode="border", align_corners=True
     )
     return warped.masked_fill(lost.unsqueeze(1), math.nan)
 
 
 def warp_labels(labels: Tensor, displacement: Tensor) -> Tensor:
-    """Label maps at displaced places: the label of the nearest pixel.
+    """Sample label maps at displaced positions: the label of the nearest pixel.
 
     Args:
         labels: ``(B, H, W)``, whole numbers.
@@ -77,9 +78,9 @@ def warp_labels(labels: Tensor, displacement: Tensor) -> Tensor:
 
 
 def total_variation(displacement: Tensor) -> Tensor:
-    r"""Mean over pixels of :math:`|\partial u|`, by differences of neighbours, summed over axes.
+    r"""Mean over pixels of :math:`|\partial u|`, from differences of neighbours, summed over axes.
 
-    The paper names total variation and no more; this is the anisotropic one: absolute values, of
+    The paper says total variation and nothing more. This is the anisotropic one: absolute values of
     every component along every axis (Rudin, Osher, Fatemi 1992, with the 1-norm).
 
     Args:
@@ -94,13 +95,13 @@ def total_variation(displacement: Tensor) -> Tensor:
 
 
 def jacobian(displacement: Tensor) -> Tensor:
-    r"""The determinant of the Jacobian of :math:`p + u(p)`, by differences of neighbours.
+    r"""Determinant of the Jacobian of :math:`p + u(p)`, from differences of neighbours.
 
     Args:
         displacement: ``(B, 2, H, W)``, H and W at least 2.
 
     Returns:
-        ``(B, H - 1, W - 1)``: 1 where nothing is deformed, negative where space is folded.
+        ``(B, H - 1, W - 1)``: 1 without deformation, negative where space folds.
     """
     down = displacement.diff(dim=-2)[..., :-1]
     right = displacement.diff(dim=-1)[..., :-1, :]
@@ -108,7 +109,7 @@ def jacobian(displacement: Tensor) -> Tensor:
 
 
 def folding(displacement: Tensor) -> Tensor:
-    """The share of pixels where space is folded, that is, :func:`jacobian` is not positive.
+    """Fraction of pixels where space folds: where :func:`jacobian` is not positive.
 
     Returns:
         ``(B,)``, from 0 to 1.
@@ -117,15 +118,15 @@ def folding(displacement: Tensor) -> Tensor:
 
 
 def dice(found: Tensor, truth: Tensor, labels: int) -> Tensor:
-    """Dice's overlap of two label maps, the mean over labels (Dice 1945; paper, section A.3).
+    """Dice overlap of two label maps, mean over labels (Dice 1945; paper, section A.3).
 
     Args:
         found: ``(B, H, W)``, whole numbers.
         truth: the same.
-        labels: how many there are; label 0 is background and does not count.
+        labels: number of labels; label 0 is background and does not count.
 
     Returns:
-        ``(B,)``, from 0 to 1. A label that neither map has does not count; NaN without any.
+        ``(B,)``, from 0 to 1. A label in neither map does not count; NaN if all labels are missing.
     """
     kinds = torch.arange(1, labels, device=found.device).view(-1, 1, 1, 1)
     a, b = found == kinds, truth == kinds
@@ -135,12 +136,12 @@ def dice(found: Tensor, truth: Tensor, labels: int) -> Tensor:
 
 
 def soft_dice(found: Tensor, truth: Tensor, eps: float = 1e-5) -> Tensor:
-    """Dice's overlap of probabilities, the mean over labels (Milletari et al. 2016).
+    """Dice overlap of probabilities, mean over labels (Milletari et al. 2016).
 
     Args:
         found: ``(B, L, H, W)``, from 0 to 1; label 0 is background and does not count.
         truth: the same, one-hot.
-        eps: keeps the quotient of an absent label at 1.
+        eps: makes the overlap of an absent label 1.
 
     Returns:
         ``(B,)``, from 0 to 1, differentiable.

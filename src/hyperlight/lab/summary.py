@@ -1,4 +1,4 @@
-"""Runs in numbers: what the terminal's table, the page and the csv files all show."""
+"""Runs in numbers, as the table in the terminal, the page and the csv files show them."""
 
 from __future__ import annotations
 
@@ -31,55 +31,56 @@ TITLES = {
     "plain": "plain network",
 }
 
-# Where a claim is not the paper's.
+# Source of a claim that is not the paper's.
 BEYOND = "beyond the paper"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean and sample standard deviation of a figure over seeds."""
+    """Mean and sample standard deviation of a figure over seeds."""
 
     mean: float
     std: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        with np.errstate(invalid="ignore"):  # of a run that diverged nothing but NaN can be said
+        """Compute the spread of some values; the deviation of a single one is NaN."""
+        with np.errstate(invalid="ignore"):  # diverged runs give NaN
             std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
             return cls(float(np.mean(values)), std)
 
     def text(self, digits: int) -> str:
-        """``mean ± std``, or the mean alone where there is one seed."""
+        """``mean ± std``, or the mean alone with one seed."""
         mean = f"{self.mean:.{digits}f}"
         return mean if math.isnan(self.std) else f"{mean} ± {self.std:.{digits}f}"
 
     def brief(self) -> str:
-        """The same for figures of any size, with four digits of the mean."""
+        """The same for figures of any magnitude, with four digits of the mean."""
         mean = f"{self.mean:.4g}"
         return mean if math.isnan(self.std) else f"{mean} ± {self.std:.2g}"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One formulation over its seeds.
+    """All runs of one formulation.
 
     Attributes:
-        formulation: which.
-        seeds: how many.
-        metric: what the task is judged by.
-        steps: the evaluated steps.
-        seconds: of training until each.
-        test: test figures at each, by name.
-        train_loss: training loss since the step before at each (NaN at step 0).
-        reached: for every seed the first evaluated step with the target, if any.
-        seconds_per_step: medians of the seeds' stretches between evaluations.
-        waiting: share of the training time that the next batch was waited for.
-        outcome: what the task found out in the end, by name.
-        initial_variation: how much the scale of the predicted weights varies along gamma (std over
-            mean) at step 0, the mean over seeds (paper, figure 1a).
+        formulation: the formulation.
+        seeds: number of seeds.
+        metric: the metric that the task is judged by.
+        steps: steps at which the runs were evaluated.
+        seconds: seconds of training until each step.
+        test: test figures at each step, by name.
+        train_loss: training loss since the previous step (NaN at step 0).
+        reached: first evaluated step that reaches the target, for every seed; None without one.
+        seconds_per_step: each seed's median over the stretches between evaluations.
+        waiting: fraction of the training time spent waiting for the next batch.
+        outcome: the task's final figures, by name.
+        initial_variation: variation of the scale of the predicted weights along gamma (std / mean)
+            before training, mean over seeds (paper, figure 1a).
         final_variation: the same after training.
-        gradient_swing: std over mean of the gradient norm within stretches of 10 steps, the mean
-            over the first 100 steps and the seeds (paper, figure 3c).
+        gradient_swing: std / mean of the gradient norm within stretches of 10 steps, mean over the
+            first 100 steps and the seeds (paper, figure 3c).
     """
 
     formulation: str
@@ -103,11 +104,11 @@ class Summary:
 
     @property
     def measured(self) -> list[Spread]:
-        """The metric at every evaluated step."""
+        """The metric at each of :attr:`steps`."""
         return self.test[self.metric.name]
 
     def steps_to_target(self) -> str:
-        """In words: the mean where every seed got there, a bound where some did not."""
+        """Steps to the target in words: the mean, or which seeds reach it if not all do."""
         got = [step for step in self.reached if step is not None]
         if len(got) == self.seeds:
             return Spread.of(got).text(0)
@@ -117,12 +118,12 @@ class Summary:
 
 
 def shown(spread: Spread, metric: Metric) -> str:
-    """A value of the metric for a person: ``97.3 ± 0.2 %``."""
+    """A value of the metric in words: ``97.3 ± 0.2 %``."""
     return f"{spread.text(metric.digits)} {metric.unit}".rstrip()
 
 
 def summarize(runs: Sequence[Run], target: float | None, metric: Metric) -> list[Summary]:
-    """Summaries of the runs, a formulation each, in the order of their first runs."""
+    """Summarize the runs of each formulation, in the order of their first runs."""
     summaries = []
     for formulation in dict.fromkeys(run.formulation for run in runs):
         group = [run for run in runs if run.formulation == formulation]
@@ -154,7 +155,7 @@ def summarize(runs: Sequence[Run], target: float | None, metric: Metric) -> list
 
 
 def _outcome(group: Sequence[Run]) -> dict[str, Spread]:
-    """The final figures that every seed has."""
+    """Final figures that every seed has."""
     found = [run.outcome.figures for run in group if run.outcome is not None]
     if len(found) < len(group):
         return {}
@@ -163,10 +164,10 @@ def _outcome(group: Sequence[Run]) -> dict[str, Spread]:
 
 
 def _swing(norms: Sequence[float], stretch: int = 10) -> float:
-    """Std over mean within stretches of steps, so that a trend does not count as a swing."""
+    """Std / mean within stretches of steps, so that a trend does not count as a swing."""
     stretch = min(stretch, len(norms))
     rows = np.asarray(norms[: len(norms) // stretch * stretch]).reshape(-1, stretch)
-    with np.errstate(invalid="ignore"):  # as above
+    with np.errstate(invalid="ignore"):  # diverged runs give NaN
         return float(np.mean(rows.std(axis=1) / np.maximum(rows.mean(axis=1), 1e-30)))
 
 
@@ -175,7 +176,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def shown_steps(steps: Sequence[int]) -> list[int]:
-    """Positions of up to six steps for a table: evenly spread, with the last, without the first.
+    """Choose up to six positions for a table: evenly spaced, with the last, without the first.
 
     >>> shown_steps(range(0, 401, 20))
     [4, 8, 12, 16, 20]
@@ -189,14 +190,14 @@ def shown_steps(steps: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper beside what these runs measured.
+    """A claim of the paper, and what these runs measured.
 
     Attributes:
-        source: where the paper makes it.
+        source: where the paper makes the claim.
         text: what it says.
-        measured: what was found here.
-        holds: whether that bears it out.
-        guess: why it may not hold; shown only where it does not.
+        measured: what was measured here.
+        holds: whether the measurement supports the claim.
+        guess: possible reason if it does not; shown only then.
     """
 
     source: str
@@ -207,7 +208,7 @@ class Claim:
 
 
 def claims(summaries: Sequence[Summary]) -> list[Claim]:
-    """The paper's claims that a comparison of both formulations can check; else none."""
+    """Check the paper's claims about MIP and classical; empty unless both are there."""
     by_name = {summary.formulation: summary for summary in summaries}
     if not {"mip", "classical"} <= set(by_name):
         return []
@@ -229,7 +230,7 @@ def claims(summaries: Sequence[Summary]) -> list[Claim]:
             f"{_percent(classical.final_variation)} after training (classical), "
             f"{_percent(mip.initial_variation)} and {_percent(mip.final_variation)} (MIP)",
             classical.initial_variation > 3.0 * mip.initial_variation
-            and classical.final_variation > 3.0 * mip.final_variation,  # never, for NaN
+            and classical.final_variation > 3.0 * mip.final_variation,  # false for NaN
         ),
         Claim(
             "section 6.1, figure 3c",
@@ -241,5 +242,5 @@ def claims(summaries: Sequence[Summary]) -> list[Claim]:
     ]
 
 
-def _percent(share: float) -> str:
-    return f"{100.0 * share:.1f} %"
+def _percent(fraction: float) -> str:
+    return f"{100.0 * fraction:.1f} %"

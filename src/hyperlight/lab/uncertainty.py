@@ -1,8 +1,8 @@
-"""What a family of classifiers knows about its own answers (paper, section 5.1).
+"""Predictive uncertainty of a family of classifiers (paper, section 5.1).
 
-Every gamma of a Bayesian hypernetwork is a classifier. The prediction of the family is the mean of
-theirs, the Bayesian model average; how sure it is, and how far its members agree, says which
-answers to trust. All entropies are in nats.
+Every gamma of a Bayesian hypernetwork is a classifier, a member of the family. The family predicts
+the mean of its members' predictions, the Bayesian model average. Its confidence and the agreement
+of its members tell which answers to trust. All entropies are in nats.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def _entropy(log_probabilities: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Predictive:
-    """The predictive distribution over K classes of a family's members, on N images.
+    """Predictive distribution of a family over K classes, on N images.
 
-    Kept in float64 on the CPU: differences of entropies are small. Two of them are pooled
-    by ``+``, so that the members can be run one after another.
+    Tensors are float64 on the CPU, because differences of entropies are small. ``+`` pools two
+    families, so members can run one after another.
 
     Attributes:
-        log_probabilities: ``(N, K)``, of the mean of the members' probabilities.
-        member_entropy: ``(N,)``, the mean of the members' entropies.
-        votes: ``(N, K)``, the number of members that answer with a class.
-        members: how many there are.
+        log_probabilities: ``(N, K)``, logarithm of the members' mean probabilities.
+        member_entropy: ``(N,)``, mean of the members' entropies.
+        votes: ``(N, K)``, number of members that answer with each class.
+        members: number of members.
 
     >>> from hyperlight.lab.uncertainty import Predictive
     >>> one, other = (Predictive.of(torch.tensor([[a, -a]])) for a in (9.0, -9.0))
-    >>> both = one + other  # each is sure of its answer, and they do not agree
+    >>> both = one + other  # both are certain, and disagree
     >>> both.probabilities, both.entropy.round(decimals=3)
     (tensor([[0.5000, 0.5000]], dtype=torch.float64), tensor([0.6930], dtype=torch.float64))
     >>> both.mutual_information.round(decimals=3), both.disagreement
@@ -59,54 +59,55 @@ class Predictive:
 
     @classmethod
     def of(cls, logits: Tensor) -> Predictive:
-        """That of one member, from its logits ``(N, K)``."""
+        """Make the distribution of one member from its logits ``(N, K)``."""
         log_probabilities = logits.cpu().double().log_softmax(dim=-1)
         votes = F.one_hot(log_probabilities.argmax(dim=-1), logits.shape[-1])
         return cls(log_probabilities, _entropy(log_probabilities), votes, 1)
 
     def __add__(self, other: Predictive) -> Predictive:
         members = self.members + other.members
-        share, rest = self.members / members, other.members / members
+        a, b = self.members / members, other.members / members
         return Predictive(
             torch.logaddexp(
-                self.log_probabilities + math.log(share), other.log_probabilities + math.log(rest)
+                self.log_probabilities + math.log(a), other.log_probabilities + math.log(b)
             ),
-            share * self.member_entropy + rest * other.member_entropy,
+            a * self.member_entropy + b * other.member_entropy,
             self.votes + other.votes,
             members,
         )
 
     @property
     def probabilities(self) -> Tensor:
-        """``(N, K)``."""
+        """Probabilities of the classes, ``(N, K)``."""
         return self.log_probabilities.exp()
 
     @property
     def answer(self) -> Tensor:
-        """The most probable class, ``(N,)``."""
+        """Most probable class, ``(N,)``."""
         return self.log_probabilities.argmax(dim=-1)
 
     @property
     def confidence(self) -> Tensor:
-        """The probability of the answer, ``(N,)``."""
+        """Probability of the answer, ``(N,)``."""
         return self.log_probabilities.amax(dim=-1).exp()
 
     @property
     def entropy(self) -> Tensor:
-        """``(N,)``, from 0 to log K: all that is uncertain about an answer."""
+        """Total uncertainty of an answer, ``(N,)``, from 0 to log K."""
         return _entropy(self.log_probabilities)
 
     @property
     def mutual_information(self) -> Tensor:
-        """Of class and member, ``(N,)``, from 0 to log K: what is uncertain since members disagree.
+        """Uncertainty due to disagreement of the members, ``(N,)``, from 0 to log K.
 
-        The entropy of the mean less the mean of the entropies (BALD, Houlsby et al. 2011).
+        The mutual information of class and member: the entropy of the mean minus the mean of the
+        entropies (BALD, Houlsby et al. 2011).
         """
         return (self.entropy - self.member_entropy).clamp_min(0.0)
 
     @property
     def disagreement(self) -> Tensor:
-        """The share of pairs of members with different answers, ``(N,)``; 0 with one member."""
+        """Fraction of pairs of members with different answers, ``(N,)``; 0 with one member."""
         pairs = self.members * (self.members - 1)
         same = (self.votes * (self.votes - 1)).sum(dim=-1)
         return 1.0 - same.double() / pairs if pairs else torch.zeros(len(same), dtype=torch.double)
@@ -117,9 +118,9 @@ class Reliability:
     """Answers in bins by their confidence (DeGroot and Fienberg 1983).
 
     Attributes:
-        count: ``(bins,)``, how many answers there are; the bins part [0, 1] evenly.
-        confidence: ``(bins,)``, the mean of theirs; NaN in an empty bin.
-        accuracy: ``(bins,)``, the share of them that is right; NaN in an empty bin.
+        count: ``(bins,)``, number of answers; the bins divide [0, 1] evenly.
+        confidence: ``(bins,)``, mean confidence; NaN in an empty bin.
+        accuracy: ``(bins,)``, fraction of right answers; NaN in an empty bin.
     """
 
     count: Tensor
@@ -130,7 +131,7 @@ class Reliability:
     def error(self) -> float:
         """Expected calibration error, from 0 to 1 (Naeini et al. 2015).
 
-        The mean over answers of how far confidence and accuracy of their bin are apart.
+        The mean over answers of the distance between confidence and accuracy of their bin.
         """
         gaps = (self.accuracy - self.confidence).abs() * self.count
         return float(gaps[self.count > 0].sum() / self.count.sum())
@@ -139,28 +140,29 @@ class Reliability:
 def reliability(confidence: Tensor, right: Tensor, bins: int = 15) -> Reliability:
     """Bin answers by their confidence.
 
-    A bin holds its lower end, the last one both. (torchmetrics gives a confidence of 1, which is
-    common in float32, a bin of its own; otherwise its calibration error is this one.)
+    A bin includes its lower end, and the last bin also its upper end. torchmetrics has the same
+    calibration error, except that it gives a confidence of 1, which is common in float32, its own
+    bin.
 
     Args:
         confidence: ``(N,)``, from 0 to 1.
         right: ``(N,)``, bool.
-        bins: how many.
+        bins: number of bins.
     """
     ends = torch.linspace(0.0, 1.0, bins + 1, dtype=confidence.dtype)
-    place = (torch.bucketize(confidence, ends, right=True) - 1).clamp(0, bins - 1)
-    count = torch.bincount(place, minlength=bins)
-    sums = [torch.bincount(place, values.double(), bins) for values in (confidence, right)]
+    index = (torch.bucketize(confidence, ends, right=True) - 1).clamp(0, bins - 1)
+    count = torch.bincount(index, minlength=bins)
+    sums = [torch.bincount(index, values.double(), bins) for values in (confidence, right)]
     return Reliability(count, sums[0] / count, sums[1] / count)
 
 
 def rejection(uncertainty: Tensor, right: Tensor) -> Tensor:
-    """Accuracy of the answers that are left when the most uncertain ones are rejected.
+    """Accuracy of the remaining answers when the most uncertain ones are rejected.
 
-    Among equally uncertain answers it is the mean over all ways to choose.
+    Ties are averaged over all ways to break them.
 
     Args:
-        uncertainty: ``(N,)``, of every answer.
+        uncertainty: ``(N,)``, uncertainty of every answer.
         right: ``(N,)``, bool.
 
     Returns:
@@ -172,23 +174,23 @@ def rejection(uncertainty: Tensor, right: Tensor) -> Tensor:
     """
     order = uncertainty.argsort()
     certain_first = uncertainty[order]
-    group = torch.zeros_like(order)  # equally uncertain answers have one number
+    group = torch.zeros_like(order)  # equally uncertain answers are one group
     group[1:] = (certain_first[1:] != certain_first[:-1]).cumsum(dim=0)
-    share = torch.bincount(group, right[order].double()) / torch.bincount(group)
+    mean = torch.bincount(group, right[order].double()) / torch.bincount(group)
     number = torch.arange(1, len(order) + 1, dtype=torch.float64)
-    accuracy: Tensor = share[group].cumsum(dim=0) / number
+    accuracy: Tensor = mean[group].cumsum(dim=0) / number
     return accuracy.flip(0)
 
 
 def auroc(score: Tensor, positive: Tensor) -> float:
-    """The probability that a positive has a greater score than a negative; ties count half.
+    """Probability that a positive has a higher score than a negative; ties count half.
 
     Args:
-        score: ``(N,)``; NaN in it gives NaN.
+        score: ``(N,)``; the result is NaN if one is NaN.
         positive: ``(N,)``, bool.
 
     Returns:
-        From 0 to 1, 0.5 where the score says nothing; NaN unless there are both kinds.
+        From 0 to 1; 0.5 for a useless score. NaN unless there are both positives and negatives.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -199,18 +201,18 @@ def auroc(score: Tensor, positive: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Assessment:
-    """How good a predictive distribution is on N images whose classes are known.
+    """Quality of a predictive distribution on N labelled images.
 
     Attributes:
         right: ``(N,)``, bool.
-        confidence: ``(N,)``, of the answers.
-        accuracy: from 0 to 1.
-        nll: negative log-likelihood of the truth, the mean in nats.
-        brier: squared distance to the one-hot truth, summed over classes (Brier 1950), the mean;
-            from 0 to 2.
+        confidence: ``(N,)``, confidence of the answers.
+        accuracy: accuracy, from 0 to 1.
+        nll: mean negative log-likelihood of the truth, in nats.
+        brier: mean squared distance to the one-hot truth, summed over classes (Brier 1950), from 0
+            to 2.
         ece: expected calibration error, from 0 to 1.
-        auroc: of the entropy as a detector of wrong answers; NaN where all are right, or none.
-        rejection: ``(N,)``, see :func:`rejection`, by the entropy.
+        auroc: AUROC of the entropy as a detector of wrong answers; NaN if all or none are right.
+        rejection: ``(N,)``, result of :func:`rejection` by the entropy.
     """
 
     right: Tensor
@@ -222,14 +224,14 @@ class Assessment:
     auroc: float
     rejection: Tensor
 
-    def kept(self, share: float) -> float:
-        """The accuracy when that share of all answers, the most uncertain ones, is rejected."""
+    def kept(self, fraction: float) -> float:
+        """Accuracy of the rest if this fraction of the answers, the least certain, is rejected."""
         last = len(self.rejection) - 1
-        return float(self.rejection[min(round(share * len(self.rejection)), last)])
+        return float(self.rejection[min(round(fraction * len(self.rejection)), last)])
 
 
 def assess(predictive: Predictive, labels: Tensor) -> Assessment:
-    """Compare a predictive distribution with the true classes ``(N,)``."""
+    """Assess a predictive distribution on the true classes ``(N,)``."""
     right = predictive.answer == labels
     truth = F.one_hot(labels, predictive.log_probabilities.shape[-1])
     return Assessment(

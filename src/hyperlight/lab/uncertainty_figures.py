@@ -1,4 +1,4 @@
-"""Pictures of what a family of classifiers knows about its own answers."""
+"""Figures of the predictive uncertainty of a family of classifiers."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ def _names(members: Sequence[Assessment]) -> tuple[str, str]:
 
 
 def calibration(average: Assessment, members: Sequence[Assessment]) -> Figure:
-    """Reliability diagrams: accuracy against confidence, in bins, and how many answers are in each.
+    """Draw reliability diagrams: accuracy over confidence in bins, and the answers in each bin.
 
-    Bars are Wilson's 95 % intervals. The bins of "one gamma" hold the answers of all members,
-    which are no more independent than the images are; its calibration error is the mean of theirs.
+    Error bars are Wilson's 95 % intervals. The bins of "one gamma" pool the answers of all members.
+    These are only as independent as the images, and the intervals take account of that. The
+    calibration error of "one gamma" is the mean over the members.
 
     Args:
-        average: of the family.
-        members: of every member alone.
+        average: assessment of the family.
+        members: assessment of every member alone.
     """
     kinds = [(average.confidence, average.right, average.ece, AVERAGE)]
     if len(members) > 1:
@@ -67,25 +68,25 @@ def calibration(average: Assessment, members: Sequence[Assessment]) -> Figure:
         above.errorbar(found.confidence, found.accuracy, bars, fmt="o-", color=color, markersize=4)
         above.set_title(f"{name}: calibration error {100 * error:.2f} %")
         ends = np.linspace(0.0, 1.0, len(count) + 1)
-        share = (100.0 * count / count.sum()).numpy()
-        below.bar(ends[:-1], share, np.diff(ends), align="edge", color=color, alpha=0.6)
+        percent = (100.0 * count / count.sum()).numpy()
+        below.bar(ends[:-1], percent, np.diff(ends), align="edge", color=color, alpha=0.6)
         below.set(xlabel="confidence", xlim=(0, 1.02), yscale="log", ylim=(None, 100))
     axes[0, 0].set(ylabel="accuracy", ylim=(0, 1.02))
     axes[1, 0].set_ylabel("answers (%)")
     return figure
 
 
-def _wilson(share: Tensor, count: Tensor) -> Tensor:
-    """The interval of a share of so many (Wilson 1927): ``(2, bins)``, below it and above."""
-    middle = (share + 1.92 / count) / (1.0 + 3.84 / count)
-    half = 1.96 * (share * (1.0 - share) / count + 0.96 / count**2).sqrt() / (1.0 + 3.84 / count)
-    return torch.stack([share - middle + half, middle + half - share]).clamp_min(0.0)
+def _wilson(rate: Tensor, count: Tensor) -> Tensor:
+    """Interval of a rate among ``count`` trials (Wilson 1927): ``(2, bins)``, below and above."""
+    middle = (rate + 1.92 / count) / (1.0 + 3.84 / count)
+    half = 1.96 * (rate * (1.0 - rate) / count + 0.96 / count**2).sqrt() / (1.0 + 3.84 / count)
+    return torch.stack([rate - middle + half, middle + half - rate]).clamp_min(0.0)
 
 
 def rejections(average: Assessment, members: Sequence[Assessment]) -> Figure:
-    """Accuracy of the answers that are left when the most uncertain ones are rejected.
+    """Draw the accuracy of the remaining answers when the most uncertain ones are rejected.
 
-    With the best that can be had (wrong answers go first) and what chance has.
+    Also draws the best possible curve, which rejects wrong answers first, and that of chance.
     """
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     ax = figure.subplots()
@@ -114,14 +115,14 @@ def rejections(average: Assessment, members: Sequence[Assessment]) -> Figure:
 def entropies(
     average: Predictive, right: Tensor, other: tuple[str, Predictive] | None = None
 ) -> Figure:
-    """Histograms of predictive entropy and mutual information of right and of wrong answers.
+    """Draw histograms of predictive entropy and mutual information of right and wrong answers.
 
-    One network shares no information with others: it has the entropy alone.
+    A single network has no mutual information, only entropy.
 
     Args:
-        average: of the family.
+        average: predictive distribution of the family.
         right: ``(N,)``, bool.
-        other: images that are none of the task, with their name.
+        other: name and distribution of images that do not belong to the task.
     """
     panels = [("entropy", "predictive entropy"), ("mutual_information", "mutual information")]
     panels = panels[: 2 if average.members > 1 else 1]
@@ -150,12 +151,12 @@ def entropies(
 
 
 def along_gamma(gammas: Tensor, average: Assessment, members: Sequence[Assessment]) -> Figure:
-    """Accuracy and log-loss of every member against its gamma, beside those of their average.
+    """Draw accuracy and log-loss of every member over its gamma, and those of the average.
 
     Args:
-        gammas: ``(M,)``, those of the members.
-        average: of the family.
-        members: of every member alone.
+        gammas: ``(M,)``, gammas of the members.
+        average: assessment of the family.
+        members: assessment of every member alone.
     """
     figure = Figure(figsize=(9.0, 3.0), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -185,14 +186,14 @@ def gallery(
     class_names: Sequence[str] = (),
     columns: int = 8,
 ) -> Figure:
-    """The images with the most and the least certain answers, and the most certain wrong ones.
+    """Draw the images with the most certain, the least certain and the most certain wrong answers.
 
     Args:
         images: ``(N, C, H, W)``, in [0, 1] or uint8, on any device.
-        average: of the family.
+        average: predictive distribution of the family.
         labels: ``(N,)``, the true classes.
-        class_names: in the order of the labels; by default their numbers.
-        columns: how many of each kind.
+        class_names: names in the order of the labels; by default their numbers.
+        columns: number of images of each kind.
     """
     right = average.answer == labels
     order = average.entropy.argsort()
@@ -204,7 +205,7 @@ def gallery(
     ]
     rows = [(title, index) for title, index in rows if len(index)]
     figure = Figure(figsize=(1.2 * columns + 0.6, 1.6 * len(rows)))
-    ax = figure.add_axes((0.0, 0.0, 1.0, 1.0))  # one for all: axes are slow to draw
+    ax = figure.add_axes((0.0, 0.0, 1.0, 1.0))  # one for all images, since axes are slow to draw
     for row, (title, index) in enumerate(rows):
         y = -1.45 * row
         ax.text(-0.1, y + 0.5, title, rotation=90, ha="right", va="center", ma="center")

@@ -110,23 +110,9 @@ class _AdamFromFactors(_FromFactors):
     ) -> None:
         mean, square, *largest, step = state
         step += 1
-        beta1, beta2 = group["betas"]
-        passes.adam(
-            weight,
-            mean,
-            square,
-            largest[0] if largest else None,
-            step,
-            left,
-            right,
-            lr=group["lr"],
-            beta1=float(beta1),
-            beta2=float(beta2),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            maximize=group["maximize"],
-            decoupled=group.get("decoupled_weight_decay", isinstance(self, torch.optim.AdamW)),
-        )
+        kept = (mean, square, largest[0] if largest else None, step)
+        decoupled = group.get("decoupled_weight_decay", isinstance(self, torch.optim.AdamW))
+        passes.adam(group, weight, left, right, kept, decoupled)
 
 
 class Adam(_AdamFromFactors, torch.optim.Adam):
@@ -182,16 +168,4 @@ class SGD(_FromFactors, torch.optim.SGD):
         first = momentum != 0 and buffer is None
         if first:
             buffer = self.state[weight]["momentum_buffer"] = torch.empty_like(weight)
-        passes.sgd(
-            weight,
-            buffer,
-            left,
-            right,
-            lr=group["lr"],
-            momentum=momentum,
-            dampening=group["dampening"],
-            weight_decay=group["weight_decay"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-            first=first,
-        )
+        passes.sgd(group, weight, left, right, buffer, first)

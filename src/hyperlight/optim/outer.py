@@ -1,4 +1,4 @@
-r"""The gradient of a dense head, kept as the two factors that it is a product of (design D6).
+r"""The gradient of a dense head, kept as the two factors that it is a product of.
 
 A head :math:`\Delta\theta = W f` (paper, eq. 1, last layer) whose prediction has the gradient
 :math:`g` has itself the gradient :math:`g f^T`; with :math:`M` inputs in a step, a sum of
@@ -63,10 +63,10 @@ def is_ordinary(*tensors: Tensor) -> bool:
 
 
 def dense_product(features: Tensor, weight: Tensor) -> Tensor:
-    r"""``features @ weight.T``, with a gradient of ``weight`` that is factored where it may be.
+    r"""``features @ weight.T``, whose gradient by ``weight`` is kept factored if it may be.
 
-    It may be where :func:`keep_factored` was called for ``weight``, the features have no more rows
-    than columns, and nothing is being traced, transformed or differentiated twice.
+    It may be if an optimizer of :mod:`hyperlight.optim` was made for ``weight``, the features
+    have no more rows than columns, and nothing is traced, transformed or differentiated twice.
 
     Shape:
         ``(..., K)`` and ``(P, K)`` to ``(..., P)``.
@@ -110,7 +110,7 @@ class _DenseProduct(torch.autograd.Function):
 
 
 class _Content:
-    """What an :class:`OuterProduct` and its aliases hold together: factors, or the matrix."""
+    """What an :class:`OuterProduct` and its aliases share: factors, or the matrix."""
 
     __slots__ = ("dense", "left", "right")
 
@@ -122,10 +122,10 @@ class _Content:
 class OuterProduct(Tensor):
     r"""The matrix :math:`\sum_m g_m f_m^T`, held as the rows :math:`g_m` and :math:`f_m`.
 
-    To everything that reads it, it is the dense matrix. Sums of two, multiples, norms, copies
-    and zeroing work on the factors. Whatever else is done with it is done with the matrix:
-    built for the occasion where it is only read, for good where it is written to or seen through
-    a view. Never written are the factors themselves, which others may hold.
+    To everything that reads it, it is the dense matrix. Sums of two, multiples, norms, copies and
+    zeroing work on the factors. All other operations use the matrix, which is materialised
+    temporarily for reads, permanently for writes and views. The factors themselves are never
+    written to, since others may hold them.
 
     Args:
         left: the rows :math:`g_m`, ``(M, P)``.
@@ -161,7 +161,7 @@ class OuterProduct(Tensor):
 
     @property
     def factored(self) -> bool:
-        """Whether it still holds factors; False once it had to be built for good."""
+        """Whether it still holds factors; False once the matrix is materialised permanently."""
         return self._content.dense is None
 
     @property
@@ -175,12 +175,12 @@ class OuterProduct(Tensor):
         return self._content.right
 
     def dense(self) -> Tensor:
-        """The matrix as an ordinary tensor; a new one where this is factored."""
+        """The matrix as an ordinary tensor; a new one if this is factored."""
         content = self._content
         return content.left.mT @ content.right if content.dense is None else content.dense
 
     def _settle(self) -> Tensor:
-        """The matrix, which this and its aliases are from now on."""
+        """The matrix, which this and its aliases hold from now on."""
         content = self._content
         if content.dense is None:
             content.dense = self.dense()
@@ -219,7 +219,7 @@ class OuterProduct(Tensor):
         result = func(*args, **kwargs)
         return pytree.tree_map_only(Tensor, lambda t: stands_for.get(id(t), t), result)
 
-    # What reads memory without asking the dispatcher.
+    # These read memory without asking the dispatcher.
 
     def numpy(self, *, force: bool = False) -> Any:
         """As :meth:`torch.Tensor.numpy`, of the matrix."""
@@ -233,11 +233,11 @@ class OuterProduct(Tensor):
         return self.dense().__array__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def data_ptr(self) -> int:
-        """As :meth:`torch.Tensor.data_ptr`; builds the matrix for good."""
+        """As :meth:`torch.Tensor.data_ptr`; materialises the matrix permanently."""
         return self._settle().data_ptr()
 
     def untyped_storage(self) -> torch.UntypedStorage:
-        """As :meth:`torch.Tensor.untyped_storage`; builds the matrix for good."""
+        """As :meth:`torch.Tensor.untyped_storage`; materialises the matrix permanently."""
         return self._settle().untyped_storage()
 
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
@@ -257,7 +257,7 @@ class OuterProduct(Tensor):
         return f"OuterProduct(rows={rows}, shape={shape}, dtype={self.dtype})"
 
 
-# --- what is done on the factors ----------------------------------------------------
+# --- operations on the factors ---------------------------------------------------------
 
 _RULES: dict[Any, Callable[..., Any]] = {}
 
@@ -281,69 +281,50 @@ def _detach(self: OuterProduct) -> Any:
 
 @_rule(aten.clone.default)
 def _clone(self: OuterProduct, *, memory_format: Any = None) -> Any:
-    if not self.factored or memory_format not in (
-        None,
-        torch.preserve_format,
-        torch.contiguous_format,
-    ):
+    usual = (None, torch.preserve_format, torch.contiguous_format)
+    if not self.factored or memory_format not in usual:
         return NotImplemented
     return OuterProduct(self.left, self.right)
 
 
-def _joined(a: Any, b: Any, alpha: Any) -> tuple[Tensor, Tensor] | None:
-    if not (_is_factored(a) and _is_factored(b)) or a.dtype != b.dtype or a.shape != b.shape:
-        return None
-    if len(a.left) + len(b.left) > a.shape[1]:  # the matrix is smaller
-        return None
-    other = b.left if alpha == 1 else b.left * alpha
-    return torch.cat([a.left, other]), torch.cat([a.right, b.right])
+def _adding(in_place: bool) -> Callable[..., Any]:
+    def rule(self: Any, other: Any, *, alpha: Any = 1) -> Any:
+        both = _is_factored(self) and _is_factored(other)
+        if not both or self.dtype != other.dtype or self.shape != other.shape:
+            return NotImplemented
+        if len(self.left) + len(other.left) > self.shape[1]:  # the matrix is smaller
+            return NotImplemented
+        left = torch.cat([self.left, other.left if alpha == 1 else other.left * alpha])
+        return _with_factors(self, left, torch.cat([self.right, other.right]), in_place)
+
+    return rule
 
 
-@_rule(aten.add.Tensor)
-def _add(self: Any, other: Any, *, alpha: Any = 1) -> Any:
-    joined = _joined(self, other, alpha)
-    return NotImplemented if joined is None else OuterProduct(*joined)
+def _scaling(function: Callable[..., Tensor], in_place: bool) -> Callable[..., Any]:
+    def rule(self: Any, by: Any) -> Any:
+        scalar = isinstance(by, (int, float)) or (
+            isinstance(by, Tensor) and by.ndim == 0 and not by.is_complex()
+        )
+        if not (scalar and _is_factored(self)):
+            return NotImplemented
+        return _with_factors(self, function(self.left, by), self.right, in_place)
+
+    return rule
 
 
-@_rule(aten.add_.Tensor)
-def _add_(self: Any, other: Any, *, alpha: Any = 1) -> Any:
-    joined = _joined(self, other, alpha)
-    if joined is None:
-        return NotImplemented
-    self._content.left, self._content.right = joined
+def _with_factors(self: OuterProduct, left: Tensor, right: Tensor, in_place: bool) -> OuterProduct:
+    if not in_place:
+        return OuterProduct(left, right)
+    self._content.left, self._content.right = left, right
     return self
 
 
-def _scaled(self: Any, function: Callable[..., Tensor], by: Any) -> Tensor | None:
-    scalar = isinstance(by, (int, float)) or (
-        isinstance(by, Tensor) and by.ndim == 0 and not by.is_complex()
-    )
-    return function(self.left, by) if _is_factored(self) and scalar else None
-
-
-def _scaling(function: Callable[..., Tensor]) -> Callable[..., Any]:
-    def rule(self: Any, by: Any) -> Any:
-        left = _scaled(self, function, by)
-        return NotImplemented if left is None else OuterProduct(left, self.right)
-
-    return rule
-
-
-def _scaling_(function: Callable[..., Tensor]) -> Callable[..., Any]:
-    def rule(self: Any, by: Any) -> Any:
-        left = _scaled(self, function, by)
-        if left is None:
-            return NotImplemented
-        self._content.left = left
-        return self
-
-    return rule
-
-
-_rule(aten.mul.Tensor, aten.mul.Scalar)(_scaling(torch.mul))
-_rule(aten.div.Tensor, aten.div.Scalar)(_scaling(torch.div))
-_rule(aten.mul_.Tensor, aten.mul_.Scalar)(_scaling_(torch.mul))
-_rule(aten.div_.Tensor, aten.div_.Scalar)(_scaling_(torch.div))
+_rule(aten.add.Tensor)(_adding(in_place=False))
+_rule(aten.add_.Tensor)(_adding(in_place=True))
+_rule(aten.mul.Tensor, aten.mul.Scalar)(_scaling(torch.mul, in_place=False))
+_rule(aten.div.Tensor, aten.div.Scalar)(_scaling(torch.div, in_place=False))
+_rule(aten.mul_.Tensor, aten.mul_.Scalar)(_scaling(torch.mul, in_place=True))
+_rule(aten.div_.Tensor, aten.div_.Scalar)(_scaling(torch.div, in_place=True))
 
 
 @_rule(aten.neg.default)

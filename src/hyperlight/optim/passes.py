@@ -1,15 +1,15 @@
 """The passes over a whole dense head in a training step, near the speed of the memory.
 
-Each has two forms that are tested against each other. The eager one uses what PyTorch ships with:
-the gradient is written block by block into a scratch that stays in the processor's cache, and
-PyTorch's own fused optimizer runs on each block. The compiled one is the formula, which
-:func:`torch.compile` makes one loop of.
+Each has two forms that are tested against each other. The eager form uses PyTorch's own kernels:
+it writes the gradient block by block into a scratch that stays in the processor's cache, and runs
+PyTorch's fused optimizer on each block. The compiled form is the formula itself, fused into one
+loop by :func:`torch.compile`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,21 +19,29 @@ from torch.nn import functional as F
 from .._torch import fused_adam, fused_adamw, fused_sgd, onednn_linear
 from ..errors import ConfigurationError, did_you_mean, listed
 
-__all__ = ["Implementation", "by_features", "product", "set_implementation", "status"]
+__all__ = [
+    "Implementation",
+    "adam",
+    "by_features",
+    "product",
+    "set_implementation",
+    "sgd",
+    "status",
+]
 
 Implementation = Literal["auto", "eager", "compiled"]
 
-# Bytes of the scratch: what stays in the cache, against the cost of starting a kernel.
+# Bytes of the scratch: small enough for the cache, large enough to repay starting a kernel.
 _SCRATCH = {"cpu": 2**21}
 _SCRATCH_ELSEWHERE = 2**25
 
-# Entries from which a loop of its own repays the seconds that compiling takes.
+# From so many entries, a compiled loop repays the seconds that compiling takes.
 _WORTH_COMPILING = 2**24
-# Rows of factors that are compiled into the loop; more are better multiplied by a library.
+# The compiled loop multiplies up to so many rows of factors; a library is faster for more.
 _COMPILED_ROWS = 4
-# Entries from which a matrix is read with care.
+# A smaller matrix is multiplied by F.linear.
 _LARGE = 2**16
-# Entries from which, and rows up to which, a long sum is taken in so many parts.
+# From so many entries, and up to so many rows, a long sum is split into so many parts.
 _SPLIT_ENTRIES, _SPLIT_ROWS, _PARTS = 2**20, 64, 64
 
 _chosen: Implementation = "auto"
@@ -46,8 +54,8 @@ def set_implementation(implementation: Implementation) -> None:
     Args:
         implementation: ``"eager"``: with PyTorch's own kernels, block by block. ``"compiled"``:
             by loops that :func:`torch.compile` makes, which takes some seconds on first use.
-            ``"auto"``, the default: compiled for heads of ``2**24`` weights and more, else
-            eager. Where compiling fails, eager is used instead; :func:`status` says so.
+            ``"auto"``, the default: compiled for heads of ``2**24`` weights and more, otherwise
+            eager. If compiling fails, eager is used instead; :func:`status` says so.
 
     Raises:
         ConfigurationError: for any other name.
@@ -63,10 +71,9 @@ def set_implementation(implementation: Implementation) -> None:
 
 
 def status() -> tuple[Implementation, str | None]:
-    """The implementation that was chosen, and why compiling failed if it was tried and did.
+    """The chosen implementation, and why compiling failed if it was tried and did.
 
-    >>> from hyperlight import optim
-    >>> optim.status()
+    >>> hl.optim.status()
     ('auto', None)
     """
     return _chosen, _obstacle
@@ -74,17 +81,17 @@ def status() -> tuple[Implementation, str | None]:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed for the next step, as a dense gradient would.
+    """Have the C library keep freed memory for the next step, as a dense gradient would.
 
-    glibc gives every large block back to the system, and takes as many pages anew in each step,
+    glibc returns every large block to the system, and takes as many pages anew in each step,
     until one of nearly 32 MiB has been freed once. The gradient that is no longer built was such
-    a block: without it the activations of the primary would cost up to 1.5 times as much time.
-    The block here is never touched, so that it takes no memory.
+    a block; without it the primary's activations would take up to 1.5 times as long. The block
+    here is never touched, so it takes no memory.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
-def _compile(weight: Tensor, rows: int) -> bool:
+def _is_compiled(weight: Tensor, rows: int) -> bool:
     if _obstacle is not None or rows > _COMPILED_ROWS or not weight.is_contiguous():
         return False
     if weight.dtype not in (torch.float32, torch.float64):
@@ -130,11 +137,11 @@ def product(features: Tensor, weight: Tensor) -> Tensor:
     if rows >= 4:
         found = onednn_linear(features, weight)
         return F.linear(features, weight) if found is None else found
-    if rows == 1 and _compile(weight, 1):
+    if rows == 1 and _is_compiled(weight, 1):
         done, result = _attempt(_product, features.reshape(-1), weight)
         if done:
             return result.reshape(*features.shape[:-1], len(weight))  # type: ignore[no-any-return]
-    # MKL's matrix-vector product takes three times as long as its product with four vectors.
+    # MKL multiplies by one vector three times as slowly as by four.
     four = F.pad(features.reshape(rows, -1), (0, 0, 0, 4 - rows))
     found = torch.mm(weight, four.T)
     return found[:, :rows].T.reshape(*features.shape[:-1], len(weight))
@@ -153,7 +160,7 @@ def by_features(gradient: Tensor, weight: Tensor) -> Tensor:
         or torch.is_autocast_enabled("cpu")
     ):
         return gradient @ weight
-    # One thread sums over all of P in MKL's product; parts of P are summed by all threads.
+    # In MKL's product one thread sums over all of P; parts of P are summed by all threads.
     size = total // _PARTS
     even = size * _PARTS
     flat = gradient.reshape(rows, total)
@@ -170,7 +177,7 @@ def by_features(gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 def _blocks(left: Tensor, right: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The gradient, some rows at a time, each time in the same scratch."""
+    """The gradient, some rows at a time, always in the same scratch."""
     total, columns = left.shape[1], right.shape[1]
     size = _SCRATCH.get(left.device.type, _SCRATCH_ELSEWHERE)
     rows = min(total, max(1, size // (columns * left.element_size())))
@@ -217,34 +224,34 @@ def _adam(
 
 
 def adam(
+    group: Mapping[str, Any],
     weight: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    largest: Tensor | None,
-    step: Tensor,
     left: Tensor,
     right: Tensor,
-    *,
-    lr: float | Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    maximize: bool,
+    state: tuple[Tensor, Tensor, Tensor | None, Tensor],
     decoupled: bool,
 ) -> None:
-    """One step of Adam or (``decoupled``) AdamW in place; ``step`` counts it already.
+    """One step of Adam or (``decoupled``) AdamW in place.
 
-    With ``largest`` it is AMSGrad.
+    Args:
+        group: the options, as :class:`torch.optim.Adam` keeps them in a parameter group.
+        weight: ``(P, K)``.
+        left: ``(M, P)``, and
+        right: ``(M, K)``, the factors of its gradient.
+        state: both moments, the largest second moment for AMSGrad, and the number of this step.
+        decoupled: whether the weight decay is.
     """
     weight = weight.detach()  # a compiler would look at its .grad too
-    if _compile(weight, len(left)):
+    mean, square, largest, step = state
+    lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
+    beta1, beta2 = map(float, group["betas"])
+    if _is_compiled(weight, len(left)):
         rate, count = float(lr), float(step)
         root = (1.0 - beta2**count) ** 0.5
         numbers = [rate, rate / (1.0 - beta1**count), beta1, beta2, root, eps, weight_decay]
         held = torch.tensor(numbers, dtype=weight.dtype, device=weight.device)
-        state = (weight, mean, square, largest)
-        if _attempt(_adam, *state, left, right, held, maximize, decoupled)[0]:
+        tensors = (weight, mean, square, largest, left, right, held)
+        if _attempt(_adam, *tensors, group["maximize"], decoupled)[0]:
             return
     fused = fused_adamw if decoupled else fused_adam
     count_there = step.to(weight.device)
@@ -262,7 +269,7 @@ def adam(
             weight_decay=weight_decay,
             eps=eps,
             amsgrad=largest is not None,
-            maximize=maximize,
+            maximize=group["maximize"],
         )
 
 
@@ -286,36 +293,23 @@ def _sgd(
 
 
 def sgd(
+    group: Mapping[str, Any],
     weight: Tensor,
-    buffer: Tensor | None,
     left: Tensor,
     right: Tensor,
-    *,
-    lr: float | Tensor,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
+    buffer: Tensor | None,
     first: bool,
 ) -> None:
-    """One step of SGD in place; ``first`` fills the buffer of the momentum."""
+    """One step of SGD in place, as :func:`adam`; ``first`` fills the buffer of the momentum."""
     weight = weight.detach()  # a compiler would look at its .grad too
-    if _compile(weight, len(left)):
-        numbers = [float(lr), momentum, dampening, weight_decay]
+    names = ("lr", "momentum", "dampening", "weight_decay")
+    if _is_compiled(weight, len(left)):
+        numbers = [float(group[name]) for name in names]
         held = torch.tensor(numbers, dtype=weight.dtype, device=weight.device)
-        if _attempt(_sgd, weight, buffer, left, right, held, first, nesterov, maximize)[0]:
+        flags = (first, group["nesterov"], group["maximize"])
+        if _attempt(_sgd, weight, buffer, left, right, held, *flags)[0]:
             return
+    options = {name: group[name] for name in (*names, "nesterov", "maximize")}
     for rows, block in _blocks(left, right):
-        fused_sgd(
-            [weight[rows]],
-            [block],
-            [] if buffer is None else [buffer[rows]],
-            weight_decay=weight_decay,
-            momentum=momentum,
-            lr=lr,
-            dampening=dampening,
-            nesterov=nesterov,
-            maximize=maximize,
-            is_first_step=first,
-        )
+        buffers = [] if buffer is None else [buffer[rows]]
+        fused_sgd([weight[rows]], [block], buffers, is_first_step=first, **options)

@@ -1,4 +1,4 @@
-"""Every figure and table of the paper as a command: ``hyperlight study NAME``."""
+"""The studies: ``hyperlight study NAME`` reproduces a figure or table of the paper."""
 
 from . import (
     dimension,
@@ -6,8 +6,7 @@ from . import (
     family_scale_space,
     fig1a,
     fig1b,
-    fig3a,
-    fig3b,
+    fig3,
     fig3c,
     fig4a,
     fig4b,
@@ -24,15 +23,17 @@ from . import (
     runtime,
     table2,
 )
-from .base import Place, Results, Size, Study
+from .base import Results, Setup, Size, Study
 
-__all__ = ["STUDIES", "Place", "Results", "Size", "Study"]
+__all__ = ["STUDIES", "Results", "Setup", "Size", "Study"]
 
 STUDIES: dict[str, Study] = {
-    module.STUDY.name: module.STUDY
-    for module in (
-        *(fig1a, fig1b, fig3a, fig3b, fig3c, fig4a, fig4b, fig4c, fig5a, fig5b, fig5c),
-        *(fig6, fig7, fig8, fig9, table2, lr, runtime),
-        *(dimension, rates, family_hypermorph, family_scale_space),
+    study.name: study
+    for study in (
+        *(fig1a.STUDY, fig1b.STUDY, fig3.WEIGHTS, fig3.OUTPUTS, fig3c.STUDY),
+        *(fig4a.STUDY, fig4b.STUDY, fig4c.STUDY, fig5a.STUDY, fig5b.STUDY, fig5c.STUDY),
+        *(fig6.STUDY, fig7.STUDY, fig8.STUDY, fig9.STUDY),
+        *(table2.STUDY, lr.STUDY, runtime.STUDY),
+        *(dimension.STUDY, rates.STUDY, family_hypermorph.STUDY, family_scale_space.STUDY),
     )
 }

@@ -1,4 +1,4 @@
-"""What a study is: a grid of runs, a figure, and the paper's claims as checks."""
+"""The parts of a study: a grid of runs, a figure, and the paper's claims as checks."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from ..train import Training
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Group", "Place", "Results", "Size", "Study", "Table", "base", "grid", "value"]
+__all__ = ["Group", "Results", "Setup", "Size", "Study", "Table", "base", "grid", "value"]
 
 Size = Literal["smoke", "cpu", "paper"]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a study is run.
+class Setup:
+    """How a study is run.
 
     Attributes:
-        size: how much of it.
-        data_dir: the folder with the data sets; by default the user's cache.
-        device: where runs are trained.
-        seeds: how many replicas; by default as many as the size has.
+        size: how large its grid and its runs are.
+        data_dir: folder with the data sets; by default the user's cache.
+        device: device that runs are trained on.
+        seeds: number of replicas; by default that of the size.
     """
 
     size: Size
@@ -43,7 +43,7 @@ class Place:
     seeds: int | None = None
 
     def replicas(self, **by_size: int) -> range:
-        """The seeds; ``by_size`` says how many where the user does not."""
+        """Return the seeds: as many as the user asks for, else as many as ``by_size`` says."""
         return range(self.seeds if self.seeds is not None else by_size[self.size])
 
 
@@ -55,14 +55,14 @@ def grid(
     config: Mapping[str, Sequence[Any]] | None = None,
     training: Mapping[str, Sequence[Any]] | None = None,
 ) -> list[Spec]:
-    """All combinations of the given values, with all seeds.
+    """Make a run for every combination of the given values, with every seed.
 
     Args:
-        base: what is the same in all of them.
-        seeds: of every combination.
-        formulations: how weights are made.
-        config: values of settings of the task, by name.
-        training: values of settings of the training, by name.
+        base: the settings that all runs have in common.
+        seeds: seeds of every combination.
+        formulations: how the weights are made.
+        config: values of the task's settings, by name.
+        training: values of the training's settings, by name.
     """
     found = []
     for values in itertools.product(*(config or {}).values()):
@@ -81,11 +81,11 @@ def grid(
 
 @dataclass(frozen=True)
 class Group:
-    """The seeds of one combination.
+    """All seeds of one combination of settings.
 
     Attributes:
-        spec: one of them; its seed is of no account.
-        runs: of all seeds.
+        spec: the settings, with an arbitrary seed.
+        runs: one run per seed.
     """
 
     spec: Spec
@@ -93,54 +93,54 @@ class Group:
 
     @property
     def metric(self) -> Metric:
-        """What the task is judged by."""
+        """The metric that the task is judged by."""
         return self.runs[0].metric
 
     @property
     def steps(self) -> list[int]:
-        """The evaluated steps."""
+        """Steps at which the runs were evaluated."""
         return [point.step for point in self.runs[0].points]
 
     @property
     def seconds(self) -> list[float]:
-        """Mean seconds of training until each."""
+        """Mean seconds of training until each of :attr:`steps`."""
         return [spread.mean for spread in self.over(lambda run: [p.seconds for p in run.points])]
 
     def over(self, values: Callable[[Run], Sequence[float]]) -> list[Spread]:
-        """Spreads over the seeds of a sequence of figures."""
+        """Spreads over the seeds, for every entry of a sequence that each run gives."""
         return [
             Spread.of(column) for column in zip(*(values(run) for run in self.runs), strict=True)
         ]
 
     def figure(self, name: str | None = None) -> list[Spread]:
-        """A test figure at every evaluated step; by default the metric."""
+        """A test figure at each of :attr:`steps`; by default the metric."""
         key = self.metric.name if name is None else name
         return self.over(lambda run: [point.figures[key] for point in run.points])
 
     @property
     def train_loss(self) -> list[Spread]:
-        """The training loss at every evaluated step (NaN at step 0)."""
+        """Training loss at each of :attr:`steps` (NaN at step 0)."""
         return self.over(lambda run: [point.train_loss for point in run.points])
 
     @property
     def final(self) -> Spread:
-        """The metric in the end, on the whole test set."""
+        """Final metric, on the whole test set."""
         return self.figure()[-1]
 
     def outcome(self, name: str) -> Spread:
-        """A figure that the task found in the end, over the seeds."""
+        """One of the task's final figures, by name."""
         return Spread.of([r.outcome.figures[name] for r in self.runs if r.outcome is not None])
 
     @property
     def step_seconds(self) -> Spread:
-        """Seconds per step over the seeds, of each the median over its stretches of training."""
+        """Seconds per step: the spread over seeds of each run's median."""
         return Spread.of([float(np.median(run.chunk_seconds)) for run in self.runs])
 
     def along_gamma(self, column: str | None = None) -> list[tuple[float, Spread]]:
-        """What the task found in the end for values of gamma, over the seeds.
+        """Final values along gamma, as pairs of gamma and a spread over seeds.
 
         Args:
-            column: of the task's table; by default the metric.
+            column: column of the task's table; by default the metric.
         """
         name = self.metric.heading if column is None else column
         found: dict[float, list[float]] = {}
@@ -153,12 +153,12 @@ class Group:
 
 
 class Results:
-    """What a study's runs gave, in the order of the grid.
+    """Results of a study's runs, in the order of the grid.
 
     Args:
         specs: the grid.
-        runs: by their keys.
-        measured: what :attr:`Study.measure` found.
+        runs: runs by key.
+        measured: the result of :attr:`Study.measure`.
     """
 
     def __init__(
@@ -179,47 +179,47 @@ class Results:
         return iter(self.groups)
 
     def where(self, **wanted: Any) -> list[Group]:
-        """The groups with these values of ``task``, ``formulation`` or any setting."""
+        """Return the groups with these values of ``task``, ``formulation`` or any setting."""
         return [g for g in self.groups if all(value(g.spec, k) == v for k, v in wanted.items())]
 
     def one(self, **wanted: Any) -> Group:
-        """The only such group."""
+        """Return the only group with these values."""
         (group,) = self.where(**wanted)
         return group
 
     def pair(self, **wanted: Any) -> tuple[Group, Group]:
-        """MIP and the default, of which all else is as wanted."""
+        """Return MIP and classical with these values."""
         return self.one(formulation="mip", **wanted), self.one(formulation="classical", **wanted)
 
     @property
     def seeds(self) -> int:
-        """Replicas of every group, of the one that has the fewest."""
+        """Number of replicas of the group that has the fewest."""
         return min((len(group.runs) for group in self.groups), default=0)
 
     def values(self, name: str) -> list[Any]:
-        """The values of a setting that occur, in order."""
+        """Return the values of a setting that occur, in order."""
         found = dict.fromkeys(value(group.spec, name) for group in self.groups)
         found.pop(None, None)
         return list(found)
 
 
 def value(spec: Spec, name: str) -> Any:
-    """A setting of a run by name: of the run, of its training or of its task, if it has that."""
-    for place in (spec, spec.training, spec.config):
-        if hasattr(place, name):
-            return getattr(place, name)
+    """Look a setting up by name in the run, its training or its task; None if there is none."""
+    for holder in (spec, spec.training, spec.config):
+        if hasattr(holder, name):
+            return getattr(holder, name)
     return None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers of a study: kept as csv, and shown on the page where there are few.
+    """Numbers of a study, written as csv and, if few, shown on the page.
 
     Attributes:
-        title: for people; the name of the file is made of it.
-        heading: of the columns.
-        rows: numbers, or texts that are shown as they are.
-        shown: whether it is on the page.
+        title: title of the table; the file is named after it.
+        heading: names of the columns.
+        rows: numbers, or texts that are shown unchanged.
+        shown: whether the table is on the page.
     """
 
     title: str
@@ -233,7 +233,7 @@ def _none(_: Any) -> list[Any]:
 
 
 def base(task: str, config: Mapping[str, Any], training: Mapping[str, Any]) -> Spec:
-    """What a grid starts from: the paper's settings of a task, with these changes."""
+    """Make a grid's starting point: the paper's settings of a task, with these changes."""
     kind = KINDS[task]
     how = Training(**{"target": None, "evaluate_every": 20, **kind.training, **training})
     return Spec(task, kind.config(**config), how, "mip", 0)
@@ -241,19 +241,19 @@ def base(task: str, config: Mapping[str, Any], training: Mapping[str, Any]) -> S
 
 @dataclass(frozen=True)
 class Study:
-    """A figure or table of the paper (or beyond it) that anyone can run.
+    """A figure or table of the paper, or one beyond it, that a command reproduces.
 
     Attributes:
-        name: of the command: ``hyperlight study NAME``.
-        title: for people.
+        name: name of the command, ``hyperlight study NAME``.
+        title: title on the page.
         source: where the paper has it.
         caption: what the figure shows.
-        draw: the figure.
-        claims: what the paper says, with what was measured.
-        specs: the grid at a place; none where only models that are not trained are looked at.
-        measure: what is found without training, at a place; given on as ``Results.measured``.
-        tables: the numbers beyond test figures by step.
-        reduced: what a size leaves out against the paper, by size.
+        draw: draws the figure.
+        claims: compares the paper's claims with the results.
+        specs: makes the grid; empty for studies of untrained models.
+        measure: measures what needs no training; becomes ``Results.measured``.
+        tables: makes the tables of all numbers other than test figures by step.
+        reduced: what each size leaves out compared to the paper.
     """
 
     name: str
@@ -262,7 +262,7 @@ class Study:
     caption: str
     draw: Callable[[Results], Figure]
     claims: Callable[[Results], list[Claim]]
-    specs: Callable[[Place], list[Spec]] = _none
-    measure: Callable[[Place], Any] | None = None
+    specs: Callable[[Setup], list[Spec]] = _none
+    measure: Callable[[Setup], Any] | None = None
     tables: Callable[[Results], list[Table]] = _none
     reduced: Mapping[str, str] = field(default_factory=dict)

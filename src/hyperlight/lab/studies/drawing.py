@@ -1,4 +1,4 @@
-"""Figures, tables and claims that several studies share."""
+"""Figures, tables and claims that several studies use."""
 
 from __future__ import annotations
 
@@ -32,13 +32,12 @@ __all__ = [
     "worth",
 ]
 
-# A column or panel, and the groups in it.
+# Titles of panels (or rows of panels) with their groups.
 Panels = Sequence[tuple[str, Sequence[Group]]]
 
-# Settings as the paper names their values.
+# Values of settings as the pages name them.
 NAMES: Mapping[Any, str] = {
     **TITLES,
-    "classical": "default",
     "adam": "Adam",
     "adamw": "AdamW",
     "sgd": "SGD",
@@ -54,13 +53,14 @@ NAMES: Mapping[Any, str] = {
 
 
 def worth(spread: Spread) -> float:
-    """The mean; of runs that came to NaN, less than all others."""
+    """The mean; -inf for diverged runs, so they rank last."""
     return -math.inf if math.isnan(spread.mean) else spread.mean
 
 
 def best(groups: Iterable[Group]) -> Group:
-    """The one with the most in the end: the paper searches over rates and reports the best
-    performing models (section 5.2).
+    """Return the group with the best final metric.
+
+    The paper searches over rates and reports the best performing models (section 5.2).
     """
     return max(groups, key=lambda group: worth(group.final))
 
@@ -74,7 +74,7 @@ def panel(
     seconds: bool = False,
     **style: Any,
 ) -> None:
-    """The test metric over steps, or over seconds of training, a line for every group."""
+    """Draw the test metric over steps or seconds of training, one line per group."""
     for group in groups:
         x = group.seconds if seconds else group.steps
         text = name(group) if label is None else label(group)
@@ -90,7 +90,7 @@ def panel(
 
 
 def _loss(ax: Axes, groups: Sequence[Group], *, test: bool, title: str = "") -> None:
-    """The loss over steps: of the test set, or of training."""
+    """Draw the test loss or the training loss over steps."""
     drawn = [math.nan]
     for group in groups:
         steps = group.steps if test else group.steps[1:]
@@ -101,11 +101,11 @@ def _loss(ax: Axes, groups: Sequence[Group], *, test: bool, title: str = "") -> 
     top = max((row.mean for g in groups for row in g.figure("loss")[:1]), default=math.nan)
     highest = max((value for value in drawn if math.isfinite(value)), default=math.nan)
     if math.isfinite(top) and highest > 0.0:
-        ax.set_ylim(0, min(1.05 * highest, 1.5 * top))  # what diverges leaves the panel
+        ax.set_ylim(0, min(1.05 * highest, 1.5 * top))  # diverging lines leave the panel
 
 
 def convergence(rows: Panels) -> Figure:
-    """For every row the test metric and the training loss over steps, a line for every group."""
+    """Draw the test metric and the training loss over steps: a row per entry, a line per group."""
     figure, axes = panels(2, len(rows))
     for i, (title, groups) in enumerate(rows):
         test, loss = axes[2 * i : 2 * i + 2]
@@ -116,12 +116,12 @@ def convergence(rows: Panels) -> Figure:
 
 
 def matrix(blocks: Panels, columns: int, *, loss: bool = False) -> Figure:
-    """A panel for every block: the test metric over steps, and the test loss above it.
+    """Draw the test metric over steps, one panel per block.
 
     Args:
         blocks: title and groups of every panel.
         columns: panels in a row.
-        loss: whether the loss is drawn as well, in a row above each.
+        loss: draw the test loss too, above each panel.
     """
     per_block = 2 if loss else 1
     rows = per_block * math.ceil(len(blocks) / columns)
@@ -143,98 +143,97 @@ def matrix(blocks: Panels, columns: int, *, loss: bool = False) -> Figure:
 
 
 def first(group: Group, target: float) -> float:
-    """The first evaluated step where the mean over seeds has the target; infinite without one."""
+    """First evaluated step at which the mean over seeds reaches the target, or infinity."""
     steps = zip(group.steps, group.figure(), strict=True)
     return next((float(step) for step, spread in steps if spread.mean >= target), math.inf)
 
 
 @dataclass(frozen=True)
 class Race:
-    """MIP against the default: who is sooner at most of what the default reaches in the end.
+    """MIP against another formulation: which one is first to reach the other's level.
 
     Attributes:
-        mip: the one.
-        other: the default, or what else it is compared with.
-        target: the value of the metric: ``share`` of the way from the first to the last value of
-            ``other``. NaN where that gains next to nothing: less than a twentieth of what MIP
-            does. Gains are counted from the first value, or from what is reached without learning.
-        ours: the first evaluated step at which MIP's mean over seeds has the target.
-        theirs: that of the other.
-        floor: what is reached without learning.
+        mip: runs with MIP.
+        other: runs with classical, or another formulation.
+        target: metric to reach: ``fraction`` of the way from the first to the last value of
+            ``other``. NaN if ``other`` barely improves: by less than a twentieth of what MIP does.
+            Improvements are counted from the first value, or from ``floor`` if that is higher.
+        mip_step: first evaluated step at which MIP's mean over seeds reaches the target.
+        other_step: the same for ``other``.
+        floor: the metric without any learning.
     """
 
     mip: Group
     other: Group
     target: float
-    ours: float
-    theirs: float
+    mip_step: float
+    other_step: float
     floor: float = -math.inf
 
     @classmethod
-    def of(cls, mip: Group, other: Group, share: float = 0.95, floor: float = -math.inf) -> Race:
+    def of(cls, mip: Group, other: Group, fraction: float = 0.95, floor: float = -math.inf) -> Race:
+        """Compare two groups."""
         starts = [max(group.figure()[0].mean, floor) for group in (mip, other)]
         gains = [
             group.final.mean - start for group, start in zip((mip, other), starts, strict=True)
         ]
         learned = gains[1] > 0.0 and not gains[1] < 0.05 * gains[0]
-        target = starts[1] + share * gains[1] if learned else math.nan
+        target = starts[1] + fraction * gains[1] if learned else math.nan
         return cls(mip, other, target, first(mip, target), first(other, target), floor)
 
     @property
     def won(self) -> bool:
-        """Whether MIP is sooner; where the other gains next to nothing, whether it ends better, and
-        has learned.
-        """
+        """Whether MIP is faster, or learns and ends better than one that barely improves."""
         if math.isnan(self.target):
             return worth(self.mip.final) > max(worth(self.other.final), self.floor)
-        return self.ours < self.theirs
+        return self.mip_step < self.other_step
 
     @property
     def ratio(self) -> float:
-        """How many times as many steps the other takes; infinite where it gains next to
-        nothing.
-        """
+        """How many times as many steps the other takes; infinite if it barely improves."""
         if math.isnan(self.target):
             return math.inf if self.won else math.nan
-        if math.isinf(self.ours):
+        if math.isinf(self.mip_step):
             return 0.0
-        return self.theirs / max(self.ours, self.mip.steps[1])
+        return self.other_step / max(self.mip_step, self.mip.steps[1])
 
     def ratio_text(self) -> str:
         """``2.5 times``."""
         if math.isnan(self.target):
-            return "the default gains next to nothing" + ("" if self.won else ", nor does MIP")
-        if math.isinf(self.ours):
-            return f"not within {self.mip.steps[-1]} steps by MIP"
+            other = f"{name(self.other)} barely improves"
+            return other if self.won else f"{other}, and MIP ends no better"
+        if math.isinf(self.mip_step):
+            return f"MIP does not get there in {self.mip.steps[-1]} steps"
         return f"{self.ratio:.1f} times"
 
     def text(self) -> str:
-        """Steps and final values of both, in words."""
+        """Steps and final metric of both, in words."""
         metric = self.mip.metric
         ends = (
-            f"in the end {shown(self.mip.final, metric)} ({name(self.mip)}) and "
+            f"final {metric.name} {shown(self.mip.final, metric)} ({name(self.mip)}) and "
             f"{shown(self.other.final, metric)} ({name(self.other)})"
         )
         if math.isnan(self.target):
             over = (
                 "its start"
                 if self.other.figure()[0].mean >= self.floor
-                else f"the {metric.text(self.floor)} of no learning"
+                else f"the {metric.text(self.floor)} without learning"
             )
-            return f"{name(self.other)} gains next to nothing over {over}; {ends}"
+            return f"{name(self.other)} barely improves over {over}; {ends}"
         return (
-            f"{metric.text(self.target)} {metric.name} at step {_step(self.ours, self.mip)} "
-            f"({name(self.mip)}) and {_step(self.theirs, self.other)} ({name(self.other)}); {ends}"
+            f"steps to {metric.text(self.target)} {metric.name}: "
+            f"{_step(self.mip_step, self.mip)} ({name(self.mip)}) and "
+            f"{_step(self.other_step, self.other)} ({name(self.other)}); {ends}"
         )
 
 
 def name(group: Group) -> str:
-    """What a group is called in a sentence."""
+    """Name of a group's formulation."""
     return NAMES[group.spec.formulation]
 
 
 def _step(step: float, group: Group) -> str:
-    return f"{step:.0f}" if math.isfinite(step) else f"none of {group.steps[-1]}"
+    return f"{step:.0f}" if math.isfinite(step) else f"more than {group.steps[-1]}"
 
 
 def sooner(
@@ -245,28 +244,31 @@ def sooner(
     guess: str = "",
     floor: float = -math.inf,
 ) -> Claim:
-    """Whether MIP is sooner at most of what the other gains, and ends no worse.
+    """Claim that MIP is faster than the other, and ends no worse.
 
     Args:
-        source: where the paper says so.
+        source: where the paper makes the claim.
         text: what it says.
-        mip: the one.
-        other: the default, or what else it is compared with.
-        guess: why it may not hold.
-        floor: what is reached without learning; gains are counted from there.
+        mip: runs with MIP.
+        other: runs with classical, or another formulation.
+        guess: why the claim may not hold.
+        floor: the metric without any learning.
     """
     race = Race.of(mip, other, floor=floor)
     return Claim(source, text, race.text(), race.won and level(mip, other), guess)
 
 
 def no_worse(source: str, text: str, mip: Group, other: Group, guess: str = "") -> Claim:
-    """Whether MIP ends no worse than the other, within their spread over seeds."""
-    measured = f"{shown(mip.final, mip.metric)} (MIP), {shown(other.final, other.metric)}"
+    """Claim that MIP ends no worse than the other, within the spread over seeds."""
+    measured = (
+        f"final {mip.metric.name} {shown(mip.final, mip.metric)} (MIP), "
+        f"{shown(other.final, other.metric)} ({name(other)})"
+    )
     return Claim(source, text, measured, level(mip, other), guess)
 
 
 def level(mip: Group, other: Group) -> bool:
-    """Whether the first ends no lower than the other, but for the greater spread over seeds."""
+    """Whether MIP ends no lower than the other, within the larger of their spreads over seeds."""
     spreads = [g.final.std for g in (mip, other) if not math.isnan(g.final.std)]
     return worth(mip.final) >= worth(other.final) - max(spreads, default=0.0)
 
@@ -278,14 +280,14 @@ def races(
     guess: str = "",
     floor: float = -math.inf,
 ) -> Claim:
-    """Whether MIP is sooner and ends no worse in every one of several settings.
+    """Claim that MIP is faster and ends no worse in each of several settings.
 
     Args:
-        source: where the paper says so.
+        source: where the paper makes the claim.
         text: what it says.
-        pairs: for every setting its name, MIP and the default.
-        guess: why it may not hold.
-        floor: as for :func:`sooner`.
+        pairs: name of each setting, with MIP and classical.
+        guess: why the claim may not hold.
+        floor: the metric without any learning.
     """
     found, holds = [], []
     for title, (mip, other) in pairs:
@@ -293,25 +295,28 @@ def races(
         holds.append(race.won and level(mip, other))
         digits = mip.metric.digits
         ends = f"{mip.final.mean:.{digits}f} against {other.final.mean:.{digits}f}"
-        found.append(f"{title}: {race.ratio_text()}, {ends}" + ("" if holds[-1] else " (not)"))
+        found.append(
+            f"{title}: {race.ratio_text()}, {ends}" + ("" if holds[-1] else " (does not hold)")
+        )
     metric = mip.metric.heading
     return Claim(
         source,
         text,
-        f"in {sum(holds)} of {len(holds)} settings; how many times as many steps the default takes "
-        f"to 95 % of what it gains, and the final {metric} of MIP and default: {'; '.join(found)}",
+        f"holds in {sum(holds)} of {len(holds)} settings; steps of classical over steps of MIP, to "
+        f"95 % of classical's improvement, and final {metric} of MIP against classical: "
+        f"{'; '.join(found)}",
         all(holds),
         guess,
     )
 
 
 def finals(groups: Iterable[Group], settings: Sequence[str], title: str) -> Table:
-    """The metric in the end of every group, mean and standard deviation over seeds.
+    """Make a table of final metrics: mean and standard deviation over seeds.
 
     Args:
-        groups: a row each.
-        settings: names of the settings that tell them apart.
-        title: of the table.
+        groups: one row each.
+        settings: names of the settings in which they differ.
+        title: title of the table.
     """
     rows = []
     for group in groups:
@@ -328,5 +333,5 @@ def _plain(cell: Any) -> Any:
 
 
 def swatch(formulation: str) -> dict[str, Any]:
-    """The colour and the name of a formulation, for a plot of one's own."""
+    """Colour and label of a formulation, as arguments of a plot."""
     return {"color": COLORS[formulation], "label": NAMES[formulation]}

@@ -1,12 +1,12 @@
-"""Beyond the paper: one hypernetwork against plain networks that are trained one by one.
+"""Beyond the paper: one hypernetwork against plain networks, each trained for one gamma.
 
-The hypernetwork is trained for N steps. The K plain networks, each for one gamma, are trained for
-N / K steps each, so that all of them together cost what it costs, and for N steps each, K times as
-much. All try the same learning rates, with the same seeds: each plain network keeps the better one
-for its gamma, the hypernetwork one for all gammas. Rates are compared on the test data.
+The hypernetwork is trained for N steps. The K plain networks are trained twice: for N / K steps
+each, which together cost as much as the hypernetwork, and for N steps each, which cost K times as
+much. All try the same learning rates with the same seeds. Each plain network keeps the best rate
+for its gamma, the hypernetwork the best rate over all gammas. Rates are compared on the test data.
 
-The hypernetwork is once the paper's MIP, and once has the unit-norm encoding, relative
-initialisation and a head whose rate is scaled, with which the plain network's rate carries over.
+There are two hypernetworks: MIP, and "ours", the library's defaults (the unit-norm encoding and a
+relative start) with the learning rates of hl.parameter_groups.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["claims", "draw", "specs", "tables"]
 
-PAPER = "paper's MIP"
-CARRIED = "unit norm, relative, rate carried over"
-# Settings of the hypernetwork, the rule of rates, and the colour of the line, by name.
+MIP, OURS = "MIP", "ours, hl.parameter_groups"
+# Settings of the hypernetwork, rule for the rates, and colour of the line, by name.
 METHODS: dict[str, tuple[dict[str, Any], Literal["same", "groups"], str]] = {
-    PAPER: ({"encoding": "per-input", "init": "fan_out"}, "same", "#0072b2"),
-    CARRIED: (
+    MIP: ({"encoding": "per-input", "init": "fan_out"}, "same", "#0072b2"),
+    OURS: (
         {"encoding": "unit-norm", "init": "relative", "fraction": 0.1},
         "groups",
         "#cc79a7",
@@ -41,13 +40,13 @@ METHODS: dict[str, tuple[dict[str, Any], Literal["same", "groups"], str]] = {
 
 
 def specs(base: Spec, seeds: range, gammas: Sequence[float], rates: Sequence[float]) -> list[Spec]:
-    """Both hypernetworks, and both sets of plain networks.
+    """Make the grid: both hypernetworks, and the plain networks with both numbers of steps.
 
     Args:
-        base: of the hypernetwork.
-        seeds: the replicas.
-        gammas: of the plain networks.
-        rates: learning rates that are tried.
+        base: settings of the hypernetwork.
+        seeds: seeds of every run.
+        gammas: gammas of the plain networks.
+        rates: learning rates to try.
     """
     steps = base.training.steps
     found: list[Spec] = []
@@ -74,40 +73,41 @@ def _gammas(results: Results) -> list[float]:
 
 
 def _budgets(results: Results) -> list[int]:
-    """Steps of each plain network, fewest first."""
+    """Numbers of steps of a plain network, smaller first."""
     found = {group.spec.training.steps for group in results.where(formulation="plain")}
     return sorted(found)
 
 
 def _separate(results: Results, gamma: float, steps: int) -> Group:
+    """Return the plain network for a gamma, at its best rate."""
     groups = results.where(formulation="plain", gamma=gamma, steps=steps)
-    return max(groups, key=lambda group: drawing.worth(group.final))
+    return drawing.best(groups)
 
 
 def _hypernetworks(results: Results, method: str) -> list[Group]:
-    """The hypernetworks of a method, one for each rate."""
+    """Return the hypernetworks of a method, one per rate."""
     changed, rule, _ = METHODS[method]
     return list(results.where(formulation="mip", rates=rule, **changed))
 
 
 def _best(results: Results, method: str) -> Group:
-    """The hypernetwork at the rate that is better over all gammas."""
-    return max(_hypernetworks(results, method), key=lambda group: drawing.worth(group.final))
+    """Return the hypernetwork at the best rate over all gammas."""
+    return drawing.best(_hypernetworks(results, method))
 
 
 def _together(results: Results, method: str, gamma: float) -> Spread:
-    """The one hypernetwork at a gamma."""
+    """Return the hypernetwork's metric at a gamma."""
     curve = _best(results, method).along_gamma()
     return next(spread for at, spread in curve if abs(at - gamma) < 1e-6)
 
 
 def draw(results: Results, cost: str | None = None) -> Figure:
-    """The metric against gamma: a curve, and points.
+    """Draw the metric over gamma: a curve per hypernetwork, a point per plain network.
 
     Args:
-        results: of the runs.
-        cost: a column of the hypernetwork's table, and a figure of the plain networks, that is
-            drawn beside it.
+        results: results of the runs.
+        cost: a column of the hypernetwork's table (and a figure of the plain networks) to draw in
+            a second panel.
     """
     figure, axes = figures.panels(2 if cost else 1, width=9.0 if cost else 6.0, height=3.6)
     gammas, budgets = _gammas(results), _budgets(results)
@@ -119,7 +119,7 @@ def draw(results: Results, cost: str | None = None) -> Figure:
             [gamma for gamma, _ in curve],
             [spread for _, spread in curve],
             "mip",
-            label=f"one hypernetwork, {_steps(results)} steps: {method}",
+            label=f"{method}: one hypernetwork, {_steps(results)} steps",
             color=METHODS[method][2],
         )
     for steps, marker, fill in zip(budgets, ("o", "s"), ("black", "none"), strict=True):
@@ -154,17 +154,17 @@ def _steps(results: Results) -> int:
 
 
 def claims(results: Results) -> list[Claim]:
-    """Whether the hypernetwork is at least as good at every gamma, within the spread over seeds."""
+    """Claims that the hypernetwork is at least as good at every gamma, within the spread."""
     gammas, budgets = _gammas(results), _budgets(results)
     texts = (
-        f"at equal total compute ({_steps(results)} steps, {len(gammas)} plain networks of "
-        f"{budgets[0]} steps) the one hypernetwork is at least as good at every gamma",
-        f"the one hypernetwork is at least as good as plain networks that had {len(gammas)} times "
-        "the compute together, at every gamma",
+        f"at equal compute ({_steps(results)} steps against {len(gammas)} plain networks with "
+        f"{budgets[0]} steps each) one hypernetwork is at least as good at every gamma",
+        "one hypernetwork is at least as good at every gamma as plain networks that together have "
+        f"{len(gammas)} times its compute",
     )
     guesses = (
-        "in so few steps what all gammas have in common is not learned yet",
-        "each plain network is trained for its gamma as long as the hypernetwork for all",
+        "in so few steps the hypernetwork has not learned what all gammas have in common",
+        "each plain network trains for its one gamma as long as the hypernetwork for all",
     )
     metric = results.groups[0].metric
     found = []
@@ -172,19 +172,22 @@ def claims(results: Results) -> list[Claim]:
         for steps, text, guess in zip(budgets, texts, guesses, strict=True):
             parts, holds = [], []
             for gamma in gammas:
-                ours = _together(results, method, gamma)
-                theirs = _separate(results, gamma, steps).final
-                room = max([s for s in (ours.std, theirs.std) if not math.isnan(s)], default=0.0)
-                holds.append(drawing.worth(ours) >= drawing.worth(theirs) - room)
-                shown = " and ".join(each.text(metric.digits) for each in (ours, theirs))
+                one = _together(results, method, gamma)
+                plain = _separate(results, gamma, steps).final
+                room = max([s for s in (one.std, plain.std) if not math.isnan(s)], default=0.0)
+                holds.append(drawing.worth(one) >= drawing.worth(plain) - room)
+                shown = " and ".join(each.text(metric.digits) for each in (one, plain))
                 parts.append(f"{gamma:g}: {shown}")
-            measured = f"test {metric.heading} by gamma, hypernetwork and plain: {'; '.join(parts)}"
+            measured = (
+                f"test {metric.heading} by gamma, hypernetwork and plain network: "
+                + "; ".join(parts)
+            )
             found.append(Claim(BEYOND, f"{text} ({method})", measured, all(holds), guess))
     return found
 
 
 def tables(results: Results) -> list[Table]:
-    """Both at every gamma of the plain networks."""
+    """Hypernetworks and plain networks at every gamma of the plain networks."""
     digits = results.groups[0].metric.digits
     budgets = _budgets(results)
     rows = [
@@ -193,5 +196,5 @@ def tables(results: Results) -> list[Table]:
         + [_separate(results, gamma, steps).final.text(digits) for steps in budgets]
         for gamma in _gammas(results)
     ]
-    heading = ["gamma", *METHODS, *(f"plain, {steps} steps each" for steps in budgets)]
+    heading = ["gamma", *METHODS, *(f"plain network, {steps} steps each" for steps in budgets)]
     return [Table("One for all against one for each", heading, rows)]

@@ -1,4 +1,4 @@
-"""Figure 1a: the scale of the predicted weights along gamma, before and after training."""
+"""Figure 1a: scale of the predicted weights along gamma, before and after training."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from .. import figures
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, settings
-from .base import Group, Place, Results, Study, Table, grid
+from .base import Group, Results, Setup, Study, Table, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Where the library's own verdict calls a scale steady (hl.scale_profile).
+# The scale is steady below this variation, as in the verdict of hl.scale_profile.
 STEADY = 0.2
 FOLLOWS = 0.8
 
 
-def specs(place: Place) -> list[Spec]:
-    base = settings.bayes(place)
-    return grid(base, seeds=settings.seeds(place), training={"optimizer": ["adam"]})
+def specs(setup: Setup) -> list[Spec]:
+    base = settings.bayes(setup)
+    return grid(base, seeds=settings.seeds(setup), training={"optimizer": ["adam"]})
 
 
 def draw(results: Results) -> Figure:
-    return figures.scales([run for group in results for run in group.runs], drawing.NAMES)
+    return figures.scales([run for group in results for run in group.runs])
 
 
 def _mean(group: Group, when: str, name: str) -> float:
@@ -44,7 +44,7 @@ def claims(results: Results) -> list[Claim]:
     found = [
         Claim(
             "figure 1a",
-            f"with default formulations, the scale of the predicted parameters is directly "
+            "with the classical formulation, the scale of the predicted parameters is directly "
             f"proportional to the scale of the hypernetwork input {words}",
             _text(classical, when),
             _mean(classical, when, "correlation") >= FOLLOWS
@@ -56,7 +56,7 @@ def claims(results: Results) -> list[Claim]:
             (
                 "final",
                 "even after training the model",
-                "biases of the hypernetwork, which start at zero, have grown to make up for it",
+                "the biases of the hypernetwork, which start at zero, have grown to compensate",
             ),
         )
     ]
@@ -65,7 +65,7 @@ def claims(results: Results) -> list[Claim]:
             "section 6.1, figure 1a",
             "MIP parametrizations lead to a weight distribution that is robust to the input, both "
             "at the start and end of training",
-            f"{_text(mip, 'initial')} at the start; {_text(mip, 'final')} at the end",
+            f"before training: {_text(mip, 'initial')}; after: {_text(mip, 'final')}",
             all(_mean(mip, when, "variation") < STEADY for when in ("initial", "final")),
         )
     )
@@ -89,7 +89,7 @@ STUDY = Study(
     name="fig1a",
     title="The proportionality issue",
     source="section 1, figure 1a",
-    caption="Standard deviation of all predicted weights along gamma before and after training, "
+    caption="Standard deviation of all predicted weights along gamma before and after training. "
     "Bayesian networks on MNIST with Adam; mean and standard deviation over seeds.",
     specs=specs,
     draw=draw,

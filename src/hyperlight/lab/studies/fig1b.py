@@ -1,4 +1,4 @@
-"""Figure 1b: convergence of Bayesian networks on MNIST with Adam, default against MIP."""
+"""Figure 1b: convergence of Bayesian networks on MNIST with Adam, classical against MIP."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from ..engine import Spec
 from ..figures import panels
 from ..summary import Claim
 from . import drawing, fig4a, settings
-from .base import Place, Results, Study, grid
+from .base import Results, Setup, Study, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def specs(place: Place) -> list[Spec]:
-    base = settings.bayes(place)
-    return grid(base, seeds=settings.seeds(place), training={"optimizer": ["adam"]})
+def specs(setup: Setup) -> list[Spec]:
+    base = settings.bayes(setup)
+    return grid(base, seeds=settings.seeds(setup), training={"optimizer": ["adam"]})
 
 
 def draw(results: Results) -> Figure:
@@ -30,7 +30,7 @@ def claims(results: Results) -> list[Claim]:
     mip, classical = results.pair()
     return [
         drawing.sooner("figure 1b", "using MIP leads to faster convergence", mip, classical),
-        *fig4a.variance("figure 1b", "and result in reduced variance", mip, classical),
+        *fig4a.variance("figure 1b", "using MIP results in reduced variance", mip, classical),
     ]
 
 
@@ -38,8 +38,8 @@ STUDY = Study(
     name="fig1b",
     title="Convergence improvements",
     source="section 1, figure 1b",
-    caption="Test accuracy over steps, Bayesian networks on MNIST with Adam (the paper does not "
-    "name the task of this figure; this one is the first of its section 6); mean and standard "
+    caption="Test accuracy over steps. Bayesian networks on MNIST with Adam: the paper does not "
+    "name the task of this figure, and this is the first task of its section 6. Mean and standard "
     "deviation over seeds.",
     specs=specs,
     draw=draw,

@@ -1,4 +1,4 @@
-"""What figures 3a and 3b measure: models that are not trained, at several values of gamma."""
+"""Figures 3a and 3b: weights and layer outputs at initialisation, for several values of gamma."""
 
 from __future__ import annotations
 
@@ -17,49 +17,50 @@ from ..summary import Claim
 from ..tasks import KINDS
 from ..tasks.base import Fixed, Formulation
 from . import settings
-from .base import Place, Results, Table
+from .base import Results, Setup, Study, Table
 from .drawing import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["GAMMAS", "Values", "activations", "claims", "draw", "tables", "weights"]
+__all__ = ["OUTPUTS", "WEIGHTS"]
 
 GAMMAS = (0.05, 0.25, 0.5, 0.75, 1.0)
 FORMULATIONS: tuple[Formulation, ...] = ("classical", "mip", "plain")
-_KEPT = 2000  # values of each layer that a density is estimated from
+_KEPT = 2000  # values of a layer that its density is estimated from
 
 
 @dataclass(frozen=True)
 class Values:
-    """What was found in one layer of one model.
+    """Values in one layer of one model.
 
     Attributes:
-        std: the standard deviation of all values, the mean over the seeds.
-        sample: some of the values, of all seeds together.
+        std: standard deviation of all values, mean over the seeds.
+        sample: some of the values, from all seeds.
     """
 
     std: float
     sample: NDArray[np.float64]
 
 
-# By formulation, gamma (None for the plain network, which has none) and layer.
+# By formulation, gamma (None for the plain network) and layer.
 Measured = Mapping[tuple[str, float | None], Mapping[str, Values]]
 
 
-def _measured(place: Place, activations: bool) -> Measured:
-    spec = settings.bayes(place)
+def _measure(setup: Setup, outputs: bool) -> Measured:
+    """Values of every layer: its weights, or its outputs for test images."""
+    spec = settings.bayes(setup)
     with torch.random.fork_rng(devices=[]):
         task = KINDS[spec.task].task(spec.config, torch.device("cpu"))
         images = task.test[torch.arange(min(64, len(task.test)))].unit().images
         found: dict[tuple[str, float | None], dict[str, list[Tensor]]] = {}
         for formulation in FORMULATIONS:
-            for seed in settings.seeds(place):
+            for seed in settings.seeds(setup):
                 model = task.model(formulation, seed).eval()
                 for gamma in [None] if isinstance(model, Fixed) else GAMMAS:
                     net = _network(model, gamma)
-                    layers = _outputs(net, images) if activations else _weights(net)
+                    layers = _outputs(net, images) if outputs else _weights(net)
                     kept = found.setdefault((formulation, gamma), {})
                     for name, values in layers.items():
                         kept.setdefault(name, []).append(values)
@@ -82,7 +83,7 @@ def _weights(net: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _outputs(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What every layer with weights gives, before its activation."""
+    """Outputs of every layer with weights, before its activation."""
     found: dict[str, Tensor] = {}
     for name, layer in net.named_modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -104,16 +105,6 @@ def _values(each: list[Tensor]) -> Values:
     return Values(sum(float(v.double().std()) for v in each) / len(each), sample.numpy())
 
 
-def weights(place: Place) -> Measured:
-    """The weights of every layer (figure 3a)."""
-    return _measured(place, activations=False)
-
-
-def activations(place: Place) -> Measured:
-    """The outputs of every layer for test images (figure 3b)."""
-    return _measured(place, activations=True)
-
-
 def _density(ax: Axes, values: NDArray[np.float64], width: float, **style: Any) -> float:
     from scipy.stats import gaussian_kde
 
@@ -126,7 +117,7 @@ def _density(ax: Axes, values: NDArray[np.float64], width: float, **style: Any) 
 
 
 def draw(results: Results) -> Figure:
-    """Densities of the first, a middle and the last layer, a line for every gamma."""
+    """Draw densities of the first, a middle and the last layer, a line for every gamma."""
     measured: Measured = results.measured
     plain = measured["plain", None]
     layers = list(plain)
@@ -156,7 +147,7 @@ def draw(results: Results) -> Figure:
 
 
 def tables(results: Results) -> list[Table]:
-    """The standard deviation in every layer at every gamma."""
+    """Standard deviation in every layer at every gamma."""
     measured: Measured = results.measured
     layers = list(measured["plain", None])
     rows = [
@@ -167,26 +158,20 @@ def tables(results: Results) -> list[Table]:
     return [Table("Standard deviation by layer", ["", "gamma", *layers], rows)]
 
 
-def claims(results: Results, source: str, what: str) -> list[Claim]:
-    """Whether the default follows gamma, and MIP does not and is like the plain network.
-
-    Args:
-        results: with what was measured.
-        source: where the paper says so.
-        what: was measured.
-    """
+def _claims(results: Results, source: str, what: str) -> list[Claim]:
+    """Whether classical follows gamma, and MIP does not and resembles the plain network."""
     measured: Measured = results.measured
     plain = measured["plain", None]
 
     def ratios(formulation: str) -> dict[str, float]:
-        """The largest over the smallest standard deviation over gamma, by layer."""
+        """Largest over smallest standard deviation along gamma, by layer."""
         found = {}
         for layer in plain:
             stds = [measured[formulation, gamma][layer].std for gamma in GAMMAS]
             found[layer] = max(stds) / max(min(stds), 1e-30)
         return found
 
-    default, mip = ratios("classical"), ratios("mip")
+    classical, mip = ratios("classical"), ratios("mip")
     beside = {
         layer: sum(measured["mip", gamma][layer].std for gamma in GAMMAS)
         / (len(GAMMAS) * plain[layer].std)
@@ -196,16 +181,16 @@ def claims(results: Results, source: str, what: str) -> list[Claim]:
     return [
         Claim(
             source,
-            f"the default parametrization is highly sensitive to changes in the input ({what})",
-            f"largest over smallest standard deviation for {span}: {_range(default)} by layer",
-            min(default.values()) > 2.0,
+            f"the classical parametrization is highly sensitive to changes in the input ({what})",
+            f"largest over smallest standard deviation for {span}: {_range(classical)} by layer",
+            min(classical.values()) > 2.0,
         ),
         Claim(
             source,
             f"MIP eliminates this dependency ({what})",
             f"largest over smallest standard deviation for {span}: {_range(mip)} by layer",
             max(mip.values()) < 1.25,
-            "each layer's predicted change has norm 1, of which a small layer feels more",
+            "each layer's predicted change has norm 1, which matters more in a small layer",
         ),
         Claim(
             source,
@@ -213,8 +198,8 @@ def claims(results: Results, source: str, what: str) -> list[Claim]:
             f"standard deviation with MIP over that of the plain network: {_range(beside)} by "
             "layer",
             all(0.8 < ratio < 1.25 for ratio in beside.values()),
-            "each layer's predicted change has norm 1 (Kaiming fan-out per tensor), which is no "
-            "small part of a layer with few weights, and adds up from layer to layer",
+            "each layer's predicted change has norm 1 (Kaiming fan-out per tensor), which is large "
+            "for a layer with few weights, and the effect accumulates from layer to layer",
         ),
     ]
 
@@ -222,3 +207,24 @@ def claims(results: Results, source: str, what: str) -> list[Claim]:
 def _range(ratios: Mapping[str, float]) -> str:
     values = sorted(ratios.values())
     return f"{values[0]:.2f} to {values[-1]:.2f}"
+
+
+def _study(name: str, what: str, values: str, outputs: bool) -> Study:
+    source = f"section 6.1, figure {name.removeprefix('fig')}"
+    return Study(
+        name=name,
+        title=f"Distributions of {what.removeprefix('the ')}",
+        source=source,
+        caption=f"Densities (KDE) of the {values} at initialisation: classical above, MIP below. "
+        "One line per gamma, darker for larger gamma; the dashed line is the plain network. The "
+        "first, a middle and the last layer of LeNet on MNIST, all seeds together.",
+        measure=lambda setup: _measure(setup, outputs),
+        draw=draw,
+        claims=lambda results: _claims(results, source, what),
+        tables=tables,
+        reduced={"smoke": "scikit-learn's digits, a smaller hypernetwork"},
+    )
+
+
+WEIGHTS = _study("fig3a", "the weights", "weights", outputs=False)
+OUTPUTS = _study("fig3b", "layer outputs", "layer outputs for 64 test images", outputs=True)

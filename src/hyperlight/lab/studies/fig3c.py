@@ -1,4 +1,4 @@
-"""Figure 3c: the norm of the gradient by the predicted weights in early training."""
+"""Figure 3c: gradient norm of the predicted weights in early training."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from ..engine import Spec
 from ..figures import band, panels
 from ..summary import Claim, Spread
 from . import drawing, settings
-from .base import Group, Place, Results, Study, Table, grid
+from .base import Group, Results, Setup, Study, Table, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OPTIMIZERS = ("adam", "sgd")
-EPOCH = 375  # of MNIST's 48,000 training images in batches of 128
+EPOCH = 375  # steps: MNIST's 48,000 training images in batches of 128
 PARTS = 25
 
 
-def specs(place: Place) -> list[Spec]:
-    base = settings.bayes(place)
-    return grid(base, seeds=settings.seeds(place), training={"optimizer": OPTIMIZERS})
+def specs(setup: Setup) -> list[Spec]:
+    base = settings.bayes(setup)
+    return grid(base, seeds=settings.seeds(setup), training={"optimizer": OPTIMIZERS})
 
 
 def _stretches(group: Group) -> tuple[list[float], list[Spread]]:
-    """Mean and standard deviation across the minibatches of every stretch of the first epoch."""
+    """Mean and standard deviation across minibatches, by stretch of the first epoch."""
     norms = np.array([run.gradient_norm[:EPOCH] for run in group.runs])
     size = max(2, norms.shape[1] // PARTS)
     starts = range(0, norms.shape[1] - size + 1, size)
     rows = []
     for start in starts:
         part = norms[:, start : start + size]
-        # The standard deviation across minibatches of each seed, not between seeds.
+        # The standard deviation across the minibatches of each seed, not across seeds.
         rows.append(Spread(float(part.mean()), float(part.std(axis=1, ddof=1).mean())))
     return [start + (size + 1) / 2 for start in starts], rows
 
@@ -71,20 +71,21 @@ def claims(results: Results) -> list[Claim]:
             Claim(
                 "section 6.1, figure 3c",
                 f"MIP leads to a substantially smaller variance of the gradient norm ({where})",
-                f"standard deviation across the minibatches of a stretch {std[0]:.3g} (MIP), "
-                f"{std[1]:.3g} (default), or {100 * swing[0]:.0f} % and {100 * swing[1]:.0f} % of "
-                "the mean there",
+                "standard deviation across the minibatches of a stretch of training: "
+                f"{std[0]:.3g} (MIP), {std[1]:.3g} (classical), which is {100 * swing[0]:.0f} % "
+                f"and {100 * swing[1]:.0f} % of the mean of that stretch",
                 std[0] < 0.8 * std[1],
-                "MIP has learned most of the task within this epoch while the default has hardly "
-                "begun, so the two are compared in different phases of training",
+                "MIP learns most of the task within this epoch while classical has hardly begun, "
+                "so the two are compared in different phases of training",
             ),
             Claim(
                 "figure 3c",
-                f"MIP leads to substantially smaller magnitude ({where})",
-                f"mean gradient norm of the first epoch {size[0]:.3g} (MIP), {size[1]:.3g}",
+                f"MIP leads to a substantially smaller gradient norm ({where})",
+                f"mean gradient norm of the first epoch: {size[0]:.3g} (MIP), {size[1]:.3g} "
+                "(classical)",
                 size[0] < 0.8 * size[1],
-                "the default predicts small weights where gamma is small, and the gradient of a "
-                "network of small weights is small as well",
+                "classical predicts small weights for small gamma, and a network with small "
+                "weights has small gradients",
             ),
         ]
     return found
@@ -105,8 +106,8 @@ STUDY = Study(
     name="fig3c",
     title="Gradients in early training",
     source="section 6.1, figure 3c",
-    caption="Norm of the gradient with respect to the predicted weights in the first epoch: mean "
-    "and standard deviation across the minibatches of 25 stretches, the means over seeds. "
+    caption="Gradient norm with respect to the predicted weights in the first epoch, in 25 "
+    "stretches: mean and standard deviation across the minibatches of each, averaged over seeds. "
     "Bayesian networks on MNIST.",
     specs=specs,
     draw=draw,

@@ -1,4 +1,4 @@
-"""Figure 5a: normalisation strategies against default and MIP, over time."""
+"""Figure 5a: normalisation strategies against classical and MIP, over time."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from .. import figures
 from ..engine import Spec
 from ..summary import Claim, shown
 from . import drawing, settings
-from .base import Group, Place, Results, Study, Table, grid
+from .base import Group, Results, Setup, Study, Table, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SOURCE = "section 6.2, figure 5a"
 OPTIMIZERS = ("adamw", "sgd")
-DEFAULT, MIP = "default", "MIP"
-# Formulation, normalisation and colour by name. The strategies go with the default formulation.
+CLASSICAL, MIP = "classical", "MIP"
+# Formulation, normalisation and colour by name. The strategies normalise classical.
 METHODS: dict[str, tuple[str, str, str]] = {
-    DEFAULT: ("classical", "none", "#d55e00"),
+    CLASSICAL: ("classical", "none", "#d55e00"),
     "BatchNorm-P": ("classical", "batchnorm-p", "#e69f00"),
     "LayerNorm-P": ("classical", "layernorm-p", "#009e73"),
     "LayerNorm-H": ("classical", "layernorm-h", "#cc79a7"),
     "WeightNorm": ("classical", "weightnorm", "#56b4e9"),
     MIP: ("mip", "none", "#0072b2"),
 }
-STRATEGIES = [name for name in METHODS if name not in (DEFAULT, MIP)]
+STRATEGIES = [name for name in METHODS if name not in (CLASSICAL, MIP)]
 
 
-def specs(place: Place) -> list[Spec]:
-    base, seeds = settings.strategies(place), settings.seeds(place)
+def specs(setup: Setup) -> list[Spec]:
+    base, seeds = settings.strategies(setup), settings.seeds(setup)
     kinds = [kind for _, kind, _ in METHODS.values()][:-1]
     found: list[Spec] = []
-    for how in settings.optimizers(place, base):
+    for how in settings.optimizers(setup, base):
         strategies = {"normalization": kinds}
         found += grid(
             base, seeds=seeds, formulations=["classical"], config=strategies, training=how
@@ -67,7 +67,7 @@ def draw(results: Results) -> Figure:
 
 
 def _gain(group: Group) -> float:
-    """Of the metric from the start to the end, in hundredths of all that there is to gain."""
+    """Improvement of the metric over training, in points out of 100."""
     points = 1.0 if group.metric.unit == "%" else 100.0  # accuracy in %, or Dice
     return points * (drawing.worth(group.final) - group.figure()[0].mean)
 
@@ -87,7 +87,7 @@ def claims(results: Results) -> list[Claim]:
                 SOURCE,
                 "models trained with the proposed MIP parametrization lead to better final model "
                 f"accuracy than with any normalization strategy ({where})",
-                f"in the end {ends}",
+                f"final {mip.metric.name}: {ends}",
                 drawing.worth(mip.final) > drawing.worth(best.final),
             )
         )
@@ -95,8 +95,9 @@ def claims(results: Results) -> list[Claim]:
         found.append(
             Claim(
                 SOURCE,
-                f"and to substantially faster convergence ({where})",
-                "seconds of training to 95 % of what the best of the others gains: "
+                "models trained with the proposed MIP parametrization lead to substantially faster "
+                f"convergence ({where})",
+                "seconds of training to 95 % of the improvement of the best of the others: "
                 + ", ".join(
                     f"{time:.0f} ({method})" if math.isfinite(time) else f"never ({method})"
                     for method, time in times.items()
@@ -109,7 +110,7 @@ def claims(results: Results) -> list[Claim]:
 
 
 def _time(group: Group, other: Group) -> float:
-    """Seconds until the mean over seeds has 95 % of what the other gains."""
+    """Seconds until the mean over seeds reaches 95 % of the other's improvement."""
     start = other.figure()[0].mean
     target = start + 0.95 * (drawing.worth(other.final) - start)
     rows = zip(group.seconds, group.figure(), strict=True)
@@ -117,50 +118,52 @@ def _time(group: Group, other: Group) -> float:
 
 
 def _of_strategies(results: Results) -> list[Claim]:
-    """What the paper says of the strategies alone."""
+    """Claims of the paper about the strategies alone."""
     adam, sgd = (
         {method: _group(results, method, optimizer) for method in METHODS}
         for optimizer in OPTIMIZERS
     )
 
     def gains(groups: dict[str, Group]) -> str:
-        found = {method: _gain(groups[method]) for method in [DEFAULT, *STRATEGIES]}
+        found = {method: _gain(groups[method]) for method in [CLASSICAL, *STRATEGIES]}
         return ", ".join(
             f"{gain:+.1f} ({method})" if math.isfinite(gain) else f"diverged ({method})"
             for method, gain in found.items()
         )
 
     others = [method for method in STRATEGIES if method != "LayerNorm-H"]
-    base = adam[DEFAULT].step_seconds.mean
+    diverged = sgd["LayerNorm-H"]
+    base = adam[CLASSICAL].step_seconds.mean
     slow = adam["BatchNorm-P"].step_seconds.mean
     return [
         Claim(
             SOURCE,
             "for networks trained with SGD, normalization strategies enable training",
-            f"what is gained, of 100 points: {gains(sgd)}",
-            _gain(sgd[DEFAULT]) < 1.0 and all(_gain(sgd[method]) > 1.0 for method in others),
+            f"improvement over training, in points out of 100: {gains(sgd)}",
+            _gain(sgd[CLASSICAL]) < 1.0 and all(_gain(sgd[method]) > 1.0 for method in others),
         ),
         Claim(
             SOURCE,
-            "but do not significantly improve on default hypernetworks when trained with Adam",
-            f"what is gained, of 100 points: {gains(adam)}",
-            all(_gain(adam[m]) < 1.2 * max(_gain(adam[DEFAULT]), 1.0) for m in STRATEGIES),
-            "in so few steps the default has hardly begun to learn, and what normalises the maps "
-            "of the primary lets it begin sooner",
+            "normalization strategies do not significantly improve on classical hypernetworks when "
+            "trained with Adam",
+            f"improvement over training, in points out of 100: {gains(adam)}",
+            all(_gain(adam[m]) < 1.2 * max(_gain(adam[CLASSICAL]), 1.0) for m in STRATEGIES),
+            "in so few steps classical has hardly begun to learn, and normalising the maps of the "
+            "primary lets it begin sooner",
         ),
         Claim(
             SOURCE,
             "models trained with SGD momentum and hypernetwork feature normalization "
             "(LayerNorm-H) diverged early into training",
-            f"in the end {shown(sgd['LayerNorm-H'].final, sgd['LayerNorm-H'].metric)}, training "
-            f"loss {sgd['LayerNorm-H'].train_loss[-1].text(2)}",
-            not _gain(sgd["LayerNorm-H"]) > 1.0,
-            "one rate only was tried",
+            f"final {diverged.metric.name} {shown(diverged.final, diverged.metric)}, training loss "
+            f"{diverged.train_loss[-1].text(2)}",
+            not _gain(diverged) > 1.0,
+            "only one rate was tried",
         ),
         Claim(
             SOURCE,
             "BatchNorm substantially increases the computation time required per iteration",
-            f"milliseconds per step: {1e3 * slow:.1f} (BatchNorm-P), {1e3 * base:.1f} (default)",
+            f"milliseconds per step: {1e3 * slow:.1f} (BatchNorm-P), {1e3 * base:.1f} (classical)",
             slow > 1.1 * base,
         ),
     ]
@@ -177,7 +180,7 @@ def tables(results: Results) -> list[Table]:
         for method in METHODS
     ]
     metric = results.groups[0].metric.heading
-    heading = ["", "optimizer", f"{metric} in the end", "milliseconds per step"]
+    heading = ["", "optimizer", f"final {metric}", "milliseconds per step"]
     return [Table("Normalization strategies", heading, rows)]
 
 
@@ -185,9 +188,9 @@ STUDY = Study(
     name="fig5a",
     title="Normalization strategies",
     source=SOURCE,
-    caption="Test metric over seconds of training, Scale-Space hypernetworks: default, default "
-    "with a normalization strategy, and MIP; mean and standard deviation over seeds. Several runs "
-    "share the machine.",
+    caption="Test metric over seconds of training. Scale-space hypernetworks: classical, classical "
+    "with a normalization strategy, and MIP. Mean and standard deviation over seeds. Several runs "
+    "used the machine at the same time.",
     specs=specs,
     draw=draw,
     claims=claims,

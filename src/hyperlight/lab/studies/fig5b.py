@@ -8,7 +8,7 @@ from ..engine import Spec
 from ..summary import Claim, shown
 from ..tasks.base import Formulation
 from . import drawing, settings
-from .base import Place, Results, Study, grid
+from .base import Results, Setup, Study, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,9 +17,9 @@ FORMULATIONS: tuple[Formulation, ...] = ("classical", "encoding", "residual", "m
 SOURCE = "section 6.2, figure 5b"
 
 
-def specs(place: Place) -> list[Spec]:
-    scale, bayes = settings.scale_segmentation(place), settings.bayes(place)
-    seeds = settings.seeds(place)
+def specs(setup: Setup) -> list[Spec]:
+    scale, bayes = settings.scale_segmentation(setup), settings.bayes(setup)
+    seeds = settings.seeds(setup)
     return [
         *grid(scale, seeds=seeds, formulations=FORMULATIONS),
         *grid(bayes, seeds=seeds, formulations=FORMULATIONS, training={"optimizer": ["sgd"]}),
@@ -48,8 +48,8 @@ def claims(results: Results) -> list[Claim]:
                 f"convergence ({_title(task)})",
                 "; ".join(race.text() for race in races),
                 all(race.won for race in races),
-                "alone, the input encoding leaves weights that are zero in expectation, and the "
-                "output encoding predicts changes that still grow with gamma",
+                "the input encoding alone leaves weights that are zero in expectation, and the "
+                "output encoding alone predicts changes that still grow with gamma",
             )
         )
         area = {
@@ -69,7 +69,8 @@ def claims(results: Results) -> list[Claim]:
                 SOURCE,
                 "best results (fastest convergence) are consistently achieved when both components "
                 f"are used jointly during training ({_title(task)})",
-                f"test {mip.metric.name}, mean over training: {means}; in the end {ends}",
+                f"test {mip.metric.name}, mean over training: {means}; "
+                f"final {mip.metric.name}: {ends}",
                 best == "mip",
             )
         )
@@ -80,8 +81,8 @@ STUDY = Study(
     name="fig5b",
     title="Each component alone",
     source=SOURCE,
-    caption="Test metric and training loss over steps: default, input encoding alone, output "
-    "encoding alone, and both (MIP); mean and standard deviation over seeds.",
+    caption="Test metric and training loss over steps: classical, input encoding alone, output "
+    "encoding alone, and both (MIP). Mean and standard deviation over seeds.",
     specs=specs,
     draw=draw,
     claims=claims,

@@ -1,4 +1,4 @@
-"""Figure 6: width and depth of the hypernetwork, default against MIP."""
+"""Figure 6: width and depth of the hypernetwork, classical against MIP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, settings
-from .base import Group, Place, Results, Study, Table, grid
+from .base import Group, Results, Setup, Study, Table, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,35 +18,35 @@ WIDTHS = ("16", "128", "exp")
 
 
 def layers(width: str, depth: int) -> tuple[int, ...]:
-    r"""The hidden layers of a hypernetwork, of which the paper counts the depth.
+    r"""Widths of the hidden layers; ``depth`` is their number, as in the paper.
 
-    Exponentially growing ones have :math:`16 \cdot 2^n` neurons, n = 1, 2, ...
+    Layers of width ``"exp"`` have :math:`16 \cdot 2^n` neurons, n = 1, 2, ...
     """
     if width == "exp":
         return tuple(16 * 2**n for n in range(1, depth + 1))
     return (int(width),) * depth
 
 
-def depths(place: Place) -> list[int]:
-    """The numbers of hidden layers."""
-    return [3] if place.size == "smoke" else [3, 4, 5]
+def depths(setup: Setup) -> list[int]:
+    """Numbers of hidden layers."""
+    return [3] if setup.size == "smoke" else [3, 4, 5]
 
 
-def architectures(place: Place) -> dict[tuple[int, ...], str]:
-    """All of them with their names, one depth after another."""
+def architectures(setup: Setup) -> dict[tuple[int, ...], str]:
+    """Hidden layers of all architectures, with their names."""
     return {
         layers(width, depth): f"depth {depth}, width {width}"
-        for depth in depths(place)
-        for width in (WIDTHS[::2] if place.size == "smoke" else WIDTHS)
+        for depth in depths(setup)
+        for width in (WIDTHS[::2] if setup.size == "smoke" else WIDTHS)
     }
 
 
-NAMES = architectures(Place("paper"))
+NAMES = architectures(Setup("paper"))
 
 
-def specs(place: Place) -> list[Spec]:
-    axes = {"hidden": list(architectures(place))}
-    return grid(settings.architectures(place), seeds=settings.seeds(place), config=axes)
+def specs(setup: Setup) -> list[Spec]:
+    axes = {"hidden": list(architectures(setup))}
+    return grid(settings.architectures(setup), seeds=settings.seeds(setup), config=axes)
 
 
 def draw(results: Results) -> Figure:
@@ -71,16 +71,16 @@ def claims(results: Results) -> list[Claim]:
 
 
 def tables(results: Results) -> list[Table]:
-    return [drawing.finals(results, ["hidden"], "Dice in the end by architecture")]
+    return [drawing.finals(results, ["hidden"], "Final Dice by architecture")]
 
 
 STUDY = Study(
     name="fig6",
     title="Width and depth of the hypernetwork",
     source=SOURCE,
-    caption="Mean test Dice over five gammas, over steps, for hypernetworks with 3, 4 and 5 hidden "
-    "layers of 16, 128 or 32, 64, 128, ... neurons (exp), with Adam. Mean and standard "
-    "deviation over seeds.",
+    caption="Mean test Dice over five gammas, by step, for hypernetworks with 3, 4 and 5 hidden "
+    "layers of 16, 128 or 32, 64, 128, ... neurons (exp). Classical against MIP, with Adam. Mean "
+    "and standard deviation over seeds.",
     specs=specs,
     draw=draw,
     claims=claims,

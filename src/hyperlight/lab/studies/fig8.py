@@ -1,4 +1,4 @@
-"""Figure 8: activation functions of the hypernetwork, default against MIP."""
+"""Figure 8: activation functions of the hypernetwork, classical against MIP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, settings
-from .base import Group, Place, Results, Study, Table, grid
+from .base import Group, Results, Setup, Study, Table, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 SOURCE = "section 6.3 and B.2, figure 8"
 
 
-def specs(place: Place) -> list[Spec]:
+def specs(setup: Setup) -> list[Spec]:
     names = ["leaky_relu", "tanh", "gelu", "silu"]
-    axes = {"activation": names[:2] if place.size == "smoke" else names}
-    return grid(settings.bayes_brief(place), seeds=settings.seeds(place), config=axes)
+    axes = {"activation": names[:2] if setup.size == "smoke" else names}
+    return grid(settings.bayes_brief(setup), seeds=settings.seeds(setup), config=axes)
 
 
 def draw(results: Results) -> Figure:
@@ -47,7 +47,7 @@ def claims(results: Results) -> list[Claim]:
         Claim(
             SOURCE,
             "the improvements are similar to those of the LeakyReLU models",
-            "how many times as many steps the default takes to 95 % of what it gains: "
+            "steps of classical over steps of MIP, to 95 % of classical's improvement: "
             + ", ".join(f"{ratio:.1f} ({title})" for title, ratio in ratios.items()),
             all(0.5 * relu <= ratio <= 2.0 * relu for ratio in others),
         ),
@@ -55,15 +55,16 @@ def claims(results: Results) -> list[Claim]:
 
 
 def tables(results: Results) -> list[Table]:
-    return [drawing.finals(results, ["activation"], "Accuracy in the end by activation")]
+    return [drawing.finals(results, ["activation"], "Final accuracy by activation")]
 
 
 STUDY = Study(
     name="fig8",
     title="Activation functions",
     source=SOURCE,
-    caption="Test loss above test accuracy over steps for hypernetworks with LeakyReLU, Tanh, GELU "
-    "and SiLU; Bayesian networks with Adam. Mean and standard deviation over seeds.",
+    caption="Test loss (above) and test accuracy over steps for hypernetworks with LeakyReLU, "
+    "Tanh, GELU and SiLU, classical against MIP. Bayesian networks with Adam. Mean and standard "
+    "deviation over seeds.",
     specs=specs,
     draw=draw,
     claims=claims,

@@ -1,4 +1,4 @@
-"""How far the first step of an optimizer moves a predicted weight, and what moves it."""
+"""How far an optimizer's first step moves the predicted weights, and which parameters move them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..train import Training
 __all__ = ["Step", "first_step"]
 
 _DRAWS = 4
-# Steps are asked for in multiples of the plain network's, so the rate is of no account.
+# Any rate will do: steps are measured in multiples of the plain network's.
 _LR = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The mean change of a predicted weight in multiples of that in the plain network's step.
+    """Mean change of a predicted weight, as a multiple of the change in the plain network's step.
 
     Attributes:
-        theta0: by the step of the primary's own parameters alone.
-        trunk: by that of the hypernetwork but for its head.
-        head: by that of its head.
-        total: by all together.
+        theta0: change if only the primary's own weights take the step.
+        trunk: change if only the trunk takes it.
+        head: change if only the head takes it.
+        total: change if all parameters take it.
     """
 
     theta0: float
@@ -37,13 +37,13 @@ class Step:
 
 
 def first_step(spec: Spec) -> Step:
-    """Take the first step of a run and look at the weights before and after it.
+    """Measure the first step of a run on the CPU.
 
-    Each of a few draws of gamma and of a batch is a step of its own, from the same start. The
-    plain network has the weights that are predicted for that gamma, and the same batch.
+    The result is a mean over a few draws of gamma and a batch, each a step from the same start. The
+    plain network starts from the weights predicted for that gamma, and sees the same batch.
 
     Args:
-        spec: the run; its learning rate does not matter. It is made on the CPU.
+        spec: the run; its learning rate does not matter.
     """
     task = task_of(spec.task, spec.config, torch.device("cpu"))
     how = dataclasses.replace(spec.training, lr=_LR)
@@ -67,7 +67,7 @@ def first_step(spec: Spec) -> Step:
             plain = Fixed(model.at(**gamma), gamma)
             _take(task, plain, batch, gamma, how)
             own = dict(plain.primary.named_parameters())
-            unit = _mean({name: own[name].detach() - t for name, t in before.items()})
+            plain_step = _mean({name: own[name].detach() - t for name, t in before.items()})
             _take(task, model, batch, gamma, how)
             end = {name: t.detach().clone() for name, t in model.named_parameters()}
             parts = {**members, "total": list(end)}
@@ -75,7 +75,7 @@ def first_step(spec: Spec) -> Step:
                 _restore(model, {**begin, **{name: end[name] for name in those}})
                 after = _predicted(model, gamma)
                 moved = _mean({name: after[name] - t for name, t in before.items()})
-                found.setdefault(part, []).append(moved / unit)
+                found.setdefault(part, []).append(moved / plain_step)
     mean = {part: sum(values) / len(values) for part, values in found.items()}
     return Step(mean["theta0"], mean["trunk"], mean["head"], mean["total"])
 
@@ -100,6 +100,6 @@ def _predicted(model: HyperModel, gamma: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def _mean(changes: dict[str, Tensor]) -> float:
-    """The mean size of a change over all weights."""
+    """Mean absolute change over all weights."""
     total = sum(float(t.double().abs().sum()) for t in changes.values())
     return total / sum(t.numel() for t in changes.values())

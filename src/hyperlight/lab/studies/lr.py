@@ -1,4 +1,4 @@
-"""The search over learning rates of sections A.2 to A.4, both optimizers."""
+"""Sections A.2 to A.4: the search over learning rates, with both optimizers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .. import figures
 from ..engine import Spec
 from ..summary import Claim
 from . import drawing, fig4b, settings
-from .base import Group, Place, Results, Study, Table, grid
+from .base import Group, Results, Setup, Study, Table, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
 ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # the range of A.2 to A.4
 
 
-def specs(place: Place) -> list[Spec]:
-    seeds = settings.seeds(place)
+def specs(setup: Setup) -> list[Spec]:
+    seeds = settings.seeds(setup)
 
     def search(base: Spec, optimizer: str, rates: Sequence[float]) -> list[Spec]:
-        if place.size == "smoke":
+        if setup.size == "smoke":
             rates = (base.training.lr, rates[-1])
         return grid(base, seeds=seeds, training={"optimizer": [optimizer], "lr": rates})
 
-    bayes, scale = settings.bayes(place), settings.scale_segmentation(place)
+    bayes, scale = settings.bayes(setup), settings.scale_segmentation(setup)
     some: Sequence[float] = ADAM_RATES
-    if place.size == "cpu":
+    if setup.size == "cpu":
         some = (1e-4, 1e-3, 3e-3)
     return [
         *search(bayes, "adam", ADAM_RATES),
         *search(bayes, "sgd", ADAM_RATES),
-        *settings.registration(place),
+        *settings.registration(setup),
         *search(scale, "adamw", some),
         *search(scale, "sgd", some),
     ]
 
 
 def _blocks(results: Results) -> list[tuple[str, str]]:
-    """Tasks and optimizers."""
+    """Pairs of task and optimizer."""
     found = [(g.spec.task, g.spec.training.optimizer) for g in results]
     return list(dict.fromkeys(found))
 
 
 def _curve(results: Results, task: str, optimizer: str, formulation: str) -> list[Group]:
-    """The groups of one line, by rate."""
+    """The groups of one line, sorted by rate."""
     found = results.where(task=task, optimizer=optimizer, formulation=formulation)
     return sorted(found, key=lambda group: group.spec.training.lr)
 
@@ -103,8 +103,8 @@ def claims(results: Results) -> list[Claim]:
             ),
         }[task]
         guess = (
-            "in few steps the smallest rate has not moved far, and at the greatest MIP, whose "
-            "predictions move many times as far as the rate says, is past its best (see the study "
+            "in few steps the smallest rate does not get far, and the largest is too large for "
+            "MIP, whose predictions move many times as far as the rate says (see the study "
             "'rates')"
         )
         pairs = list(_pairs(results, task, optimizer))
@@ -114,38 +114,38 @@ def claims(results: Results) -> list[Claim]:
 
 
 def _registration_with_sgd(results: Results) -> list[Claim]:
-    default, mip = (
+    classical, mip = (
         _curve(results, "hypermorph", "sgd", formulation) for formulation in ("classical", "mip")
     )
 
     text = "; ".join(
-        f"{ours.spec.training.lr:g}: {ours.final.text(3)} and {theirs.final.text(3)}"
-        for ours, theirs in zip(mip, default, strict=True)
+        f"{a.spec.training.lr:g}: {a.final.text(3)} and {b.final.text(3)}"
+        for a, b in zip(mip, classical, strict=True)
     )
     measured = (
-        f"Dice in the end by rate, MIP and default ({fig4b.before(mip[0]):.3f} before "
+        f"final Dice of MIP and classical by rate ({fig4b.before(mip[0]):.3f} before "
         f"registration): {text}"
     )
     return [
         Claim(
             "sections 6.2 and A.3",
-            "with SGD, for all choices of learning rate the default hypernetwork failed to "
+            "with SGD, for all choices of learning rate the classical hypernetwork failed to "
             "converge",
             measured,
-            not any(fig4b.trained(group) for group in default),
+            not any(fig4b.trained(group) for group in classical),
         ),
         Claim(
             "sections 6.2 and A.3",
             "with SGD, MIP converged for a large range of values",
             measured,
             sum(fig4b.trained(group) for group in mip) >= 2,
-            "few steps at small rates",
+            "few steps are not enough at small rates",
         ),
     ]
 
 
 def tables(results: Results) -> list[Table]:
-    """The best rate of every task, optimizer and formulation."""
+    """Best rate of every task, optimizer and formulation; final metric at every rate."""
     rows = []
     for task, optimizer in _blocks(results):
         for formulation in ("classical", "mip"):
@@ -154,7 +154,7 @@ def tables(results: Results) -> list[Table]:
             final = best.final.text(best.metric.digits)
             names = [drawing.NAMES[key] for key in (task, optimizer, formulation)]
             rows.append([*names, f"{best.spec.training.lr:g}", final])
-    heading = ["task", "optimizer", "", "best rate", "metric in the end"]
+    heading = ["task", "optimizer", "", "best rate", "final metric"]
     every = drawing.finals(results, ["task", "optimizer", "lr"], "Every rate")
     return [Table("Best rates", heading, rows), every]
 
@@ -163,8 +163,8 @@ STUDY = Study(
     name="lr",
     title="Learning rates",
     source="sections A.2 to A.4",
-    caption="Test metric in the end against the learning rate, default against MIP, by task and "
-    "optimizer; mean and standard deviation over seeds.",
+    caption="Final test metric over the learning rate, classical against MIP, by task and "
+    "optimizer. Mean and standard deviation over seeds.",
     specs=specs,
     draw=draw,
     claims=claims,

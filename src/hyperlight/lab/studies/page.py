@@ -1,4 +1,4 @@
-"""One page of all studies in a folder: figures, claims, tables, commands."""
+"""One page about all studies in a folder: figures, claims, tables, commands."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Found", "read", "write"]
 
 @dataclass(frozen=True)
 class Found:
-    """A study as its folder has it.
+    """A study, read from its folder.
 
     Attributes:
-        folder: where it lies.
-        about: what ``study.json`` says.
-        claims: with what was measured.
-        figure: an ``<svg>`` element.
-        tables: those that are shown, each a title, a heading and rows.
+        folder: the folder.
+        about: content of ``study.json``.
+        claims: claims with measured values.
+        figure: the figure as an ``<svg>`` element.
+        tables: tables of the page, each with a title, a heading and rows.
     """
 
     folder: Path
@@ -38,14 +38,14 @@ class Found:
 
 
 def read(folder: Path, names: Sequence[str]) -> list[Found]:
-    """All studies in a folder, as :func:`~hyperlight.lab.studies.run.run_study` wrote them.
+    """Read all studies that :func:`~hyperlight.lab.studies.run.run_study` wrote to a folder.
 
     Args:
-        folder: with a folder for every study.
-        names: of studies, in the order that they are wanted in; others follow.
+        folder: folder with one folder per study.
+        names: names of studies in the order of the page; other studies follow.
 
     Raises:
-        LabError: there are none, or a file of theirs is missing or damaged.
+        LabError: there are no studies, or one of their files is missing or damaged.
     """
     there = sorted(path.parent for path in folder.glob("*/study.json"))
     if not there:
@@ -80,25 +80,27 @@ def _read(folder: Path) -> Found:
         name = folder.name
         raise LabError(
             f"The study in {folder} cannot be read ({type(error).__name__}: {error}). Run "
-            f"`hyperlight study {name}` again; runs that are kept are not repeated."
+            f"`hyperlight study {name}` again; finished runs are not repeated."
         ) from error
 
 
 def write(studies: Sequence[Found], out: Path, command: str) -> Path:
-    """Write the page: Markdown beside the figures where the name ends in ``.md``, else HTML that
-    needs no other file.
+    """Write the page.
+
+    A name that ends in ``.md`` gives Markdown with links to the figures, any other name gives HTML
+    that needs no other file.
 
     Args:
-        studies: what is shown.
-        out: the page.
-        command: that writes it.
+        studies: the studies to show.
+        out: path of the page.
+        command: the command that writes it.
 
     Raises:
-        LabError: it cannot be written.
+        LabError: the page cannot be written.
     """
     claims = [(study, claim) for study in studies for claim in study.claims]
     paper = [(study, claim) for study, claim in claims if not claim.source.startswith(BEYOND)]
-    ours = [(study, claim) for study, claim in claims if claim.source.startswith(BEYOND)]
+    beyond = [(study, claim) for study, claim in claims if claim.source.startswith(BEYOND)]
     page = pages.render(
         "studies.md" if out.suffix == ".md" else "studies.html",
         command=command,
@@ -106,8 +108,8 @@ def write(studies: Sequence[Found], out: Path, command: str) -> Path:
         sizes=sorted({study.about["size"] for study in studies}),
         studies=studies,
         groups=[
-            ("Paper against ours", "The paper says", paper),
-            ("Beyond the paper", "Expected", ours),
+            ("The paper's claims", "the paper says", paper),
+            ("Beyond the paper", "expected", beyond),
         ],
         kept=sum(claim.holds for _, claim in paper),
         total=len(paper),
@@ -126,12 +128,12 @@ def write(studies: Sequence[Found], out: Path, command: str) -> Path:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """A link from a page in that folder."""
+    """Path of a link on a page in that folder."""
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def _time(seconds: float) -> str:
-    """A time for people: ``2.5 hours``."""
+    """A time in words: ``2.5 hours``."""
     for unit, length in (("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"
@@ -139,7 +141,7 @@ def _time(seconds: float) -> str:
 
 
 def _makers(studies: Sequence[Found]) -> list[dict[str, Any]]:
-    """The versions and machines that all runs are from, each once."""
+    """Versions and machines of all runs, each once."""
     found: dict[str, None] = {}
     for study in studies:
         for maker in study.about["made_by"] or [study.about["provenance"]]:

@@ -1,10 +1,11 @@
-"""Beyond the paper: does the learning rate of the plain network carry over?
+"""Beyond the paper: is a good learning rate of the plain network good for its hypernetwork?
 
-A step of the head moves a predicted weight many times as far as the rate says, the more so the
-wider the hypernetwork and the more inputs there are. Here the plain network stands beside the
-paper's MIP, the unit-norm encoding with relative initialisation, and the same with rates for
-primary, trunk and head with which one step moves what is predicted about as far as it would move
-a plain weight (hl.parameter_groups). How far it does is measured too.
+A step of the head moves a predicted weight many times as far as the learning rate says, and further
+with wider hypernetworks and more inputs. hl.parameter_groups scales the rates of primary, trunk and
+head so that a step moves a predicted weight about as far as it would move one of the plain network.
+This study compares the plain network, MIP, and "ours", the library's defaults (the unit-norm
+encoding and a relative start), with one rate for all parameters and with hl.parameter_groups. It
+also measures how far the first step goes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .. import figures
 from ..engine import Spec
 from ..summary import BEYOND, Claim
 from . import drawing, settings
-from .base import Group, Place, Results, Study, Table, grid
+from .base import Group, Results, Setup, Study, Table, grid
 from .first_step import Step, first_step
 
 if TYPE_CHECKING:
@@ -25,22 +26,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLAIN = "plain network"
-PAPER = "paper's MIP"
-UNIT = "unit norm, relative 0.1"
-CARRIED = "the same, hl.parameter_groups"
+MIP = "MIP"
+ONE_RATE = "ours, one rate"
+GROUPS = "ours, hl.parameter_groups"
 _OURS: dict[str, Any] = {"encoding": "unit-norm", "init": "relative", "fraction": 0.1}
-# Settings of the hypernetwork, the rule of rates, and the colour of the line, by name.
+# Settings of the hypernetwork, rule for the rates, and colour of the line, by name.
 METHODS: dict[str, tuple[dict[str, Any], Literal["same", "groups"], str]] = {
-    PAPER: ({"encoding": "per-input", "init": "fan_out"}, "same", "#0072b2"),
-    UNIT: (_OURS, "same", "#009e73"),
-    CARRIED: (_OURS, "groups", "#cc79a7"),
+    MIP: ({"encoding": "per-input", "init": "fan_out"}, "same", "#0072b2"),
+    ONE_RATE: (_OURS, "same", "#009e73"),
+    GROUPS: (_OURS, "groups", "#cc79a7"),
 }
 TASKS = {"bayes": settings.bayes_short, "scale_space": settings.scale_short}
 RATES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 OPTIMIZERS: tuple[Literal["adam", "sgd"], ...] = ("adam", "sgd")
-# A rate is good where the metric has this share of the most that is gained at any rate.
+# A rate is good if its metric reaches this fraction of the best improvement at any rate.
 GOOD = 0.95
-# A step that is at most so many times as long, or as short, as another is about as long.
+# Two steps are about as long as each other if neither is longer by more than this factor.
 FAR = 1.5
 
 
@@ -63,13 +64,13 @@ class Cell:
         return f"{drawing.NAMES[self.task]}, {self.size}"
 
 
-def cells(place: Place) -> list[Cell]:
-    """The sizes of the hypernetworks: the paper's, and others that differ in one respect."""
-    if place.size == "smoke":
+def cells(setup: Setup) -> list[Cell]:
+    """Tasks and sizes: the paper's size, and others that differ from it in one respect."""
+    if setup.size == "smoke":
         return [Cell("bayes", 32, 8), Cell("scale_space", 1, 8)]
     sizes = [(1, 128), (32, 128), (1, 32), (1, 1024)]
     widths = [128, 1024]
-    if place.size == "paper":
+    if setup.size == "paper":
         sizes += [(1, 512), (32, 32), (32, 1024)]
         widths += [32, 512]
     return [Cell("bayes", *size) for size in sizes] + [
@@ -77,33 +78,33 @@ def cells(place: Place) -> list[Cell]:
     ]
 
 
-def _base(place: Place, task: str) -> Spec:
-    """The settings of a task that all runs have, tested at the start and the end alone."""
-    spec = TASKS[task](place)
+def _base(setup: Setup, task: str) -> Spec:
+    """Settings that all runs of a task have; the runs are tested only before and after training."""
+    spec = TASKS[task](setup)
     how = dataclasses.replace(spec.training, evaluate_every=spec.training.steps)
     return dataclasses.replace(spec, training=how)
 
 
-def specs(place: Place) -> list[Spec]:
-    seeds = settings.seeds(place)
+def specs(setup: Setup) -> list[Spec]:
+    seeds = settings.seeds(setup)
     how: dict[str, Any] = {"optimizer": OPTIMIZERS, "lr": RATES}
-    if place.size == "smoke":
+    if setup.size == "smoke":
         how = {"optimizer": OPTIMIZERS[:1], "lr": (1e-3, 1e-1)}
     found: list[Spec] = []
     for task in TASKS:
-        found += grid(_base(place, task), seeds=seeds, formulations=["plain"], training=how)
-    for cell in cells(place):
+        found += grid(_base(setup, task), seeds=seeds, formulations=["plain"], training=how)
+    for cell in cells(setup):
         for method in METHODS:
             found += grid(
-                _made(place, cell, method), seeds=seeds, formulations=["mip"], training=how
+                _made(setup, cell, method), seeds=seeds, formulations=["mip"], training=how
             )
     return found
 
 
-def _made(place: Place, cell: Cell, method: str) -> Spec:
-    """A hypernetwork of a size."""
+def _made(setup: Setup, cell: Cell, method: str) -> Spec:
+    """Settings of the hypernetworks of a cell and a method."""
     changed, rule, _ = METHODS[method]
-    base = _base(place, cell.task)
+    base = _base(setup, cell.task)
     config = dataclasses.replace(
         base.config, **changed, hidden=(*base.config.hidden[:-1], cell.width)
     )
@@ -113,17 +114,17 @@ def _made(place: Place, cell: Cell, method: str) -> Spec:
     return dataclasses.replace(base, config=config, training=how)
 
 
-# By size, optimizer and method.
+# By cell, optimizer and method.
 Steps = Mapping[tuple[Cell, str, str], Step]
 
 
-def measure(place: Place) -> Steps:
-    """How far the first step moves a predicted weight, for every size, optimizer and method."""
+def measure(setup: Setup) -> Steps:
+    """Measure how far the first step goes, for every cell, optimizer and method."""
     found: dict[tuple[Cell, str, str], Step] = {}
-    for cell in cells(place):
+    for cell in cells(setup):
         for method in METHODS:
-            spec = _made(place, cell, method)
-            for optimizer in OPTIMIZERS[:1] if place.size == "smoke" else OPTIMIZERS:
+            spec = _made(setup, cell, method)
+            for optimizer in OPTIMIZERS[:1] if setup.size == "smoke" else OPTIMIZERS:
                 how = dataclasses.replace(spec.training, optimizer=optimizer)
                 step = first_step(dataclasses.replace(spec, training=how))
                 found[cell, optimizer, method] = step
@@ -139,7 +140,7 @@ def _cells(results: Results) -> list[Cell]:
 
 
 def _line(results: Results, cell: Cell, optimizer: str, method: str) -> list[Group]:
-    """The groups of a line, by rate."""
+    """The groups of a line, sorted by rate."""
     if method == PLAIN:
         found = results.where(task=cell.task, formulation="plain", optimizer=optimizer)
     else:
@@ -156,18 +157,18 @@ def _line(results: Results, cell: Cell, optimizer: str, method: str) -> list[Gro
 
 
 def _good(group: Group, best: float) -> bool:
-    """Whether a rate is a good one, of the most that is reached at any."""
+    """Whether a group's rate is good, given the best metric at any rate."""
     floor = _floor(group)
     return drawing.worth(group.final) >= floor + GOOD * (best - floor)
 
 
 def _floor(group: Group) -> float:
-    """The metric of a model that has learned nothing."""
-    return 10.0 if group.spec.task == "bayes" else 0.0  # ten classes, in percent; Dice
+    """Metric of a model that has learned nothing."""
+    return 10.0 if group.spec.task == "bayes" else 0.0  # chance with ten classes, in percent; Dice
 
 
 def draw(results: Results) -> Figure:
-    """For every task and optimizer a panel for every size of the hypernetwork."""
+    """Draw a panel for every task, optimizer and size of the hypernetwork."""
     found, columns = _cells(results), 4
     shown = [
         (cell, optimizer)
@@ -211,12 +212,12 @@ def _draw_line(ax: Axes, results: Results, cell: Cell, optimizer: str, method: s
 
 
 def _counts(results: Results, optimizer: str, method: str) -> tuple[int, int, list[str]]:
-    """Of the rates that are good for the plain network, how many are for the method too.
+    """Count the plain network's good rates that are good for a method too.
 
-    What is gained at most is that of any of the hypernetworks of the same size.
+    The method's rates are judged by the best result of any hypernetwork of the same size.
 
     Returns:
-        How many are, of how many, and those that are not.
+        How many are good for the method, how many for the plain network, and which ones are lost.
     """
     kept, total, lost = 0, 0, []
     for cell in _cells(results):
@@ -240,8 +241,10 @@ def _counts(results: Results, optimizer: str, method: str) -> tuple[int, int, li
 
 
 def _level(results: Results, optimizer: str, method: str) -> tuple[int, int, list[str]]:
-    """At how many rates the method ends no lower than the plain network, of how many; and where
-    it does.
+    """Count the rates at which a method ends no lower than the plain network.
+
+    Returns:
+        The count, the number of all rates, and the rates at which it ends lower.
     """
     pairs = [
         (cell, plain, group)
@@ -254,7 +257,7 @@ def _level(results: Results, optimizer: str, method: str) -> tuple[int, int, lis
     ]
     below = [
         f"{cell.title} at {group.spec.training.lr:g} ({group.metric.text(group.final.mean)}, plain "
-        f"{group.metric.text(plain.final.mean)})"
+        f"network {group.metric.text(plain.final.mean)})"
         for cell, plain, group in pairs
         if not drawing.level(group, plain)
     ]
@@ -266,44 +269,43 @@ def claims(results: Results) -> list[Claim]:
     for optimizer in results.values("optimizer"):
         counts = {method: _counts(results, optimizer, method) for method in METHODS}
         where = drawing.NAMES[optimizer]
-        kept, total, lost = counts[CARRIED]
+        kept, total, lost = counts[GROUPS]
         found.append(
             Claim(
                 BEYOND,
-                "with the unit-norm encoding, relative initialisation and hl.parameter_groups, "
-                "rates that are good for the plain network are good for its hypernetwork "
-                f"({where})",
-                f"{kept} of {total} are, over all tasks and sizes"
-                + (f"; not {'; '.join(lost)}" if lost else ""),
+                "learning rates that are good for the plain network are good for ours with "
+                f"hl.parameter_groups ({where})",
+                f"{kept} of {total} rates are, over all tasks and sizes"
+                + (f"; the others: {'; '.join(lost)}" if lost else ""),
                 bool(total) and kept == total,
-                "learning all gammas at once takes more steps than learning one, so that the best "
-                "of few steps is reached at a greater rate",
+                "learning all gammas at once takes more steps than learning one, so a short "
+                "training does best at a larger rate",
             )
         )
-        others = {method: counts[method][0] for method in (PAPER, UNIT)}
+        others = {method: counts[method][0] for method in (MIP, ONE_RATE)}
         found.append(
             Claim(
                 BEYOND,
-                f"without hl.parameter_groups fewer of them are ({where})",
-                f"of {total}: "
+                f"without hl.parameter_groups fewer of these rates are good ({where})",
+                f"of {total} rates: "
                 + ", ".join(f"{count} ({method})" for method, count in others.items()),
                 all(count < kept for count in others.values()),
             )
         )
         level = {method: _level(results, optimizer, method) for method in METHODS}
-        count, rates, below = level[CARRIED]
+        count, rates, below = level[GROUPS]
         found.append(
             Claim(
                 BEYOND,
-                "with hl.parameter_groups the hypernetwork ends no lower than the plain network at "
-                f"any rate, but for the spread over seeds ({where})",
-                f"so at {count} of {rates} rates, over all tasks and sizes"
-                + (f"; not {'; '.join(below)}" if below else "")
-                + "; "
-                + ", ".join(f"{level[method][0]} ({method})" for method in (PAPER, UNIT)),
+                "ours with hl.parameter_groups ends no lower than the plain network at any rate, "
+                f"within the spread over seeds ({where})",
+                f"at {count} of {rates} rates, over all tasks and sizes"
+                + (f"; lower: {'; '.join(below)}" if below else "")
+                + "; without hl.parameter_groups: "
+                + ", ".join(f"{level[method][0]} ({method})" for method in (MIP, ONE_RATE)),
                 count == rates,
-                "the plain network of segmentation learns one gamma, the hypernetwork all; and its "
-                "gradients may be so small that Adam's eps shortens the steps of the head",
+                "in segmentation the plain network learns one gamma and the hypernetwork all of "
+                "them; and its gradients may be so small that Adam's eps shortens the head's steps",
             )
         )
         found.append(_first_steps(results.measured, optimizer))
@@ -311,7 +313,7 @@ def claims(results: Results) -> list[Claim]:
 
 
 def _first_steps(measured: Steps, optimizer: str) -> Claim:
-    """Whether a step of all groups moves a weight as far as it should."""
+    """Claim that the first step is about as long as the plain network's."""
     total = {
         method: [
             step.total
@@ -323,11 +325,11 @@ def _first_steps(measured: Steps, optimizer: str) -> Claim:
     shown = [f"{min(each):.2f} to {max(each):.2f} ({method})" for method, each in total.items()]
     return Claim(
         BEYOND,
-        "with hl.parameter_groups the first step moves a predicted weight about as far as a step "
-        f"of the plain network, at all sizes ({drawing.NAMES[optimizer]})",
-        f"in multiples of the plain step: {', '.join(shown)}",
-        all(1 / FAR <= each <= FAR for each in total[CARRIED]),
-        "the trunk's part is not scaled and grows with the width",
+        "the first step of ours with hl.parameter_groups moves a predicted weight about as far as "
+        f"a step of the plain network, at all sizes ({drawing.NAMES[optimizer]})",
+        f"in multiples of the plain network's step: {', '.join(shown)}",
+        all(1 / FAR <= each <= FAR for each in total[GROUPS]),
+        "hl.parameter_groups does not compensate for the trunk, whose part grows with the width",
     )
 
 
@@ -353,19 +355,19 @@ def tables(results: Results) -> list[Table]:
     ]
     names = [field.name for field in dataclasses.fields(Step)]
     return [
-        Table("Metric in the end by rate", ["", "optimizer", "", *rates], rows),
+        Table("Final metric by rate", ["", "optimizer", "", *rates], rows),
         Table("First step, in steps of the plain network", ["", "optimizer", "", *names], parts),
     ]
 
 
 STUDY = Study(
     name="rates",
-    title="Does the plain network's learning rate carry over?",
-    source=f"{BEYOND} (design D5b)",
-    caption="Test metric in the end over the learning rate: the plain network (for "
-    "segmentation at gamma 0.5 alone), the paper's MIP, the unit-norm encoding with relative "
-    "initialisation, and the same with hl.parameter_groups. Mean and standard deviation over "
-    "seeds.",
+    title="Is the plain network's learning rate good for its hypernetwork?",
+    source=BEYOND,
+    caption="Final test metric over the learning rate: the plain network (in segmentation trained "
+    "for gamma 0.5 alone), MIP, and ours, the library's defaults (unit-norm encoding, relative "
+    "start), with one rate for all parameters and with hl.parameter_groups. Mean and standard "
+    "deviation over seeds.",
     specs=specs,
     draw=draw,
     claims=claims,

@@ -1,4 +1,4 @@
-"""Running a study and keeping what it found: numbers, figure, claims, provenance."""
+"""Run a study and write its results: numbers, figure, claims, provenance."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ..files import csv_text, write_text
 from ..provenance import provenance
 from ..record import Run
 from ..summary import TITLES, Claim
-from .base import Group, Place, Results, Study, Table
+from .base import Group, Results, Setup, Study, Table
 
 __all__ = ["run_study"]
 
 
 def run_study(
     study: Study,
-    place: Place,
+    setup: Setup,
     out: Path,
     cache: Path,
     *,
@@ -35,19 +35,19 @@ def run_study(
     command: str,
     console: Console,
 ) -> list[Claim]:
-    """Do the runs that are not there yet, and write what the study found to ``out / name``.
+    """Do the runs that are missing from the cache, and write the study's results to ``out / name``.
 
-    Written are ``figure.svg``, ``claims.json``, ``study.json`` (what was run, where, how long it
-    took), ``curves.csv`` (test figures by step, every seed) where something was trained, and a csv
-    for every table of the study.
+    Writes ``figure.svg``, ``claims.json``, ``study.json`` (what was run, where, and for how long),
+    ``curves.csv`` (test figures by step for every seed) if the study trains anything, and a csv for
+    every table of the study.
 
     Returns:
         The claims.
     """
-    specs = study.specs(place)
+    specs = study.specs(setup)
     started = time.perf_counter()
     runs, fresh = _run(study.name, specs, cache, workers, engine, console)
-    measured = None if study.measure is None else study.measure(place)
+    measured = None if study.measure is None else study.measure(setup)
     results = Results(specs, runs, measured)
     found = study.claims(results)
     folder = out / study.name
@@ -64,15 +64,15 @@ def run_study(
         "title": study.title,
         "source": study.source,
         "caption": study.caption,
-        "size": place.size,
-        "reduced": study.reduced.get(place.size, ""),
+        "size": setup.size,
+        "reduced": study.reduced.get(setup.size, ""),
         "tables": [
             {"title": table.title, "file": _file(table), "shown": table.shown} for table in tables
         ],
         "runs": len(runs),
         "seeds": results.seeds,
         "training_seconds": round(sum(run.seconds for run in runs.values()), 1),
-        # Of no meaning where some of the runs were there before.
+        # Meaningless if some of the runs come from the cache.
         "wall_seconds": round(time.perf_counter() - started, 1) if fresh == len(runs) else None,
         "provenance": provenance(command),
         "made_by": _makers(runs.values()),
@@ -89,7 +89,7 @@ def _run(
     engine: str | None,
     console: Console,
 ) -> tuple[dict[str, Run], int]:
-    """The runs, and how many of them were done just now, with a bar that shows how it goes."""
+    """Return the runs and how many of them are new; show a progress bar meanwhile."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -118,9 +118,9 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _makers(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """The versions and machines that the runs are from, with the number of runs of each.
+    """Versions and machines of the runs, with the number of runs of each.
 
-    A run may be older than the figure that it is in.
+    A run may be older than the figure that shows it.
     """
     found: dict[str, int] = {}
     for run in runs:
@@ -145,7 +145,7 @@ def _file(table: Table) -> str:
 
 
 def _varied(groups: Sequence[Group]) -> list[str]:
-    """The settings in which the groups differ, by name."""
+    """Names of the settings in which the groups differ."""
     flat = [_settings(group) for group in groups]
     names = dict.fromkeys(name for about in flat for name in about)
     return [
@@ -157,7 +157,7 @@ def _varied(groups: Sequence[Group]) -> list[str]:
 
 
 def _settings(group: Group) -> dict[str, Any]:
-    """All that a run's numbers depend on, by name, the defaults as well."""
+    """All settings that a run's numbers depend on, by name, including default values."""
     spec = group.spec
     config = {k: v for k, v in dataclasses.asdict(spec.config).items() if k != "data_dir"}
     return {"task": spec.task, **config, **spec.training.decisive()}
@@ -180,5 +180,5 @@ def _curves(results: Results) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A value for one cell of a csv: ``16 128`` for the widths of layers."""
+    """A value as one cell of a csv: ``16 128`` for the widths of layers."""
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value

@@ -13,7 +13,7 @@ from .. import figures
 from ..engine import Spec
 from ..summary import Claim, Spread
 from . import drawing, fig4a, fig4b, fig4c, settings
-from .base import Group, Place, Results, Study, Table, grid
+from .base import Group, Results, Setup, Study, Table, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,17 +23,17 @@ SOURCE = "B.4, table 2"
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the paper's table: percentages, standard deviations over seeds in parentheses.
+    """A row of the paper's table, in percent.
 
     Attributes:
-        title: the paper's.
-        mine: whether a group of ours belongs to it.
-        adam: default and MIP.
-        sgd: the same.
+        title: the paper's title of the row.
+        matches: whether a group reproduces this row.
+        adam: classical and MIP with Adam.
+        sgd: classical and MIP with SGD.
     """
 
     title: str
-    mine: Callable[[Group], bool]
+    matches: Callable[[Group], bool]
     adam: tuple[Spread, Spread]
     sgd: tuple[Spread, Spread]
 
@@ -43,7 +43,7 @@ def _of(task: str) -> Callable[[Group], bool]:
 
 
 def _is_flowers(group: Group) -> bool:
-    """Whether it is a Bayesian network with the ResNet-like primary."""
+    """Whether it is a Bayesian network whose primary is ResNet-like."""
     config = group.spec.config
     small = config.data == "digits" and config.size is not None  # in a smoke test
     return group.spec.task == "bayes" and (config.data == "flowers102" or small)
@@ -83,28 +83,28 @@ PAPER = (
 
 @dataclass(frozen=True)
 class Cell:
-    """Default and MIP, the paper's and ours, in percent."""
+    """Classical and MIP in the paper and here, in percent."""
 
     title: str
     optimizer: str
     paper: tuple[Spread, Spread]
-    ours: tuple[Spread, Spread]
+    here: tuple[Spread, Spread]
 
     @property
     def gain(self) -> float:
-        """Of MIP over the default, here; of a default that came to NaN, all of MIP."""
-        default, mip = (0.0 if math.isnan(s.mean) else s.mean for s in self.ours)
-        return mip - default
+        """MIP minus classical, here; a diverged run counts as 0."""
+        classical, mip = (0.0 if math.isnan(s.mean) else s.mean for s in self.here)
+        return mip - classical
 
 
-def specs(place: Place) -> list[Spec]:
-    base, seeds = settings.flowers(place), settings.seeds(place)
+def specs(setup: Setup) -> list[Spec]:
+    base, seeds = settings.flowers(setup), settings.seeds(setup)
     flowers = [
         spec
-        for how in settings.optimizers(place, base)
+        for how in settings.optimizers(setup, base)
         for spec in grid(base, seeds=seeds, training=how)
     ]
-    return [*fig4a.specs(place), *flowers, *fig4b.specs(place), *fig4c.specs(place)]
+    return [*fig4a.specs(setup), *flowers, *fig4b.specs(setup), *fig4c.specs(setup)]
 
 
 def _percent(group: Group) -> Spread:
@@ -119,14 +119,13 @@ def _cells(results: Results) -> list[Cell]:
             found = [
                 group
                 for group in results
-                if row.mine(group) and group.spec.training.optimizer.startswith(optimizer)
+                if row.matches(group) and group.spec.training.optimizer.startswith(optimizer)
             ]
-            default, mip = (
+            classical, mip = (
                 _percent(drawing.best(g for g in found if g.spec.formulation == name))
                 for name in ("classical", "mip")
             )
-            ours = default, mip
-            cells.append(Cell(row.title, optimizer, paper, ours))
+            cells.append(Cell(row.title, optimizer, paper, (classical, mip)))
     return cells
 
 
@@ -134,7 +133,7 @@ def draw(results: Results) -> Figure:
     cells = _cells(results)
     figure, axes = figures.panels(2, height=2.0 + 0.3 * len(cells))
     names = [f"{cell.title}, {drawing.NAMES[cell.optimizer]}" for cell in cells]
-    for ax, title in zip(axes, ("paper", "ours"), strict=True):
+    for ax, title in zip(axes, ("paper", "here"), strict=True):
         for i, formulation in enumerate(("classical", "mip")):
             spreads = [getattr(cell, title)[i] for cell in cells]
             ax.barh(
@@ -158,14 +157,14 @@ def claims(results: Results) -> list[Claim]:
     losses = [
         cell
         for cell in cells
-        if not cell.gain >= -max([s.std for s in cell.ours if not math.isnan(s.std)], default=0.0)
+        if not cell.gain >= -max([s.std for s in cell.here if not math.isnan(s.std)], default=0.0)
     ]
     gains = {
         optimizer: [cell.gain for cell in cells if cell.optimizer == optimizer]
         for optimizer in ("adam", "sgd")
     }
     listed = "; ".join(
-        f"{cell.title}, {drawing.NAMES[cell.optimizer]}: {cell.gain:+.1f} (the paper's "
+        f"{cell.title}, {drawing.NAMES[cell.optimizer]}: {cell.gain:+.1f} (in the paper "
         f"{cell.paper[1].mean - cell.paper[0].mean:+.1f})"
         for cell in cells
     )
@@ -174,7 +173,7 @@ def claims(results: Results) -> list[Claim]:
         Claim(
             SOURCE,
             "MIP does not decrease model performance in any setting",
-            f"MIP less default in percentage points: {listed}",
+            f"MIP minus classical in percentage points: {listed}",
             not losses,
         ),
         Claim(
@@ -191,22 +190,22 @@ def claims(results: Results) -> list[Claim]:
 
 def tables(results: Results) -> list[Table]:
     heading = [
-        *("", "optimizer", "default, paper", "default, ours", "MIP, paper", "MIP, ours"),
+        *("", "optimizer", "classical, paper", "classical, here", "MIP, paper", "MIP, here"),
     ]
     rows = []
     for cell in _cells(results):
-        both = [spreads[i] for i in (0, 1) for spreads in (cell.paper, cell.ours)]
+        both = [spreads[i] for i in (0, 1) for spreads in (cell.paper, cell.here)]
         texts = [f"{s.mean:.1f}" + ("" if math.isnan(s.std) else f" ({s.std:.1f})") for s in both]
         rows.append([cell.title, drawing.NAMES[cell.optimizer], *texts])
-    return [Table("Table 2, paper against ours", heading, rows)]
+    return [Table("Table 2, in the paper and here", heading, rows)]
 
 
 STUDY = Study(
     name="table2",
     title="Final results",
     source=SOURCE,
-    caption="Test accuracy or Dice in the end, mean over gamma; mean and standard deviation over "
-    "seeds. The paper's numbers are of other data or more steps: see what was reduced.",
+    caption="Final test accuracy or Dice, averaged over gamma. Mean and standard deviation over "
+    "seeds. The paper's numbers are for other data or more steps: see what was reduced.",
     specs=specs,
     draw=draw,
     claims=claims,
