@@ -627,7 +627,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda p: rewrite(p, lambda t, a: a["head"]["config"].update(depth=3)),
         ["Dense(depth=3), which cannot be made"],
     ),
-    "no version": (lambda p: rewrite(p, lambda t, a: a.pop("version")), ["the version is None"]),
+    "no version": (
+        lambda p: rewrite(p, lambda t, a: a.pop("version")),
+        ["damaged (KeyError: 'version')"],
+    ),
     "no hidden": (lambda p: rewrite(p, lambda t, a: a.pop("hidden")), ["damaged: 'hidden' is 'mi"]),
     "missing tensor": (
         lambda p: rewrite(p, without_seed),

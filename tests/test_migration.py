@@ -168,7 +168,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], list[str]]] = {
         {},
         ["has the layers 'norm', 'output'", "'block0_lin'"],
     ),
-    "unknown encoding": (checkpoint, {"encoding": "fourier"}, ["'fourier'; expected one of"]),
+    "unknown encoding": (
+        checkpoint,
+        {"encoding": "fourier"},
+        ["'fourier'; expected 'cos|sin', 'z|1-z' or None"],
+    ),
     "wrong encoding": (
         checkpoint,
         {"encoding": None},

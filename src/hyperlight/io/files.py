@@ -130,10 +130,7 @@ def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -
     if path.is_dir():
         raise FormatError(f"{path} is a folder; expected a file, such as {path}/model.safetensors.")
     if not path.parent.is_dir():
-        raise FormatError(
-            f"The folder {path.parent} does not exist. Make it first: "
-            f"pathlib.Path({str(path.parent)!r}).mkdir(parents=True)."
-        )
+        raise FormatError(f"The folder {path.parent} does not exist. Make it first (Path.mkdir).")
     primary = None if isinstance(model, HyperNet) else model.primary
     hypernet = model if isinstance(model, HyperNet) else model.hypernet
     state = model.state_dict(prefix="hypernet." if primary is None else "")
@@ -214,7 +211,7 @@ def load(
     given = {"encoding": encoding, "head": head, "activation": activation}
     try:
         tensors, about = _read(path)
-        _check_given(about, primary, inputs or {})
+        _check_kind(about, primary)
         if device is not None:
             torch.empty(0, device=device)  # fails before anything is moved
         hypernet = _rebuild(about, inputs or {}, given)
@@ -256,29 +253,29 @@ def _describe(hypernet: HyperNet) -> Description:
 def _described(part: Any, known: Mapping[str, type]) -> Description:
     """The class and arguments of a part; ``own`` marks a class that a file cannot name."""
     names = {kind: name for name, kind in known.items()}
-    own = type(part) not in names
-    description: Description = {"class": names.get(type(part), type(part).__name__)}
+    name, own = names.get(type(part), type(part).__name__), type(part) not in names
+    description: Description = {"class": name, "config": _arguments(part, known)}
     if type(part) is Mixed:
         heads = [_described(head, known) for head in part.heads()]
         pairs = [list(pair) for pair in zip(part.patterns, heads, strict=True)]
         description |= {"config": {}, "heads": pairs}
         own = any("own" in head for head in heads)
-    else:
-        try:
-            config = json.loads(json.dumps(_arguments(part, known), allow_nan=False))
-        except (TypeError, ValueError):
-            config = None
-        description["config"] = config
     return {**description, "own": True} if own else description
 
 
-def _arguments(part: Any, known: Mapping[str, type]) -> object:
-    """The arguments of the constructor, or None if the part does not tell them."""
+def _arguments(part: Any, known: Mapping[str, type]) -> Any:
+    """The arguments of the constructor as JSON holds them, or None if it cannot."""
+    arguments: Any = None
     if known is _INPUTS and dataclasses.is_dataclass(part):
-        return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-    if known is ACTIVATIONS and type(part) in known.values():
-        return {name: getattr(part, name) for name in getattr(part, "__constants__", ())}
-    return part.config() if callable(getattr(part, "config", None)) else None
+        arguments = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    elif known is ACTIVATIONS and type(part) in known.values():
+        arguments = {name: getattr(part, name) for name in getattr(part, "__constants__", ())}
+    elif callable(getattr(part, "config", None)):
+        arguments = part.config()
+    try:
+        return json.loads(json.dumps(arguments, allow_nan=False))  # tuples as lists
+    except (TypeError, ValueError):
+        return None
 
 
 def _shown(part: Description | None) -> str:
@@ -294,6 +291,12 @@ def _shown(part: Description | None) -> str:
 
 def _rebuild(about: Description, inputs: Mapping[str, Input], given: Mapping[str, Any]) -> HyperNet:
     """The hypernetwork that a file describes, on the CPU, uninitialised."""
+    for name in inputs:
+        if name not in about["inputs"]:
+            raise FormatError(
+                f"inputs held {name!r}, which is not an input of the saved model; its inputs are "
+                f"{listed(about['inputs'])}.{did_you_mean(name, about['inputs'])}"
+            )
     spaces = {
         name: inputs[name] if name in inputs else _make(part, _INPUTS, f"inputs={{{name!r}: %s}}")
         for name, part in about["inputs"].items()
@@ -302,14 +305,8 @@ def _rebuild(about: Description, inputs: Mapping[str, Input], given: Mapping[str
         role: _make(about[role], _PARTS[role], f"{role}=%s") if part is None else part
         for role, part in given.items()
     }
-    hypernet = empty_hypernet(
-        spaces,
-        about["shapes"],
-        hidden=about["hidden"],
-        skip=about["skip"],
-        dtype=_dtype_of(about["dtype"]),
-        **parts,
-    )
+    sizes = {key: about[key] for key in ("shapes", "hidden", "skip")}
+    hypernet = empty_hypernet(spaces, **sizes, **parts, dtype=_dtype_of(about["dtype"]))
     built = _describe(hypernet)
     checks = [(role, built[role], about[role]) for role, part in given.items() if part is not None]
     checks += [(f"input {n!r}", built["inputs"][n], about["inputs"][n]) for n in inputs]
@@ -456,9 +453,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
         raise FormatError(f"{_damage(path)} ({error}).") from error
     if FORMAT not in metadata:
         raise FormatError(
-            f"this safetensors file was not written by hl.save; it holds {listed(tensors, 4)}. "
-            "Load weights of a primary with primary.load_state_dict(safetensors.torch.load_file("
-            "path))."
+            f"this safetensors file was not written by hl.save; it holds {listed(tensors, 4)}. For "
+            "weights of a primary use primary.load_state_dict(safetensors.torch.load_file(path))."
         )
     about = _parse(metadata[FORMAT])
     try:
@@ -488,14 +484,12 @@ def _parse(text: str) -> Description:
     """The metadata, checked for version and types."""
     try:
         about: Description = json.loads(text)
-    except ValueError as error:
-        raise FormatError(f"the metadata is damaged: {error}.") from error
-    version = about.get("version") if isinstance(about, dict) else None
-    if not isinstance(version, int):
-        raise FormatError(f"the metadata is damaged: the version is {version!r}.")
-    if version > VERSION:
+        newer = about["version"] > VERSION
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"the metadata is damaged ({type(error).__name__}: {error}).") from error
+    if newer:
         raise FormatError(
-            f"the file has version {version} of the format, written by HyperLight "
+            f"the file has version {about['version']} of the format, written by HyperLight "
             f"{about.get('library')}; this is HyperLight {__version__}, which reads versions up "
             f"to {VERSION}. Upgrade: pip install --upgrade hyperlight."
         )
@@ -527,9 +521,7 @@ def _fits(value: Any, kind: Any) -> bool:
     return all(_fits(value.get(key), inner) for key, inner in kind.items())
 
 
-def _check_given(
-    about: Description, primary: nn.Module | None, inputs: Mapping[str, Input]
-) -> None:
+def _check_kind(about: Description, primary: nn.Module | None) -> None:
     saved = about["primary"]
     if saved is None and primary is not None:
         raise FormatError(
@@ -541,12 +533,6 @@ def _check_given(
             f"the file holds a model, but not the code of its primary, {saved}. Pass one: "
             f"hl.load(path, {saved}(...))."
         )
-    for name in inputs:
-        if name not in about["inputs"]:
-            raise FormatError(
-                f"inputs held {name!r}, which is not an input of the saved model; its inputs are "
-                f"{listed(about['inputs'])}.{did_you_mean(name, about['inputs'])}"
-            )
 
 
 def _load_hypernet(hypernet: HyperNet, values: Mapping[str, Tensor]) -> None:

@@ -146,8 +146,7 @@ def _hub() -> Any:
         import huggingface_hub
     except ImportError as error:
         raise MissingExtraError(
-            "Transfers to and from the Hugging Face Hub need the package huggingface_hub, which is "
-            "not installed. Install it: pip install 'hyperlight[hub]'."
+            "Transfers need the package huggingface_hub. Install it: pip install 'hyperlight[hub]'."
         ) from error
     return huggingface_hub
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -67,11 +66,11 @@ def from_hyperlight(
     others = _rest_of_primary(rest, own)
     parameters = dict(primary.named_parameters(remove_duplicate=False))
     if output_shapes is None:
-        held = {id(parameters[name]) for name in others if name in parameters}
-        shapes = {n: p.shape for n, p in primary.named_parameters() if id(p) not in held}
+        free = {id(p) for name, p in parameters.items() if name not in others}
+        shapes = {n: p.shape for n, p in primary.named_parameters() if id(p) in free}
     else:
         shapes = {name: torch.Size(shape) for name, shape in output_shapes.items()}
-    _check_outputs(primary, parameters, shapes, len(values["head.weight"]))
+    _check_outputs(primary, shapes, len(values["head.weight"]))
     _fold_encoding(values, first, encoding)
     theta0 = torch.split(values.pop("head.bias"), [shape.numel() for shape in shapes.values()])
     for (name, shape), part in zip(shapes.items(), theta0, strict=True):
@@ -134,9 +133,8 @@ def _split(
             "makes them."
         )
     values = {"head.bias": torch.zeros_like(old["output.weight"][:, 0])}
-    for name, tensor in old.items():
-        layer, _, leaf = name.partition(".")
-        values[f"{ours[layer]}.{leaf}"] = tensor
+    for layer, name in ours.items():
+        values |= {f"{name}.{leaf}": tensor for leaf, tensor in under(f"{layer}.", old).items()}
     hidden = [len(old[f"{name}.weight"]) for name in linear]
     return values, hidden, {n: t for n, t in state_dict.items() if not n.startswith(prefix)}
 
@@ -144,19 +142,17 @@ def _split(
 def _check_inputs(inputs: Mapping[str, Input], encoding: str | None, columns: int) -> None:
     factors: dict[str | None, int] = {"cos|sin": 2, "z|1-z": 2, None: 1}
     if encoding not in factors:
-        raise FormatError(
-            f"encoding was {encoding!r}; expected one of HyperLight 0.0.5: 'cos|sin', 'z|1-z' or "
-            "None."
-        )
+        raise FormatError(f"encoding was {encoding!r}; expected 'cos|sin', 'z|1-z' or None.")
     for name, space in inputs.items():
         unit = isinstance(space, (Uniform, Simplex)) and space.support == (0.0, 1.0)
         if not isinstance(space, Input) or space.discrete or (encoding == "cos|sin" and not unit):
             shape = getattr(space, "event_shape", ())
+            unit_space = f"hl.Uniform(0.0, 1.0, {shape})" if shape else "hl.Uniform(0.0, 1.0)"
             raise FormatError(
-                f"Input {name!r} was {space!r}; HyperLight 0.0.5 had numbers only, and encoded "
-                f"them as they were given. Declare hl.Uniform(0.0, 1.0{f', {shape}' * bool(shape)}"
-                ") and pass the values that you passed there; for encoding='cos|sin', those "
-                "outside of [0, 1] cannot be represented."
+                f"Input {name!r} was {space!r}; HyperLight 0.0.5 had numbers only and encoded them "
+                "as they were given, without mapping them to [0, 1] first. Declare "
+                f"{unit_space} and pass the values that you passed there. With encoding='cos|sin' "
+                "values outside of [0, 1], of which it warned, cannot be represented."
             )
     size = sum(space.numel for space in inputs.values())
     if size * factors[encoding] != columns:
@@ -170,10 +166,8 @@ def _check_inputs(inputs: Mapping[str, Input], encoding: str | None, columns: in
 
 def _rest_of_primary(rest: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The other tensors of a checkpoint by their names in the primary."""
-    if not rest:
-        return {}
-    one = next(iter(rest))
-    prefixes = {one.removesuffix(name) for name in own if one.endswith(name)}
+    one = next(iter(rest), "")
+    prefixes = {one.removesuffix(name) for name in own if one.endswith(name)} or {""}
     for prefix in sorted(prefixes, key=len):
         found = under(prefix, rest)
         if len(found) == len(rest) and found.keys() <= own.keys():
@@ -185,12 +179,8 @@ def _rest_of_primary(rest: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
     )
 
 
-def _check_outputs(
-    primary: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    shapes: Mapping[str, torch.Size],
-    rows: int,
-) -> None:
+def _check_outputs(primary: nn.Module, shapes: Mapping[str, torch.Size], rows: int) -> None:
+    parameters = dict(primary.named_parameters(remove_duplicate=False))
     used = [id(p) for module in primary.modules() for p in module._parameters.values()]
     for name, shape in shapes.items():
         if name not in parameters:
@@ -210,7 +200,7 @@ def _check_outputs(
                 "predicted a tensor for each of them, this version predicts one. Untie them in "
                 "the primary, as they were there."
             )
-    total = sum(math.prod(shape) for shape in shapes.values())
+    total = sum(shape.numel() for shape in shapes.values())
     if total != rows:
         raise FormatError(
             f"The checkpoint predicts {rows:,} entries; {listed(shapes, 4)} have {total:,}. Pass "

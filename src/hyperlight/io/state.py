@@ -25,12 +25,8 @@ def differences(
     found: Mapping[str, Tensor], own: Mapping[str, Tensor], place: str, source: str
 ) -> list[str]:
     """Say how tensors ``found`` in a source differ from a module's ``own`` in names and kinds."""
-    words = []
-    missing, unexpected = [n for n in own if n not in found], [n for n in found if n not in own]
-    if missing:
-        words.append(f"{source} has no {listed(missing, 4)}")
-    if unexpected:
-        words.append(f"{place} has no {listed(unexpected, 4)}")
+    lacks = {source: [n for n in own if n not in found], place: [n for n in found if n not in own]}
+    words = [f"{where} has no {listed(names, 4)}" for where, names in lacks.items() if names]
     kinds: tuple[Callable[[Tensor], object], ...] = (lambda t: tuple(t.shape), lambda t: t.dtype)
     for kind in kinds:
         pairs = {n: (kind(found[n]), kind(own[n])) for n in found if n in own}
