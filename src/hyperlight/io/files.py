@@ -62,21 +62,22 @@ _CODES = {
     torch.bool: "BOOL",
 }
 
-# The metadata, in the notation of _fits.
+# The kinds of values in the metadata, in the notation of _fits.
+_SIZE, _WIDTH = range(2**63), range(1, 2**63)
 _PART: Description = {"class": str, "config": (dict, NoneType)}
 _PART["heads"] = ([[str, _PART]], NoneType)
 _METADATA: Description = {
     "primary": (str, NoneType),
     "inputs": {str: _PART},
-    "shapes": {str: [int]},
-    "hidden": [int],
+    "shapes": {str: [_SIZE]},
+    "hidden": [_WIDTH],
     "activation": (_PART, NoneType),
     "skip": bool,
     "encoding": _PART,
     "head": _PART,
     "dtype": str,
     "aliases": {str: str},
-    "raw": {str: [str, [int]]},
+    "raw": {str: [str, [_SIZE]]},
     "left_out": {str: str},
 }
 
@@ -235,7 +236,7 @@ def load(
 def _describe(hypernet: HyperNet) -> Description:
     """The arguments of the constructor, except ``init``."""
     activations = [_described(module, ACTIVATIONS) for module in hypernet.trunk.activations]
-    if any(other != activations[0] for other in activations):
+    if any(other != activations[0] for other in activations):  # replaced after construction
         names = ", ".join(activation["class"] for activation in activations)
         activations = [{"class": names, "config": None, "own": True}]
     return {
@@ -279,6 +280,7 @@ def _arguments(part: Any, known: Mapping[str, type]) -> Any:
 
 
 def _shown(part: Description | None) -> str:
+    """A description as Python code."""
     if part is None:
         return "none"
     if part.get("config") is None:
@@ -313,7 +315,7 @@ def _rebuild(about: Description, inputs: Mapping[str, Input], given: Mapping[str
     for name, found, expected in checks:
         if found != expected:
             raise FormatError(
-                f"{name} was {_shown(found)}; expected {_shown(expected)}, as it was saved."
+                f"{name} was {_shown(found)}; expected {_shown(expected)}, as in the file."
             )
     return hypernet
 
@@ -404,7 +406,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
 
 
 def find_aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """The names whose tensor also has an earlier name, and that name."""
+    """Map every further name of a tensor to its first."""
     first: dict[object, str] = {}
     aliases: dict[str, str] = {}
     for name, t in state.items():
@@ -494,7 +496,8 @@ def _parse(text: str) -> Description:
             f"to {VERSION}. Upgrade: pip install --upgrade hyperlight."
         )
     for key, kind in _METADATA.items():
-        if key not in about or not _fits(about[key], kind):
+        empty = key in ("inputs", "shapes") and not about.get(key)
+        if empty or key not in about or not _fits(about[key], kind):
             raise FormatError(f"the metadata is damaged: {key!r} is {about.get(key, 'missing')!r}.")
     return about
 
@@ -502,15 +505,16 @@ def _parse(text: str) -> Description:
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a JSON value is of a kind.
 
-    A kind is a type (for numbers: not negative), a tuple of alternatives, ``[kind of all items]``,
+    A kind is a type, a range of integers, a tuple of alternatives, ``[kind of all items]``,
     ``[kind of first, kind of second]``, ``{str: kind of all values}`` or ``{key: kind}``, where a
-    key that is missing counts as None.
+    missing key counts as None.
     """
     if isinstance(kind, tuple):
         return any(_fits(value, alternative) for alternative in kind)
+    if isinstance(kind, range):
+        return type(value) is int and value in kind
     if isinstance(kind, type):
-        same: bool = type(value) is kind
-        return same and (kind is not int or value >= 0)
+        return type(value) is kind
     if type(value) is not type(kind):
         return False
     if isinstance(kind, list):

@@ -24,7 +24,7 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def differences(
     found: Mapping[str, Tensor], own: Mapping[str, Tensor], place: str, source: str
 ) -> list[str]:
-    """Say how tensors ``found`` in a source differ from a module's ``own`` in names and kinds."""
+    """Say how the tensors found in ``source`` differ from those that ``place`` has."""
     lacks = {source: [n for n in own if n not in found], place: [n for n in found if n not in own]}
     words = [f"{where} has no {listed(names, 4)}" for where, names in lacks.items() if names]
     kinds: tuple[Callable[[Tensor], object], ...] = (lambda t: tuple(t.shape), lambda t: t.dtype)
@@ -56,7 +56,7 @@ def check_values(state: Mapping[str, Any]) -> None:
 
 
 def own_tensors(primary: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a primary, which can be written in place."""
+    """The tensors in the state of a primary, once all have values."""
     state = primary.state_dict()
     check_values(state)
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
@@ -84,6 +84,6 @@ def empty_hypernet(
     inputs: Mapping[str, Input], shapes: Mapping[str, Sequence[int]], **settings: Any
 ) -> HyperNet:
     """An uninitialised hypernetwork on the CPU, made without drawing random numbers."""
-    # Layers of torch draw weights when they are made; init=None skips the head's only.
+    # The layers of torch draw weights when they are constructed.
     with torch.random.fork_rng(devices=[]):
         return HyperNet(inputs, shapes, init=None, device="cpu", **settings)
