@@ -184,15 +184,14 @@ def load(
     primary is unchanged.
 
     Args:
-        path: the file to read.
+        path: the file.
         primary: a network of the saved architecture, with any weights; it becomes
             ``model.primary``. None if the file holds a hypernetwork alone.
-        device: the device to move the model and the primary to; by default they stay on the
-            primary's.
-        inputs: by name, the inputs whose class is your own.
+        device: the device for the model and its primary; the default is the primary's.
+        inputs: the inputs whose class is your own, by name.
         encoding: the encoding, if its class is your own.
-        head: the head, if it is or contains a head of your own.
-        activation: the activation, if it is none of HyperLight's names.
+        head: the head, if it is or contains one of your own.
+        activation: the activation, if HyperLight has no name for it.
 
     Returns:
         The model, or the hypernetwork if there is no primary.
@@ -488,7 +487,7 @@ def _parse(text: str) -> Description:
         about: Description = json.loads(text)
         newer = about["version"] > VERSION
     except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"the metadata is damaged ({type(error).__name__}: {error}).") from error
+        raise FormatError(f"the metadata is damaged: no version ({error!r}).") from error
     if newer:
         raise FormatError(
             f"the file has version {about['version']} of the format, written by HyperLight "
