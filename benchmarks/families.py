@@ -86,6 +86,7 @@ class Ours(Family):
 
     def __init__(self, primary: nn.Module, head: Any = None, per_gamma: bool = False) -> None:
         import hyperlight as hl
+        from hyperlight.bind import BindPlan
 
         super().__init__()
         # With several images per gamma, the images of one gamma are the primary's batch.
@@ -96,6 +97,7 @@ class Ours(Family):
             hidden=HIDDEN,
             head=hl.Dense() if head is None else head,
         )
+        self._plan = BindPlan(primary, {name: [name] for name in self.model.theta0})
 
     def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
         output: Tensor = self.model(x, gamma=gamma)
@@ -113,7 +115,7 @@ class Ours(Family):
 
     def call(self, tensors: Any, x: Tensor) -> Tensor:
         # What model.forward does after predicting the weights.
-        output: Tensor = self.model._plan.bind(self.model.primary, tensors)(x)
+        output: Tensor = self._plan.bind(self.model.primary, tensors)(x)
         return output
 
 

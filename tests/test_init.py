@@ -280,8 +280,8 @@ def test_on_the_meta_device_nothing_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: hl.Relative(-1.0), "Relative(fraction=-1.0): expected a share"),
-        (lambda: hl.Relative(math.nan), "expected a share of the scale of theta0"),
+        (lambda: hl.Relative(-1.0), "Relative(fraction=-1.0): expected a fraction"),
+        (lambda: hl.Relative(math.nan), "expected a fraction of the scale of theta0"),
         (
             lambda: hl.HyperNet({"z": hl.Normal()}, {"w": (2,)}, init="relative"),
             "init='relative' needs the scale of theta0, and there is none for 'w'. Use hypernetize",

@@ -505,42 +505,42 @@ OWN: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "encoding": (
         {"encoding": Fourier(3)},
         {"encoding": Fourier(3)},
-        ["an encoding of class Fourier", "primary, encoding=Fourier(...))"],
+        ["the class Fourier", "Pass it to load: encoding=Fourier(...)."],
     ),
     "encoding with config": (
         {"encoding": Described(3)},
         {"encoding": Described(3)},
-        ["an encoding of class Described", "primary, encoding=Described(count=3))"],
+        ["the class Described", "Pass it to load: encoding=Described(count=3)."],
     ),
     "head": (
         {"head": OwnHead()},
         {"head": OwnHead()},
-        ["a head of class OwnHead", "head=OwnHead())"],
+        ["the class OwnHead", "Pass it to load: head=OwnHead()."],
     ),
     "head in a mixture": (
         {"head": {"0.*": OwnHead(), "*": hl.LowRank(2)}},
         {"head": {"0.*": OwnHead(), "*": hl.LowRank(2)}},
-        ["a head of class Mixed", "head={'0.*': OwnHead(), '*': LowRank(rank=2)})"],
+        ["the class Mixed", "Pass it to load: head={'0.*': OwnHead(), '*': LowRank(rank=2)}."],
     ),
     "head with a name of ours": (
         {"head": Mixed(1)},
         {"head": Mixed(1)},
-        ["a head of class Mixed", "head=Mixed(rank=1, heads=3))"],
+        ["the class Mixed", "Pass it to load: head=Mixed(rank=1, heads=3)."],
     ),
     "activation": (
         {"activation": Sine},
         {"activation": Sine()},
-        ["an activation of class Sine", "activation=Sine(...))"],
+        ["the class Sine", "Pass it to load: activation=Sine(...)."],
     ),
     "activation of torch": (
         {"activation": nn.Hardswish()},
         {"activation": nn.Hardswish},
-        ["an activation of class Hardswish", "activation=Hardswish(...))"],
+        ["the class Hardswish", "Pass it to load: activation=Hardswish(...)."],
     ),
     "input": (
         {"inputs": {"g": Angle(0.0, 1.0)}},
         {"inputs": {"g": Angle(0.0, 1.0)}},
-        ["an input 'g' of class Angle", "inputs={'g': Angle(low=0.0, high=1.0"],
+        ["the class Angle", "Pass it to load: inputs={'g': Angle(low=0.0, high=1.0"],
     ),
 }
 
@@ -555,7 +555,7 @@ def test_settings_of_ones_own_are_asked_for(
     before = contents(primary)
     with pytest.raises(hl.FormatError) as error:
         hl.load(tmp_path / "m", primary)
-    for word in [*words, f"hl.load({str(tmp_path / 'm')!r}, primary, "]:
+    for word in [*words, str(tmp_path / "m")]:
         assert word in str(error.value)
     assert contents(primary) == before
     again = hl.load(tmp_path / "m", primary, **given)
@@ -574,7 +574,7 @@ def test_settings_of_ones_own_are_asked_for(
         ({}, {"head": hl.LowRank(2)}, "LowRank(rank=2); expected Dense()"),
         ({}, {"activation": "relu"}, "relu(inplace=False); expected leaky_relu("),
         ({}, {"inputs": {"g": hl.Uniform(0.0, 2.0)}}, "high=2.0"),
-        ({}, {"inputs": {"gg": hl.Normal()}}, "not an input of the model in"),
+        ({}, {"inputs": {"gg": hl.Normal()}}, "not an input of the saved model"),
         ({"head": {"0.*": hl.Dense(), "*": OwnHead()}}, {"head": OwnHead()}, "expected {'0.*': D"),
     ],
 )
@@ -613,7 +613,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "longer": (lambda p: p.write_bytes(p.read_bytes() + b"x"), ["cut short or damaged"]),
     "other": (
         lambda p: safetensors.torch.save_file({"w": torch.ones(2)}, p),
-        ["not one of hl.save", "holds 'w'", "load_state_dict"],
+        ["not written by hl.save", "holds 'w'", "load_state_dict"],
     ),
     "newer": (
         lambda p: rewrite(p, newer),
@@ -627,7 +627,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda p: rewrite(p, lambda t, a: a["head"]["config"].update(depth=3)),
         ["Dense(depth=3), which cannot be made"],
     ),
-    "no version": (lambda p: rewrite(p, lambda t, a: a.pop("version")), ["the version is None"]),
+    "no version": (
+        lambda p: rewrite(p, lambda t, a: a.pop("version")),
+        ["damaged (KeyError: 'version')"],
+    ),
     "no hidden": (lambda p: rewrite(p, lambda t, a: a.pop("hidden")), ["damaged: 'hidden' is 'mi"]),
     "missing tensor": (
         lambda p: rewrite(p, without_seed),
@@ -657,7 +660,7 @@ def test_files_that_cannot_be_loaded_are_refused_in_words(
 OTHERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "fewer layers": (
         lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh()),
-        ["the given Sequential", "the primary has no '2.bias', '2.weight'", "then a Sequential"],
+        ["the given Sequential", "the primary has no '2.bias', '2.weight'", "(class Sequential)"],
     ),
     "more layers": (lambda: mlp().append(nn.Linear(2, 2)), ["the file has no '3.weight'"]),
     "wider": (
@@ -717,9 +720,10 @@ def test_with_and_without_a_primary_are_told_apart(tmp_path: Path) -> None:
     model = saved(tmp_path / "m")
     with pytest.raises(hl.FormatError) as error:
         hl.load(tmp_path / "m")
-    assert f"Pass one: hl.load({str(tmp_path / 'm')!r}, Sequential(...))" in str(error.value)
+    for word in (str(tmp_path / "m"), "Sequential. Pass one: hl.load(path, Sequential(...))"):
+        assert word in str(error.value)
     hl.save(model.hypernet, tmp_path / "h")
-    with pytest.raises(hl.FormatError, match="hypernetwork alone.*HyperModel"):
+    with pytest.raises(hl.FormatError, match="hypernetwork without a primary.*HyperModel"):
         hl.load(tmp_path / "h", mlp())
     joined = hl.HyperModel(model.primary, hl.load(tmp_path / "h"))
     x = vectors()
@@ -744,13 +748,13 @@ def test_what_cannot_be_saved_is_refused_in_words(tmp_path: Path) -> None:
     model = hl.hypernetize(mlp(), SPACE)
     (tmp_path / "folder").mkdir()
     for thing, path, words in (
-        (mlp(), "m", ["a Sequential; expected a HyperModel", "torch.compile"]),
+        (mlp(), "m", ["of type Sequential; expected a HyperModel", "torch.compile"]),
         (hl.hypernetize(Extra(2, 2), SPACE), "m", ["_extra_state' is of type dict"]),
         (Wider(model), "m", ["'own' of its own"]),
         (hl.hypernetize(mlp().to("meta"), SPACE), "m", ["'primary.0.weight' is on the meta"]),
         (mixed, "m", ["'head.weight' have another", "hypernet.to(torch.float32)"]),
         (model, "folder", ["is a folder", "folder/model.safetensors"]),
-        (model, "none/m", ["none of the file to write does not exist", "mkdir"]),
+        (model, "none/m", ["none does not exist", "mkdir"]),
     ):
         with pytest.raises(hl.FormatError) as error:
             hl.save(thing, tmp_path / path)
@@ -806,5 +810,5 @@ def test_metadata_that_was_tampered_with_fails_in_words_or_loads(data: st.DataOb
 def test_metadata_that_is_not_json_is_refused(tmp_path: Path) -> None:
     for text in ("{", "[]", "null"):
         safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "m", {"hyperlight": text})
-        with pytest.raises(hl.FormatError, match="metadata of .* is damaged"):
+        with pytest.raises(hl.FormatError, match="metadata is damaged"):
             hl.load(tmp_path / "m")

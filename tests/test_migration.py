@@ -166,9 +166,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], list[str]]] = {
     "other layers": (
         lambda: renamed("block0_lin", "norm"),
         {},
-        ["made of the layers 'norm'", "'block0_lin'"],
+        ["has the layers 'norm', 'output'", "'block0_lin'"],
     ),
-    "unknown encoding": (checkpoint, {"encoding": "fourier"}, ["'fourier'; expected one of"]),
+    "unknown encoding": (
+        checkpoint,
+        {"encoding": "fourier"},
+        ["'fourier'; expected 'cos|sin', 'z|1-z' or None"],
+    ),
     "wrong encoding": (
         checkpoint,
         {"encoding": None},
@@ -218,7 +222,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], list[str]]] = {
     "nonlinearity without weights": (
         checkpoint,
         {"nonlinearity": "PReLU"},
-        ["the checkpoint has no 'trunk.activations.0.weight'", "pass the nonlinearity"],
+        ["the checkpoint has no 'trunk.activations.0.weight'", "Pass the nonlinearity"],
     ),
     "dtype": (
         lambda: checkpoint(dtype=torch.float64),
@@ -228,7 +232,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], list[str]]] = {
     "others": (
         lambda: {**checkpoint(), "optimizer.momentum": torch.ones(2)},
         {},
-        ["holds 'optimizer.momentum' beside the HyperNet", "HyperNet alone"],
+        ["Besides the HyperNet the checkpoint holds 'optimizer.momentum'", "HyperNet alone"],
     ),
 }
 
@@ -252,7 +256,9 @@ def test_an_incomplete_checkpoint_is_refused() -> None:
     del state["net.main.1.running_var"]
     primary = convolutional().double()
     before = contents(primary)
-    with pytest.raises(hl.FormatError, match=r"not '1.running_var', which are not predicted"):
+    with pytest.raises(
+        hl.FormatError, match=r"the checkpoint has no '1.running_var'.*all of its tensors"
+    ):
         hl.io.from_hyperlight(state, primary, {"h": unit()}, output_shapes=old.output_shapes)
     assert contents(primary) == before
 

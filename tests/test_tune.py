@@ -30,7 +30,7 @@ class Weights(nn.Module):
 
 
 def transparent(**inputs: hl.Input) -> hl.HyperModel:
-    """A model whose predicted weights are its inputs, one behind another; categories one-hot."""
+    """A model whose predicted weights are its inputs, concatenated; categories one-hot."""
     numbers = sum(space.numel for space in inputs.values() if not space.discrete)
     categories = sum(
         space.numel * space.n for space in inputs.values() if isinstance(space, hl.Categorical)

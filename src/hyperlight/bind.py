@@ -1,23 +1,21 @@
-"""Binding: predicted tensors in the place of a module's parameters (design D1).
+"""Binding: predicted tensors in place of a module's parameters.
 
-A bound module is a shallow copy of the module tree: every module is a new
-object with the attributes, hooks and mode (train or eval) of the original,
-while buffers and the parameters that are not predicted are shared with it. The
-predicted tensors stand where the parameters were, so that
-``next(self.parameters()).device`` and ``state_dict()`` mean the same as before.
-Nothing of the original is changed, so exceptions, nested use, threads and
-activation checkpointing are right by construction, which swapping tensors in
-and back is not.
+A bound module is a shallow copy of the module tree. Every module is a new object with the
+attributes, hooks and mode (train or eval) of the original; buffers and the parameters that are
+not predicted are shared. The predicted tensors stand where the parameters were, so
+``next(self.parameters()).device`` and ``state_dict()`` mean the same as before. The original is
+never changed, so exceptions, nested use, threads and activation checkpointing are right by
+construction. Swapping tensors in and back, as :func:`torch.func.functional_call` does, is not.
 
-References that a module keeps outside its registered children (a bound method
-as an attribute, a partial, a list or dict of modules or parameters) are followed
-and rewritten to the copies. What cannot be followed, such as a closure over a
-module, is refused when the plan is made. Hooks are given the bound module as
-their argument; those that are bound methods or partials are rewritten as well.
+References that a module keeps outside its registered children (a bound method as an attribute, a
+partial, a list or dict of modules or parameters) are followed and rewritten to the copies. A
+reference that cannot be followed, such as a closure over a module, is refused when the plan is
+made. Hooks are given the bound module as their argument; bound methods and partials among them
+are rewritten too.
 
-Activation checkpointing must be the kind that torch recommends,
-``use_reentrant=False``. The reentrant kind runs a backward pass of its own per
-segment, all the way through the hypernetwork, and torch stops at the second.
+Activation checkpointing must be the kind that PyTorch recommends, ``use_reentrant=False``. The
+reentrant kind runs a backward pass for each segment, all the way through the hypernetwork, and
+PyTorch stops at the second.
 """
 
 from __future__ import annotations
@@ -45,19 +43,18 @@ __all__ = ["BindPlan", "bind"]
 _M = TypeVar("_M", bound=nn.Module)
 
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-# What nn.Module itself keeps: children and parameters are handled by the plan, hooks apart.
+# The attributes of nn.Module itself. The plan handles children and parameters, and hooks apart.
 _OWN = frozenset(nn.Module().__dict__)
 _HOOKS = tuple(sorted(name for name in _OWN if name.endswith("_hooks")))
 
-# Those that a call runs. A forward may add to them, as those of transformers do, and so may
-# who holds a bound network: it has its own.
+# Hooks run by __call__; copied, since a forward (as in transformers) or a caller may add some.
 _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _Signature = tuple[type[nn.Module], int, int, int, int]
 
 
 class _LowRankLinear(nn.Linear):
-    """A bound linear layer that applies the two factors of its weight one after the other."""
+    """A bound linear layer that applies the two factors of its weight one after another."""
 
     _low_rank: LowRankWeight
 
@@ -70,8 +67,9 @@ class _LowRankLinear(nn.Linear):
 
 
 class _PaddedEmbedding(nn.Embedding):
-    """A bound embedding under vmap, where torch keeps the gradient from the padding row of the
-    first set of weights only (seen in 2.13). Here the row is detached instead.
+    """A bound embedding under vmap, with its padding row detached.
+
+    PyTorch (2.13) keeps the gradient from the padding row of the first set of weights only.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -84,8 +82,10 @@ class _PaddedEmbedding(nn.Embedding):
 
 @dataclass(frozen=True)
 class _Node:
-    """A module of the tree: by name, never by identity, so that the plan fits any module
-    of the same structure (a deep copy, or a copy that an outer bind has made).
+    """A module of the tree, by name and not by identity.
+
+    The plan then fits any module of the same structure: a deep copy, or a copy that an outer bind
+    has made.
     """
 
     path: str
@@ -94,11 +94,11 @@ class _Node:
     watch: tuple[str, ...]
     signature: _Signature
     affected: bool
-    weight: str | None  # of a layer that has a stand-in: the tensor that its weight is
+    weight: str | None  # which tensor is its weight, if the layer may need a stand-in
 
 
 class BindPlan:
-    """Where tensors go in a module tree; made once, used for every forward.
+    """A plan of where tensors go in a module tree; made once, used for every forward.
 
     Args:
         module: the module to bind into.
@@ -116,7 +116,7 @@ class BindPlan:
     def bind(self, module: _M, tensors: Mapping[str, Weight]) -> _M:
         """A bound copy of ``module`` with ``tensors`` in place of its parameters.
 
-        A weight of low rank stays in its factors where it belongs to a linear layer.
+        A low-rank weight of a linear layer stays in its factors.
         """
         copies: _Copies = {}
         compiling = torch.compiler.is_compiling()
@@ -129,11 +129,11 @@ class BindPlan:
 
 
 def bind(module: _M, tensors: Mapping[str, Tensor]) -> _M:
-    """A module like ``module`` that uses ``tensors`` where its parameters of those names were.
+    """Return a copy of ``module`` that uses ``tensors`` in place of its parameters.
 
-    The module itself is not touched; gradients flow to ``tensors`` and to the
-    parameters that are still shared. For many calls on the same module the plan
-    is worth keeping: see :class:`BindPlan`, which :class:`~hyperlight.HyperModel` uses.
+    The module itself is not touched; gradients flow to ``tensors`` and to the parameters that are
+    still shared. For many calls on the same module keep the plan: see :class:`BindPlan`, which
+    :class:`~hyperlight.HyperModel` uses.
 
     Args:
         module: any eager :class:`torch.nn.Module`.
@@ -236,7 +236,7 @@ def _plan(module: nn.Module, places: Mapping[str, tuple[str, ...]]) -> _Node:
 
 
 def _signature(module: nn.Module) -> _Signature:
-    """What changes when an attribute, a forward hook or a child is added or taken away."""
+    """Changes when an attribute, a forward hook or a child is added or removed."""
     held = module.__dict__
     return (
         type(module),
@@ -252,8 +252,10 @@ def _where(path: str) -> str:
 
 
 def _affected(module: nn.Module, owners: set[int], tensors: set[int]) -> set[int]:
-    """The modules whose outputs depend on the tensors: owners of targets, modules that refer
-    to one of those from an attribute, and every module above one.
+    """The modules whose outputs depend on the tensors.
+
+    These are the owners of targets, the modules that refer to one of those from an attribute, and
+    every module above one.
     """
     found, stale = set(owners), owners | tensors
     modules = list(module.modules())
@@ -273,7 +275,7 @@ def _affected(module: nn.Module, owners: set[int], tensors: set[int]) -> set[int
 
 
 def _is_plain(value: object) -> bool:
-    """Whether no reference to a module is to be expected in there, now or later."""
+    """Whether the value can hold no reference to a module, now or later."""
     if isinstance(value, _ATOMS):
         return value is not None
     if isinstance(value, (tuple, frozenset)):
@@ -286,7 +288,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _parts(value: object) -> tuple[list[object], str]:
-    """What a value directly holds, and how it is called where it cannot be rewritten."""
+    """What a value directly holds, and a name for it if it cannot be rewritten."""
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()], ""
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -324,7 +326,7 @@ def _refers(value: object, stale: set[int], seen: set[int] | None = None) -> boo
 
 
 def _unfollowable(value: object, stale: set[int], seen: set[int] | None = None) -> str:
-    """What stands between ``value`` and a stale reference that cannot be rewritten."""
+    """The object between ``value`` and a stale reference that cannot be rewritten, or ``""``."""
     seen = set() if seen is None else seen
     if id(value) in stale or isinstance(value, _ATOMS) or id(value) in seen:
         return ""
@@ -348,23 +350,17 @@ def _copy(
     copies: _Copies,
     compiling: bool,
 ) -> Any:
-    """The copy, or None where the module is no longer what the plan was made for."""
+    """The copy, or None if the module is no longer the one that the plan was made for."""
     if node.path in copies:
         return copies[node.path][2]
     if module is None:
         return None
     held = module.__dict__
-    if not compiling and node.signature != (
-        type(module),
-        len(held),
-        len(held["_modules"]),
-        len(held["_forward_hooks"]),
-        len(held["_forward_pre_hooks"]),
-    ):
+    if not compiling and node.signature != _signature(module):
         return None
     kind = type(module) if node.weight is None else _kind(module, tensors[node.weight], compiling)
     new: Any = object.__new__(kind)
-    if compiling:  # which cannot follow the faster way
+    if compiling:  # Dynamo cannot follow the faster way
         attributes = new.__dict__
         attributes.update(held)
     else:
@@ -391,7 +387,7 @@ def _copy(
     attributes["_modules"] = modules = dict(held["_modules"])
     for name, child in node.children:
         if not child.affected and compiling:
-            continue  # a graph capture follows more code in a module that it was given
+            continue  # a graph capture traces more code in modules that are copied
         copied = _copy(modules.get(name), child, tensors, copies, compiling)
         if copied is None:
             return None
@@ -400,7 +396,7 @@ def _copy(
 
 
 def _kind(module: nn.Module, weight: Weight, compiling: bool) -> type:
-    """The class of the bound copy: that of the module, or of its stand-in here."""
+    """The class of the bound copy: that of the module, or of its stand-in."""
     if type(module) is nn.Linear:
         return _LowRankLinear if isinstance(weight, LowRankWeight) else nn.Linear
     batched = compiling or is_batched(dense(weight))
@@ -430,7 +426,7 @@ def _rewrite(copies: _Copies, tensors: Mapping[str, Weight]) -> None:
 def _rebound(value: Any, fresh: Mapping[int, object]) -> tuple[Any, bool]:
     """``value`` with every reference to an original replaced, and whether there was one.
 
-    What holds no such reference is given back as it is, not copied.
+    A value without such a reference is returned as it is, not copied.
     """
     if isinstance(value, _ATOMS):
         return value, False
@@ -461,7 +457,7 @@ def _rebound(value: Any, fresh: Mapping[int, object]) -> tuple[Any, bool]:
             return functools.partial(value.__func__, owner), True
         return types.MethodType(value.__func__, owner), True
     if isinstance(value, functools.partial):
-        # a graph capture cannot read a partial's own attributes, which calling it does not either
+        # A graph capture cannot read a partial's own attributes; calling one does not either.
         own = {} if torch.compiler.is_compiling() else vars(value)
         held = (value.func, value.args, value.keywords, own)
         (func, args, keywords, attributes), changed = _all_rebound(held, fresh)

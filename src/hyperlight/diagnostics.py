@@ -1,13 +1,15 @@
-"""The paper's diagnosis for the user's own model: do weights and gradients follow the input?"""
+"""The paper's diagnosis for your own model: do weights and gradients follow the input?
+
+The paper is arXiv:2304.07645; section 3 describes the problem.
+"""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from .bind import bind
 from .errors import ConfigurationError, MissingExtraError, ObjectiveError, did_you_mean, listed
 from .inputs import Categorical, Input
 from .model import HyperModel
-from .precision import widen, widest
+from .precision import widen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,22 +34,29 @@ _ENCODING, _RESIDUAL = "encoding=hl.CosSin()", "residual=True"
 
 
 @dataclass(frozen=True, eq=False)
-class _Profile(ABC):
+class _Profile:
     """A size that was measured along an input."""
 
     input: str
     gamma: Tensor
     magnitude: Tensor
+    per_target: dict[str, Tensor]
+    verdict: str
+    _label: ClassVar[str]
 
     @property
-    @abstractmethod
+    def _columns(self) -> Tensor:
+        """What was measured, a column for every batch: ``(points, batches)``."""
+        raise NotImplementedError
+
+    @property
     def _size(self) -> Tensor:
-        """What was measured: ``(points,)``."""
+        return self._columns.mean(dim=1)
 
     @property
     def ratio(self) -> float:
-        """The largest scale over the smallest; 1 where scale does not follow the input."""
-        smallest, largest = float(self._size.min()), float(self._size.max())
+        """The largest scale over the smallest; 1 if the scale does not follow the input."""
+        smallest, largest = (float(end) for end in torch.aminmax(self._size))
         if smallest == largest:
             return 1.0
         return math.inf if smallest == 0.0 else largest / smallest
@@ -56,21 +65,30 @@ class _Profile(ABC):
     def variation(self) -> float:
         r"""Standard deviation of the scale over its mean, along the input.
 
-        0 where the scale does not follow the input; :math:`1 / \sqrt{3} = 0.58`
-        where it is proportional to one that is uniform on [0, 1]; NaN where weights are.
+        0 if the scale does not follow the input; :math:`1 / \sqrt{3} = 0.58` if it is
+        proportional to an input that is uniform on [0, 1]; NaN if the weights are NaN.
         """
         return _variation(self._size)
 
     @property
     def correlation(self) -> float:
-        """Pearson's correlation of scale and magnitude; 1 where they are proportional.
+        """Pearson's correlation of scale and magnitude; 1 if they are proportional.
 
-        NaN where either does not vary, and for categories, which have no magnitude.
+        NaN if either is constant, and for categories, which have no magnitude.
         """
         return _correlation(self.magnitude, self._size)
 
-    def _draw(self, ax: Axes | None, size: Tensor, label: str) -> tuple[Axes, Tensor]:
-        """The axes with ``size`` along the input drawn in, and the positions along it."""
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the profile along the input, as in figures 1a and 3c of the paper.
+
+        With several batches, their mean, and one standard deviation on both sides.
+
+        Args:
+            ax: matplotlib axes to draw in; new ones by default.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
         try:
             from matplotlib import pyplot
         except ModuleNotFoundError as error:
@@ -80,16 +98,29 @@ class _Profile(ABC):
             ) from None
         if ax is None:
             _, ax = pyplot.subplots()
-        scalar = self.gamma.ndim == 1
-        position = self.gamma if scalar else self.magnitude
-        positive = float(position.min()) > 0.0
-        if positive and float(position.max()) >= 100.0 * float(position.min()):
+        scalar, ordered = self.gamma.ndim == 1, self.gamma.is_floating_point()
+        position = (self.gamma if scalar else self.magnitude).tolist()
+        if 0.0 < 100.0 * min(position) <= max(position):
             ax.set_xscale("log")
-        style = "o" if not self.gamma.is_floating_point() else "o-"
-        ax.plot(position.tolist(), size.tolist(), style, markersize=3)
+        ax.plot(position, self._size.tolist(), "o-" if ordered else "o", markersize=3)
+        if self._columns.shape[1] > 1:
+            spread = self._columns.std(dim=1, correction=0)
+            low, high = (self._size - spread).tolist(), (self._size + spread).tolist()
+            if ordered:
+                ax.fill_between(position, low, high, alpha=0.2)
+            else:
+                ax.vlines(position, low, high, alpha=0.5)
         ax.set_xlabel(self.input if scalar else f"norm of {self.input}")
-        ax.set_ylabel(label)
-        return ax, position
+        ax.set_ylabel(self._label)
+        return ax
+
+    def _text(self, subject: str, noise: str = "") -> str:
+        low, high = (float(end) for end in torch.aminmax(self._size))
+        return (
+            f"{self.input}: {subject} {low:.3g} to {high:.3g} (variation "
+            f"{100 * self.variation:.0f} %{noise}), correlation with the input's magnitude "
+            f"{self.correlation:.2f}\n{self.verdict}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,30 +138,14 @@ class ScaleProfile(_Profile):
     """
 
     std: Tensor
-    per_target: dict[str, Tensor]
-    verdict: str
+    _label = "std of the predicted weights"
 
     @property
-    def _size(self) -> Tensor:
-        return self.std
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the profile, as in figure 1a of the paper.
-
-        Args:
-            ax: matplotlib axes to draw in; new ones by default.
-
-        Raises:
-            MissingExtraError: matplotlib is not installed.
-        """
-        return self._draw(ax, self.std, "std of the predicted weights")[0]
+    def _columns(self) -> Tensor:
+        return self.std[:, None]
 
     def __str__(self) -> str:
-        return (
-            f"{self.input}: predicted weights have std {float(self.std.min()):.3g} to "
-            f"{float(self.std.max()):.3g} (variation {100 * self.variation:.0f} %), "
-            f"correlation with the input's magnitude {self.correlation:.2f}\n{self.verdict}"
-        )
+        return self._text("predicted weights have std")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,47 +164,24 @@ class GradientProfile(_Profile):
     """
 
     norm: Tensor
-    per_target: dict[str, Tensor]
-    verdict: str
+    _label = "norm of the gradient by the predicted weights"
 
     @property
-    def _size(self) -> Tensor:
-        return self.norm.mean(dim=1)
+    def _columns(self) -> Tensor:
+        return self.norm
 
     @property
     def batch_variation(self) -> float:
         """Standard deviation of the norm over its mean, across the batches at one value.
 
-        The mean over the values: the noise that any training has, to compare
-        :attr:`variation` with. 0 with one batch.
+        A mean over the values: the noise of any training, to compare :attr:`variation` with.
+        0 with one batch.
         """
-        return sum(map(_variation, self.norm)) / len(self.norm)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the mean norm along the input, and one standard deviation across the batches.
-
-        Args:
-            ax: matplotlib axes to draw in; new ones by default.
-
-        Raises:
-            MissingExtraError: matplotlib is not installed.
-        """
-        mean, spread = self._size, self.norm.std(dim=1, correction=0)
-        ax, position = self._draw(ax, mean, "norm of the gradient by the predicted weights")
-        low, high = (mean - spread).tolist(), (mean + spread).tolist()
-        if self.gamma.is_floating_point():
-            ax.fill_between(position.tolist(), low, high, alpha=0.2)
-        else:
-            ax.vlines(position.tolist(), low, high, alpha=0.5)
-        return ax
+        return _noise(self.norm)
 
     def __str__(self) -> str:
-        return (
-            f"{self.input}: gradients by the predicted weights have norm "
-            f"{float(self._size.min()):.3g} to {float(self._size.max()):.3g} (variation "
-            f"{100 * self.variation:.0f} %, across batches {100 * self.batch_variation:.0f} %), "
-            f"correlation with the input's magnitude {self.correlation:.2f}\n{self.verdict}"
-        )
+        noise = f", across batches {100 * self.batch_variation:.0f} %"
+        return self._text("gradients by the predicted weights have norm", noise)
 
 
 @torch.no_grad()
@@ -202,22 +194,21 @@ def scale_profile(
 ) -> ScaleProfile:
     """Measure how the scale of the predicted weights follows an input (paper, section 3, fig. 1a).
 
-    A scalar input is varied over quantiles of its space, the ends included where
-    it is bounded; of categories, all are gone through. An input with an event shape is
-    drawn ``points`` times and put in the order of its norm. All other inputs are held at
-    their medians.
+    A scalar input takes quantiles of its space, including the ends of a bounded one. A
+    category takes all its values. An input with an event shape is drawn ``points`` times and
+    sorted by norm. All other inputs are held at their medians.
 
-    The verdict calls the scale steady where its ``variation`` is below 0.2. Above, it
-    follows the input (the paper's problem) where the ``correlation`` is 0.8 or more and the
-    encoding does not have constant norm; else it varies in another way, as a trained model may have
-    learned to. What to change is what the model has not: an encoding whose norm varies by
-    less than 1 %; a ``theta0`` with at least a tenth of the norm of the predicted change; or, where
-    it has both, a smaller change.
+    The verdict calls the scale steady if its ``variation`` is below 0.2. Otherwise it follows the
+    input (the paper's problem) if the ``correlation`` is 0.8 or more and the norm of the
+    encoding is not constant. Any other variation may be what a trained model has learned. The
+    verdict then names what the model lacks: an encoding whose norm varies by less than 1 %; a
+    ``theta0`` with at least a tenth of the norm of the predicted change; or, if it has both, a
+    smaller change.
 
     Args:
         model: the model, in any state of training.
-        input: the input to vary; may be left out where there is one.
-        points: how many values.
+        input: the input to vary; optional if there is only one.
+        points: the number of values.
         generator: draws the values of an input with an event shape; by default
             one with a fixed seed, so that profiles can be compared.
 
@@ -239,22 +230,9 @@ section 3 of the paper, which makes training slow or unstable. Build the model w
 encoding=hl.CosSin() and residual=True.
     """
     axis = _Axis(model, input, points, generator)
-    overall, per_target = [], []
-    for gamma in axis:
-        theta = model.predict(**gamma)
-        overall.append(_std(torch.cat([widen(t).flatten() for t in theta.values()])))
-        per_target.append({name: _std(widen(t).flatten()) for name, t in theta.items()})
-    std = torch.stack(overall).cpu()
-    return ScaleProfile(
-        input=axis.name,
-        gamma=axis.values.cpu(),
-        magnitude=axis.magnitude,
-        std=std,
-        per_target={
-            name: torch.stack([row[name] for row in per_target]).cpu() for name in per_target[0]
-        },
-        verdict=axis.verdict("The scale of the predicted weights", std, _STEADY_SCALE),
-    )
+    std, *each = torch.stack([_stds(model.predict(**gamma)) for gamma in axis], dim=1).cpu()
+    verdict = axis.verdict("The scale of the predicted weights", std, _STEADY_SCALE)
+    return ScaleProfile(*axis.described(), dict(zip(model.theta0, each, strict=True)), verdict, std)
 
 
 def gradient_profile(
@@ -268,30 +246,31 @@ def gradient_profile(
 ) -> GradientProfile:
     r"""Measure how the gradient by the predicted weights follows an input (paper, figure 3c).
 
-    For every value of the input and every batch, :math:`\|\nabla_\theta L\|`: the norm of
+    For every value of the input and every batch this is :math:`\|\nabla_\theta L\|`: the norm of
     the gradient that reaches the hypernetwork. The input is varied as in
-    :func:`scale_profile`, all others are held at their medians.
+    :func:`scale_profile`; all others are held at their medians.
 
-    The model runs in the mode it is in, since that is what is asked about: call
-    ``model.train()`` before to see what training sees. Nothing of it is changed: no
-    ``.grad``, and its buffers (such as running statistics) are put back. Dropout draws from
-    PyTorch's generator as always.
+    The model runs in its current mode: call ``model.train()`` first to see what training sees.
+    Nothing of it changes: no ``.grad`` is set, and its buffers (such as running statistics) are
+    restored. Dropout draws from PyTorch's generator as always.
 
-    The verdict calls the gradient steady where its ``variation`` along the input is below
-    0.25 or below twice that across the batches, which is the noise that training has
-    anyway. Above, it follows the input (the paper's problem) where the ``correlation`` is 0.8 or
-    more and the encoding does not have constant norm; else it varies in another way, as it
-    does where the task is harder for some values. A steady gradient does not acquit a model whose
-    :func:`scale_profile` is not: gradients of the last bias, which never depend on the
-    scale of the weights, can outweigh all others at first. Measure it in training as well.
+    The verdict calls the gradient steady if its ``variation`` along the input is below 0.25, or
+    below twice that across the batches, which is the noise of any training. Otherwise it
+    follows the input (the paper's problem) if the ``correlation`` is 0.8 or more and the norm of
+    the encoding is not constant. Any other variation may come from a task that is harder for
+    some values.
+
+    A steady gradient does not clear a model whose :func:`scale_profile` is unsteady. Gradients of
+    the last bias never depend on the scale of the weights, and can outweigh all others at first.
+    Measure again during training.
 
     Args:
         model: the model, in any state of training.
         loss: ``loss(net, batch)``, a scalar; ``net`` is the bound primary, as from
             :meth:`HyperModel.bind`.
-        batches: what ``loss`` takes, one after another; gone through once. A handful is enough.
-        input: the input to vary; may be left out where there is one.
-        points: how many values.
+        batches: what ``loss`` takes; iterated over once. A handful is enough.
+        input: the input to vary; optional if there is only one.
+        points: the number of values.
         generator: draws the values of an input with an event shape; by default
             one with a fixed seed.
 
@@ -314,183 +293,158 @@ def gradient_profile(
     torch.Size([17, 4])
     """
     axis = _Axis(model, input, points, generator)
-    columns: list[list[Tensor]] = []
     with _buffers_kept(model), torch.inference_mode(False), torch.enable_grad():
-        for batch in batches:
-            columns.append([_target_norms(model, gamma, loss, batch) for gamma in axis])
+        columns = [
+            torch.stack([_target_norms(model, gamma, loss, batch) for gamma in axis], dim=1)
+            for batch in batches
+        ]
     if not columns:
         raise ConfigurationError(
             "batches was empty; expected at least one batch for loss(net, batch)."
         )
-    # (targets, points, batches)
-    norms = torch.stack([torch.stack(column, dim=1) for column in columns], dim=2).cpu()
-    norm = norms.norm(dim=0)
-    noise = sum(map(_variation, norm)) / len(norm)
-    return GradientProfile(
-        input=axis.name,
-        gamma=axis.values.cpu(),
-        magnitude=axis.magnitude,
-        norm=norm,
-        per_target=dict(zip(model.hypernet.shapes, norms, strict=True)),
-        verdict=axis.verdict(
-            "The gradient by the predicted weights",
-            norm.mean(dim=1),
-            max(_STEADY_GRADIENT, 2 * noise),
-        ),
-    )
+    each = torch.stack(columns, dim=2).cpu()  # (targets, points, batches)
+    norm = each.norm(dim=0)
+    steady = max(_STEADY_GRADIENT, 2 * _noise(norm))
+    verdict = axis.verdict("The gradient by the predicted weights", norm.mean(dim=1), steady)
+    per_target = dict(zip(model.theta0, each, strict=True))
+    return GradientProfile(*axis.described(), per_target, verdict, norm)
 
 
 def _target_norms(
-    model: HyperModel, gamma: Mapping[str, Tensor], loss: Callable[[Any, Any], Tensor], batch: Any
+    model: HyperModel, gamma: Mapping[str, Any], loss: Callable[[Any, Any], Tensor], batch: Any
 ) -> Tensor:
     """The norm of the gradient by every predicted tensor: ``(targets,)``."""
     with torch.no_grad():
         predicted = model.predict(**gamma)
-    theta = [t.detach().requires_grad_() for t in predicted.values()]
-    value = loss(bind(model.primary, dict(zip(predicted, theta, strict=True))), batch)
+    theta = {name: t.detach().requires_grad_() for name, t in predicted.items()}
+    value = loss(bind(model.primary, theta), batch)
     check_loss("loss(net, batch)", value, torch.Size())
-    gradients: tuple[Tensor | None, ...] = (None,)
-    if value.requires_grad:
-        gradients = torch.autograd.grad(value, theta, allow_unused=True)
-    if all(gradient is None for gradient in gradients):
-        raise ObjectiveError(
-            "loss(net, batch) does not depend on the predicted weights. Compute it with the net "
-            "that it is given, not with the model or the primary, and without detach or no_grad."
-        )
-    return torch.stack(
-        [
-            torch.zeros((), dtype=widest(t.device), device=t.device)
-            if gradient is None
-            else widen(gradient).norm()
-            for t, gradient in zip(theta, gradients, strict=True)
-        ]
-    )
+    by = list(theta.values())
+    found = gradients("loss(net, batch)", value, "the predicted weights", by)
+    return torch.stack([widen(gradient).norm() for gradient in found])
 
 
 def check_loss(caller: str, value: Any, batch_shape: torch.Size) -> None:
     """Refuse what a user's function returned if it is not a loss of that shape."""
+    shape = tuple(batch_shape)
     if not isinstance(value, Tensor):
-        raise ObjectiveError(
-            f"{caller} returned {type(value).__name__}; expected a tensor of shape "
-            f"{tuple(batch_shape)}, without .item() or float()."
+        problem = (
+            f"{type(value).__name__}; expected a tensor of shape {shape}, without .item() or "
+            "float()"
         )
-    if value.shape != batch_shape:
-        way_out = (
-            "one loss for every sample. Reduce over all other dimensions, as with "
-            "reduction='none' and .flatten(1).mean(1)"
-            if batch_shape
-            else "a scalar. Reduce it, as with .mean()"
+    elif value.shape != batch_shape:
+        way_out = "a scalar. Reduce it, as with .mean()"
+        if batch_shape:
+            way_out = (
+                "one loss for every sample. Reduce over all other dimensions, as with "
+                "reduction='none' and .flatten(1).mean(1)"
+            )
+        problem = f"a tensor of shape {tuple(value.shape)}; expected {shape}, {way_out}"
+    elif not value.is_floating_point():
+        problem = (
+            f"a tensor of dtype {value.dtype}; expected a floating-point loss. Use one that is "
+            "differentiable: a count of errors cannot be descended"
         )
-        raise ObjectiveError(
-            f"{caller} returned a tensor of shape {tuple(value.shape)}; expected "
-            f"{tuple(batch_shape)}, {way_out}."
-        )
-    if not value.is_floating_point():
-        raise ObjectiveError(
-            f"{caller} returned a tensor of dtype {value.dtype}; expected a floating-point loss. "
-            "A count of errors cannot be descended; use a loss that is differentiable."
-        )
+    else:
+        return
+    raise ObjectiveError(f"{caller} returned {problem}.")
 
 
-def median(model: HyperModel, name: str) -> Tensor:
-    """The middle of an input's space, as a value that the model takes."""
-    dtype, device = model.hypernet.dtype, model.hypernet.device
-    space = model.inputs[name]
-    value = space.quantile(torch.full(space.event_shape, 0.5, dtype=torch.float64))
-    return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+def gradients(caller: str, loss: Tensor, what: str, by: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of a user's loss; refuse it if it depends on none of the tensors."""
+    found: Sequence[Tensor | None] = (None,)
+    if loss.requires_grad:
+        found = torch.autograd.grad(loss, by, allow_unused=True)
+    if all(gradient is None for gradient in found):
+        raise ObjectiveError(
+            f"{caller} does not depend on {what}. Compute it with the net that it is given, not "
+            "with the model or the primary, and without detach, no_grad or .item()."
+        )
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(by, found, strict=True)]
+
+
+def median(space: Input) -> Any:
+    """The middle of an input's space, in Python numbers."""
+    return space.quantile(torch.full(space.event_shape, 0.5, dtype=torch.float64)).tolist()
 
 
 class _Axis:
     """The values of one input of a model, with all others held at their medians."""
 
-    name: str
-    values: Tensor
-    magnitude: Tensor
-
     def __init__(
-        self,
-        model: HyperModel,
-        name: str | None,
-        points: int,
-        generator: torch.Generator | None,
+        self, model: HyperModel, name: str | None, points: int, generator: torch.Generator | None
     ) -> None:
         inputs = model.inputs
-        if name is None:
-            if len(inputs) > 1:
-                raise ConfigurationError(
-                    f"The model has several inputs, {listed(inputs)}: say which one to vary."
-                )
-            (name,) = inputs
+        if name is None and len(inputs) > 1:
+            raise ConfigurationError(
+                f"The model has several inputs, {listed(inputs)}: say which one to vary."
+            )
+        name = next(iter(inputs)) if name is None else name
         if name not in inputs:
             raise ConfigurationError(
                 f"{name!r} is not an input of this model; its inputs are {listed(inputs)}."
                 f"{did_you_mean(name, inputs)}"
             )
+        space, dtype = inputs[name], model.hypernet.dtype
+        if space.event_shape:
+            generator = torch.Generator().manual_seed(0) if generator is None else generator
+            on = generator.device
+            values = space.sample((points,), generator=generator, dtype=dtype, device=on)
+        elif isinstance(space, Categorical):
+            values = torch.arange(space.n)
+        else:
+            values = space.grid(points, dtype=dtype)
+        magnitude = torch.ones(len(values)) if space.discrete else values.abs()
+        if magnitude.ndim > 1:
+            magnitude, order = magnitude.flatten(1).norm(dim=1).sort()
+            values = values[order]
         self.model, self.name = model, name
-        self.values, self.magnitude = self._varied(inputs[name], points, generator)
-        self._held = {other: median(model, other) for other in inputs if other != name}
+        self.values, self.magnitude = values.to(model.hypernet.device), magnitude.cpu()
+        self._held = {other: median(space) for other, space in inputs.items() if other != name}
 
-    def _varied(
-        self, space: Input, points: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        dtype, device = self.model.hypernet.dtype, self.model.hypernet.device
-        if isinstance(space, Categorical) and not space.event_shape:
-            return torch.arange(space.n, device=device), torch.ones(space.n)
-        if not space.event_shape:
-            values = space.grid(points, dtype=dtype, device=device)
-            return values, values.abs().cpu()
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
-        values = space.sample((points,), generator=generator, dtype=dtype, device=generator.device)
-        if space.discrete:
-            return values.to(device), torch.ones(points)
-        magnitude = values.reshape(points, -1).norm(dim=1)
-        order = magnitude.argsort()
-        return values[order].to(device), magnitude[order].cpu()
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for value in self.values:
             yield {self.name: value, **self._held}
 
+    def described(self) -> tuple[str, Tensor, Tensor]:
+        """The first fields of a profile."""
+        return self.name, self.values.cpu(), self.magnitude
+
+    @torch.no_grad()
     def verdict(self, subject: str, size: Tensor, steady: float) -> str:
         """What the measured sizes say of the model, and what to change."""
+        variation = _variation(size)
         if not bool(size.isfinite().all()):
             return f"{subject} is not finite everywhere along {self.name!r}: the model diverged."
-        variation = _variation(size)
         if variation < steady:
             return f"{subject} does not follow {self.name!r}: nothing to change."
-        missing = self._missing()
-        if missing[:1] == [_ENCODING] and _correlation(self.magnitude, size) >= _FOLLOWS:
+        hypernet = self.model.hypernet
+        encoded = hypernet.encode(**{self.name: self.values}, **self._held).norm(dim=-1)
+        raw = _variation(widen(encoded)) > 0.01
+        rows = list(self)
+        largest = max(_norm(hypernet(**rows[i])) for i in (0, len(rows) // 2, -1))
+        bare = _norm(self.model.theta0) < 0.1 * largest
+        diagnosis = f"{subject} varies along {self.name!r} by {100 * variation:.0f} %."
+        if raw and _correlation(self.magnitude, size) >= _FOLLOWS:
             diagnosis = (
                 f"{subject} follows the magnitude of {self.name!r}: the proportionality of "
                 "section 3 of the paper, which makes training slow or unstable."
             )
-        else:
-            diagnosis = f"{subject} varies along {self.name!r} by {100 * variation:.0f} %."
+        missing = [part for part, lacks in ((_ENCODING, raw), (_RESIDUAL, bare)) if lacks]
         if missing:
             return f"{diagnosis} Build the model with {' and '.join(missing)}."
         return (
-            f"{diagnosis} The encoding has constant norm and theta0 is there, so it is the "
-            "predicted change that is large. Start it smaller, with init='relative' or "
+            f"{diagnosis} The encoding has constant norm and theta0 is large enough, so the "
+            "predicted change is too large. Start it smaller, with init='relative' or "
             "init='zero', unless the model is trained and has learned this."
         )
-
-    @torch.no_grad()
-    def _missing(self) -> list[str]:
-        """What MIP has and this model has not: an encoding of constant norm, and theta0."""
-        hypernet = self.model.hypernet
-        encoded = hypernet.encode(**{self.name: self.values}, **self._held).norm(dim=-1)
-        rows = list(self)
-        changes = [_norm(hypernet(**rows[i]).values()) for i in (0, len(rows) // 2, -1)]
-        own = _norm(self.model.theta0.values())
-        missing = [_ENCODING] if _variation(widen(encoded)) > 0.01 else []
-        return missing + ([_RESIDUAL] if own < 0.1 * max(changes) else [])
 
 
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put every buffer back afterwards: the same tensor with the same values."""
+    """Restore every buffer afterwards: the same tensor with the same values."""
     kept = [
-        (module, name, buffer, buffer.detach().clone())
+        (module._buffers, name, buffer, buffer.detach().clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
@@ -499,15 +453,18 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for module, name, buffer, values in kept:
-                module._buffers[name] = buffer
-                buffer.copy_(values)
+            for buffers, name, buffer, values in kept:
+                buffers[name] = buffer.copy_(values)
 
 
 def _variation(size: Tensor) -> float:
     mean = float(size.mean())
-    deviation = size - size[0]  # exactly zero where nothing varies
+    deviation = size - size[0]  # exactly zero if all are equal
     return 0.0 if mean == 0.0 else float(deviation.std(correction=0)) / mean
+
+
+def _noise(norm: Tensor) -> float:
+    return sum(map(_variation, norm)) / len(norm)
 
 
 def _correlation(magnitude: Tensor, size: Tensor) -> float:
@@ -517,9 +474,16 @@ def _correlation(magnitude: Tensor, size: Tensor) -> float:
     return float(torch.corrcoef(pair)[0, 1])
 
 
-def _norm(tensors: Iterable[Tensor]) -> float:
-    return math.sqrt(sum(float(widen(t).square().sum()) for t in tensors))
+def _norm(tensors: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float(widen(t).square().sum()) for t in tensors.values()))
 
 
-def _std(flat: Tensor) -> Tensor:
-    return flat.std(correction=0) if flat.numel() > 1 else flat.abs().squeeze()
+def _stds(theta: Mapping[str, Tensor]) -> Tensor:
+    """Of all tensors together, then of each; of a single number its absolute value."""
+    each = [widen(t).flatten() for t in theta.values()]
+    return torch.stack(
+        [
+            t.std(correction=0) if t.numel() > 1 else t.abs().squeeze()
+            for t in (torch.cat(each), *each)
+        ]
+    )

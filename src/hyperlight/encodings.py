@@ -1,8 +1,8 @@
-"""Input encodings: what the first layer of the hypernetwork sees.
+"""Input encodings: what the first layer of the hypernetwork reads.
 
-An encoding is any :class:`torch.nn.Module` that maps ``(..., d)`` to
-``(..., output_size(d))``. One that says ``normalized = False`` is given the
-inputs as they are; any other is given them mapped to [0, 1].
+An encoding is any :class:`torch.nn.Module` that maps ``(..., d)`` to ``(..., output_size(d))``.
+It is given the inputs mapped to [0, 1], or as the user passed them if it says
+``normalized = False``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Encoding(nn.Module, ABC):
     Attributes:
         normalized: whether :meth:`forward` is given inputs in [0, 1] (the
             default) or the values as the user passed them.
-        unit_norm: whether the whole encoded vector has norm 1. With categories among
-            the inputs it keeps it: every category then counts as one input more.
+        unit_norm: whether the whole encoded vector has norm 1. It keeps this norm when there are
+            categories among the inputs, each of which then counts as one more input.
     """
 
     normalized: bool = True
@@ -35,9 +35,9 @@ class Encoding(nn.Module, ABC):
         """The number of encoded features for ``inputs`` scalars."""
 
     def config(self) -> dict[str, Any] | None:
-        """The arguments of the constructor, as JSON holds them; None where it cannot.
+        """The arguments of the constructor as JSON holds them; None if it cannot.
 
-        Kept by :func:`~hyperlight.save` and compared by :func:`~hyperlight.load`.
+        Written by :func:`~hyperlight.save` and compared by :func:`~hyperlight.load`.
         """
         return None
 
@@ -47,14 +47,13 @@ class CosSin(Encoding):
 
     .. math:: E_{L2}(u) = [\cos(u \pi / 2), \sin(u \pi / 2)], \quad u \in [0, 1]
 
-    of every input, and divided by :math:`\sqrt{d}` for ``d`` inputs, so that
-    the whole vector has norm 1 whatever their number (design D5: the paper's
-    encoding of ``d`` inputs has norm :math:`\sqrt{d}`, and with it the scale of
-    the predictions grows with the number of inputs).
+    for every input, divided by :math:`\sqrt{d}` for ``d`` inputs, so that the whole vector has
+    norm 1 whatever their number. The paper's encoding of ``d`` inputs has norm :math:`\sqrt{d}`,
+    and the scale of the predictions grows with it.
 
     Args:
-        per_input: leave every pair with norm 1, as the paper has it. With one
-            input there is no difference.
+        per_input: leave every pair at norm 1, as in the paper. With one input there is no
+            difference.
 
     Shape:
         ``(..., d)`` in [0, 1] to ``(..., 2 d)``.
@@ -88,12 +87,11 @@ class CosSin(Encoding):
 class Identity(Encoding):
     r"""No encoding, as in the classical formulation; ``encoding=None`` means this.
 
-    The inputs go in as the user gives them, :math:`x^{(1)} = \gamma` (paper,
-    eq. 1), without normalisation. They are followed by as many zeros, so that
-    the first layer has the size that :class:`CosSin` gives it: the two
-    formulations then hold the same number of parameters, draw the same random
-    numbers and cost the same, while the function and its training are exactly
-    those without the zeros, which multiply weights that get no gradient.
+    The inputs pass as the user gives them, :math:`x^{(1)} = \gamma` (paper, eq. 1), without
+    normalisation. As many zeros follow, so that the first layer has the size that
+    :class:`CosSin` gives it. The two formulations then hold the same number of parameters, draw
+    the same random numbers and cost the same. The zeros multiply weights that get no gradient,
+    so the function and its training are exactly those without them.
 
     Shape:
         ``(..., d)`` to ``(..., 2 d)``.

@@ -1,8 +1,7 @@
-"""What can go wrong at the border of the library.
+"""The errors that HyperLight raises.
 
-Every error says what was given, what was expected and what to do. All of them
-are also the built-in exception that a Python programmer would expect, so that
-``except ValueError`` keeps working.
+Every message says what was given, what was expected and what to do. Every class is also the
+built-in exception that a Python programmer expects, so that ``except ValueError`` works.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ class HyperLightError(Exception):
 
 
 class ConfigurationError(HyperLightError, ValueError):
-    """A hypernetwork was described in a way that cannot be built."""
+    """A setting is invalid, or a hypernetwork cannot be built from its settings."""
 
 
 class MemoryLimitError(ConfigurationError, MemoryError):
-    """A hypernetwork was described whose parameters do not fit in the memory of the device."""
+    """The parameters of a hypernetwork do not fit in the memory of the device."""
 
 
 class InputError(HyperLightError, ValueError):
@@ -44,23 +43,23 @@ class TargetError(HyperLightError, ValueError):
 
 
 class BindError(HyperLightError, TypeError):
-    """Predicted tensors cannot be put in place in this primary."""
+    """Predicted tensors cannot take the place of parameters in this primary."""
 
 
 class FormatError(HyperLightError, ValueError):
-    """A model cannot be written to a file, or a file does not hold what is to be loaded."""
+    """A model cannot be saved, or a file does not hold what was to be loaded."""
 
 
 class ObjectiveError(HyperLightError, ValueError):
-    """A loss or an objective gave what cannot be used."""
+    """A loss or an objective returned a value that cannot be used."""
 
 
 class MissingExtraError(HyperLightError, ImportError):
-    """A package is needed that only an extra of HyperLight installs."""
+    """A package is missing that an extra of HyperLight installs."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A hint that ends an error message, or nothing where nothing is near.
+    """Suggest the nearest known name at the end of a message; ``""`` if none is near.
 
     >>> did_you_mean("scal", ["scale", "noise"])
     " Did you mean 'scale'?"
@@ -72,7 +71,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
-    """Names in quotes, cut after ``most``.
+    """List names in quotes, at most ``most`` of them.
 
     >>> listed(["a", "b"])
     "'a', 'b'"

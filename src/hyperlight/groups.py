@@ -1,13 +1,13 @@
-"""Parameter groups with which the learning rate of the plain network stays right."""
+"""Parameter groups that keep the learning rate of the plain network right."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from .errors import ConfigurationError, did_you_mean, listed
 from .model import HyperModel
@@ -26,56 +26,61 @@ def parameter_groups(
     rule: Literal["adam", "sgd"] = "adam",
     weight_decay: float | Mapping[str, float] = 0.0,
 ) -> list[dict[str, Any]]:
-    r"""Parameter groups with which the plain network's learning rate carries over.
+    r"""Split the parameters into groups that keep the plain network's learning rate right.
 
-    Change this to this::
+    At the rate that suits the plain network, a hypernetwork trains its primary many times too
+    fast: one step moves a predicted weight through ``theta0``, the head and the trunk at once.
+    Give the optimizer these groups in place of ``model.parameters()``::
 
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         optimizer = torch.optim.Adam(hl.parameter_groups(model, lr=1e-3))
 
     A predicted weight is :math:`\theta^0 + W f`, with a dense head :math:`W` and features
-    :math:`f`. A step of Adam moves every entry of :math:`W` by up to the rate, and so what it
-    predicts by up to rate times :math:`|f|_1`; a step of SGD moves it by rate times
-    :math:`|f|_2^2` times its gradient. Both grow with the width of the hypernetwork, the first
-    without bound, and ``theta0`` and the trunk, which makes the features, move beside it. At one
-    rate for all, a hypernetwork trains its primary many times faster than was meant. Here
+    :math:`f`. A step of Adam moves every entry of :math:`W` by up to the rate, and so the weight by
+    up to :math:`|f|_1` times the rate. A step of SGD moves the weight by :math:`|f|_2^2` times the
+    rate times its gradient. Both factors grow with the width of the hypernetwork, so the head's
+    rate is divided by them:
 
-    - the head's rate is divided by :math:`|f|_1` (``rule="adam"``, also for AdamW and others that
-      normalise by the gradient's own size) or :math:`|f|_2^2` (``rule="sgd"``), so that a step
-      of it moves what it predicts as far as it would have moved a plain weight;
-    - ``theta0`` and the head have half of the rate each, as their steps add up, and all of it
-      where the other is frozen;
-    - the trunk has half of the rate, so that the features keep about the size that the head's
-      rate was made for;
-    - parameters of the primary that are not predicted (normalisation layers) keep the rate.
+    =============== ========================================== ==================================
+    group           parameters                                 learning rate
+    =============== ========================================== ==================================
+    ``theta0``      of the primary, if predicted               ``lr / 2``
+    ``trunk``       of the hypernetwork, except the head       ``lr / 2``
+    ``head``        of the head                                ``lr / 2``, over :math:`|f|_1`
+                                                               (``rule="adam"``) or
+                                                               :math:`|f|_2^2` (``rule="sgd"``)
+    ``unpredicted`` others of the primary (normalisation)      ``lr``
+    =============== ========================================== ==================================
 
-    How far ``theta0`` and the head move a weight is exact on average over the inputs (but for
-    Adam's ``eps``, where gradients are as small as it); what the trunk moves comes on top, and
-    grows with the width. The study ``rates`` measures all three.
+    ``theta0`` and the head have half the rate because their steps add up; if one of them is
+    frozen, the other has all of it. The trunk has half so that the features keep about the size
+    for which the head's rate was computed.
 
-    :math:`|f|` is the mean over draws from the spaces of the inputs, always the same draws, at the
-    time of the call: call it on the model that training begins with, with what shall not be
-    trained frozen. The statement is exact for :class:`Dense`; with :class:`LowRank` it holds for
-    the entries of the two factors, whose product moves with both.
+    Together ``theta0`` and a :class:`Dense` head then move a predicted weight as far as a step of
+    the plain network would, on average over the inputs (unless gradients are as small as Adam's
+    ``eps``). With :class:`LowRank` this holds for the entries of the two factors; their product
+    moves with both. What the trunk moves comes on top, and grows with the width: the study
+    ``rates`` measures it.
+
+    The size of the features is a mean over draws of the inputs, always the same ones, at the
+    time of the call. First freeze what should not be trained, and call it before training.
 
     Args:
         model: the model; parameters that do not require gradients are left out.
         lr: the rate that is right for the plain network.
-        rule: how the optimizer moves a parameter.
-        weight_decay: for all groups, or by the name of the group (0 for those not named). It is set
-            in every group, so the optimizer's own default does not count. Decoupled decay
-            (AdamW) is multiplied by the rate of its group.
+        rule: how the optimizer scales a step: ``"adam"`` by the size of the gradients (also
+            AdamW and the like), ``"sgd"`` not at all.
+        weight_decay: for all groups, or by group name (0 for those not named). It is set in every
+            group, in place of the optimizer's own default. AdamW multiplies it by the rate of
+            the group.
 
     Returns:
-        Up to four groups, ``"theta0"`` (the parameters of the primary that are predicted),
-        ``"trunk"`` (all of the hypernetwork but the head), ``"head"`` and ``"unpredicted"`` (the
-        primary's other parameters), each a dict with ``name``, ``params``, ``lr`` and
-        ``weight_decay``, for any optimizer of :mod:`torch.optim` and any scheduler. A
-        parameter that is shared stands in one of them only.
+        The groups that are not empty, in the order of the table, for any optimizer of
+        :mod:`torch.optim` and any scheduler: dicts with ``name``, ``params``, ``lr`` and
+        ``weight_decay``. A tied parameter is in one group only.
 
     Raises:
-        ConfigurationError: an argument makes no sense, there is nothing to train, or the head
-            reads features that are zero or not finite.
+        ConfigurationError: an argument is invalid, there is nothing to train, or the head's
+            features are zero or not finite.
 
     >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
     >>> groups = hl.parameter_groups(model, lr=1e-3, weight_decay={"theta0": 1e-4})
@@ -102,41 +107,38 @@ def parameter_groups(
             raise ConfigurationError(
                 f"weight_decay of {name!r} was {decay!r}; expected zero or a positive number."
             )
-    # The head's part in a tied parameter decides: the smaller rate is the safe one.
-    owners = (("head", model.hypernet.head), ("trunk", model.hypernet), ("theta0", model))
-    predicted = {id(tensor) for tensor in model.theta0.values()}
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in _GROUPS}
-    seen: set[int] = set()
-    for owner, module in owners:
-        for parameter in module.parameters():
-            if parameter.requires_grad and id(parameter) not in seen:
-                seen.add(id(parameter))
-                of_theta0 = owner != "theta0" or id(parameter) in predicted
-                members[owner if of_theta0 else "unpredicted"].append(parameter)
+    # A tied parameter is the head's if it can be: the smaller rate is the safe one.
+    owners: dict[str, Iterable[Tensor]] = {
+        "head": model.hypernet.head.parameters(),
+        "trunk": model.hypernet.parameters(),
+        "theta0": model.theta0.values(),
+        "unpredicted": model.parameters(),
+    }
+    members: dict[str, list[Tensor]] = {}
+    seen: set[Tensor] = set()
+    for name, parameters in owners.items():
+        members[name] = [p for p in parameters if p.requires_grad and p not in seen]
+        seen.update(members[name])
     if not seen:
         raise ConfigurationError(
             "No parameter of the model requires a gradient: there is nothing to train. Unfreeze "
             "a part of it: model.hypernet.requires_grad_(True)."
         )
-    share = lr / 2 if members["theta0"] and members["head"] else lr
-    rates = {"theta0": share, "trunk": lr / 2, "head": share, "unpredicted": lr}
+    each = lr / 2 if members["theta0"] and members["head"] else lr
+    rates = {"theta0": each, "trunk": lr / 2, "head": each, "unpredicted": lr}
     if members["head"]:
-        rates["head"] = share / _feature_size(model, rule)
+        rates["head"] /= _feature_size(model, rule)
+    decays = dict.fromkeys(_GROUPS, 0.0) | dict(weight_decay)
     return [
-        {
-            "name": name,
-            "params": members[name],
-            "lr": rates[name],
-            "weight_decay": weight_decay.get(name, 0.0),
-        }
+        {"name": name, "params": group, "lr": rates[name], "weight_decay": decays[name]}
         for name in _GROUPS
-        if members[name]
+        if (group := members[name])
     ]
 
 
 @torch.no_grad()
 def _feature_size(model: HyperModel, rule: str) -> float:
-    """How far a step of size 1 on a dense head moves what it predicts, over draws of the inputs."""
+    """How far a step of size 1 of a dense head moves a prediction, on average over the inputs."""
     draws = model.sample((_DRAWS,), generator=torch.Generator().manual_seed(0))
     features = widen(model.hypernet.features(**draws))
     moved = features.abs().sum(dim=-1) if rule == "adam" else features.square().sum(dim=-1)

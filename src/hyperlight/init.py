@@ -1,10 +1,10 @@
-"""Initialisation by name (design D5).
+"""Initialisation by name: how large the predicted change is at the start.
 
-An initialisation answers one question: what standard deviation should an entry of the
-predicted change have? A head turns the answer into the weights that it holds. The answer
-is for features of norm 1, which the Kaiming fan-out trunk gives in expectation under a
-unit-norm encoding (paper, section 5.2); where it is ``measured``, it is the spread over
-draws of the inputs, which the head is brought to whatever the trunk.
+An initialisation answers one question: what standard deviation should an entry of the predicted
+change have? A head turns the answer into the weights that it holds. The answer is for features of
+norm 1, which the Kaiming fan-out trunk gives in expectation under a unit-norm encoding (paper,
+arXiv:2304.07645, section 5.2). If it is ``measured``, it is the deviation over draws of the
+inputs, to which the head is scaled whatever the trunk.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ class Initialization(ABC):
     """The base class of initialisations of the head.
 
     Attributes:
-        measured: whether :meth:`std` is that of the predicted change over draws of the
-            inputs, to which the head is scaled after it was drawn; else it is that for
-            features of norm 1.
+        measured: whether :meth:`std` is meant over draws of the inputs, to which the head is
+            scaled after it was drawn; otherwise it is meant for features of norm 1.
     """
 
     measured: bool = False
@@ -54,7 +53,7 @@ class Initialization(ABC):
         """The standard deviation of the entries of a predicted tensor."""
 
     def fit(self, primary: nn.Module, targets: Sequence[Target]) -> Initialization:
-        """The same with what it needs to know of the primary."""
+        """Return the same initialisation with what it needs to know of the primary."""
         return self
 
 
@@ -73,9 +72,9 @@ class FanOut(Initialization):
 
 @dataclass(frozen=True)
 class Zero(Initialization):
-    """``"zero"``: the primary is bit-exact at step 0 and the head learns from there.
+    """``"zero"``: the model equals its primary bit for bit at step 0, and learns from there.
 
-    Only the head starts at zero. What it multiplies does not, so its gradient is not zero.
+    Only the head starts at zero. The features that it multiplies do not, so it has a gradient.
     """
 
     def std(self, name: str, shape: torch.Size) -> float:
@@ -84,15 +83,16 @@ class Zero(Initialization):
 
 @dataclass(frozen=True)
 class Relative(Initialization):
-    r"""``"relative"``: the change is a set fraction of each tensor's own scale (design D5).
+    r"""``"relative"``: the change is a set fraction of each tensor's own scale.
 
-    The standard deviation of the change over draws of the inputs is ``fraction`` times the
-    root mean square of the tensor's :math:`\theta^0`, whatever the number of inputs, the
-    width of the hypernetwork and the shape of the tensor. A tensor that is all zero starts
-    unchanged, and learns from there.
+    The standard deviation of the change over draws of the inputs is ``fraction`` times the root
+    mean square of the tensor's :math:`\theta^0`, whatever the number of inputs, the width of the
+    hypernetwork and the shape of the tensor. A tensor that is all zero starts unchanged, and
+    learns from there.
 
     Args:
-        fraction: of the scale of ``theta0``.
+        fraction: the deviation, in units of the tensor's root mean square.
+        scales: the root mean square of every tensor by name; read from the primary by default.
 
     >>> net = nn.Linear(64, 64)
     >>> model = hl.hypernetize(net, inputs={"z": hl.Normal(8)}, init=hl.Relative(0.1))
@@ -111,8 +111,8 @@ class Relative(Initialization):
     def __post_init__(self) -> None:
         if not 0.0 <= self.fraction < math.inf:
             raise ConfigurationError(
-                f"Relative(fraction={self.fraction!r}): expected a share of the scale of theta0, "
-                "such as 0.1."
+                f"Relative(fraction={self.fraction!r}): expected a fraction of the scale of "
+                "theta0, such as 0.1."
             )
 
     def std(self, name: str, shape: torch.Size) -> float:

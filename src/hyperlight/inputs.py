@@ -299,7 +299,7 @@ class _Interval(Input):
         _finite(owner, low=self.low, high=self.high, endpoints=self.endpoints)
         if not 0.0 <= self.endpoints <= 1.0:
             raise ConfigurationError(
-                f"{owner}(endpoints={self.endpoints}): expected a share between 0 and 1."
+                f"{owner}(endpoints={self.endpoints}): expected a fraction between 0 and 1."
             )
 
     def __repr__(self) -> str:

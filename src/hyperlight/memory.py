@@ -36,17 +36,17 @@ def as_text(size: int) -> str:
         return f"{size} B"
     value, unit = size / 1024, "KiB"
     for larger in ("MiB", "GiB", "TiB"):
-        if value < 1023.95:  # what is not rounded to 1024.0
+        if value < 1023.95:  # not rounded up to 1024.0
             break
         value, unit = value / 1024, larger
     return f"{value:,.1f} {unit}"
 
 
 def available_memory(device: torch.device) -> int | None:
-    """The bytes that a device can give at most; ``None`` where that is not known.
+    """The bytes that a device can provide at most; ``None`` if unknown.
 
-    Of the CPU the physical memory, or the limit of the control group that the process runs in
-    where that is lower. Of a CUDA device what is free now, and what PyTorch holds unused.
+    For the CPU this is the physical memory, or the limit of the process's control group if that is
+    lower; for a CUDA device the memory that is free now or held unused by PyTorch.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -99,9 +99,9 @@ def refuse_oversize(
     Args:
         head: not built yet; it is built on the meta device to count its parameters.
         layers: the sizes of the trunk, from the encoded inputs to the features.
-        shapes: what is predicted.
+        shapes: the shapes of the predicted tensors.
         dtype: of the parameters.
-        device: where they are to be.
+        device: of the parameters.
 
     Raises:
         MemoryLimitError: the parameters need more than :func:`available_memory`.
@@ -115,7 +115,7 @@ def refuse_oversize(
     trunk = dtype.itemsize * sum(a * b + b for a, b in itertools.pairwise(layers))
     try:
         built = _built(head, layers[-1], shapes, dtype)
-    except Exception:  # what is wrong with the head is told where it is built for good
+    except Exception:  # building the real head raises the same error
         return
     needed = trunk + _bytes(built)
     if (1 + ADAM_STATE) * needed <= available:

@@ -263,7 +263,10 @@ class HyperModel(nn.Module):
         return pytree.tree_map_only(Tensor, lambda t: t.unflatten(0, batch_shape), output)
 
     def summary(self) -> Summary:
-        """The sizes of all parts and what training takes; ``print`` it for a table.
+        """The sizes of all parts, and the memory that training takes; ``print`` it for a table.
+
+        To see the sizes before anything is allocated, use
+        ``hypernetize(..., device="meta").summary()``.
 
         >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
         >>> model.summary().parameters == sum(p.numel() for p in model.parameters())
@@ -342,17 +345,16 @@ def hypernetize(
     ================== =================== ==========================================
 
     Args:
-        primary: any :class:`torch.nn.Module`, pretrained or not. It is used as
-            it is, and never changed: it becomes ``model.primary``, its
-            parameters :math:`\theta^0`. To freeze :math:`\theta^0`, freeze them. Only
-            with ``residual=False`` the model works on a deep copy, in which the
-            predicted parameters start at zero: they are the zero bias of the
-            hypernetwork's last layer there.
+        primary: any :class:`torch.nn.Module`, pretrained or not. It is used as it is and never
+            changed: it becomes ``model.primary``, and its parameters are :math:`\theta^0`. To
+            freeze :math:`\theta^0`, freeze them. Only with ``residual=False`` does the model work
+            on a deep copy, in which the predicted parameters start at zero: there they are the
+            bias of the hypernetwork's last layer.
         inputs: the space of each input, by name. The names become keyword
             arguments of the model's forward.
-        targets: the parameters to predict: globs over names, module classes, a
-            function of ``(name, parameter)``, or several of these. ``None`` is all but
-            those of normalisation layers (paper, section A.2).
+        targets: the parameters to predict: globs over names, module classes, a function of
+            ``(name, parameter)``, or several of these. ``None`` is all but those of
+            normalisation layers (paper, section A.2).
         hidden: the widths of the hypernetwork's hidden layers.
         activation: of the hidden layers: a name, a module or a class of one.
         encoding: what the inputs are mapped to; ``None`` leaves them as they are.
@@ -361,15 +363,16 @@ def hypernetize(
             :class:`~hyperlight.LowRank`, :class:`~hyperlight.Chunked`, one of your own, or
             several by glob over names: ``{"*attn*": hl.LowRank(8), "*": hl.Dense()}``.
         init: how the head starts: ``"relative"`` or ``hl.Relative(0.1)`` (the change is that
-            share of each tensor's own scale), ``"fan_out"`` (paper, section 5.2), ``"zero"`` (the
-            model starts as the primary, bit for bit), ``"hyperfan_in"`` or ``"hyperfan_out"``
-            (Chang et al. 2020), or a function of a tensor's name and shape. ``"auto"`` is
-            ``"relative"``; it is ``"fan_out"`` where there is no scale to go by
-            (``residual=False``, a primary on the meta device) and for a head of your own without
+            fraction of each tensor's own scale), ``"fan_out"`` (paper, section 5.2), ``"zero"``
+            (the model starts as the primary, bit for bit), ``"hyperfan_in"`` or
+            ``"hyperfan_out"`` (Chang et al. 2020), or a function of a tensor's name and shape.
+            ``"auto"`` is ``"relative"``, or ``"fan_out"`` if there is no scale to measure
+            (``residual=False``, or a primary on the meta device) or a head of your own has no
             :meth:`~hyperlight.Head.calibrate`.
         skip: residual connections between the hidden layers.
         dtype: of the hypernetwork; the default is that of the predicted parameters.
-        device: of the hypernetwork; the default is that of the predicted parameters.
+        device: of the hypernetwork; the default is that of the predicted parameters. On
+            ``"meta"`` nothing is allocated, and :meth:`HyperModel.summary` gives the sizes.
         generator: draws the hypernetwork's initial weights.
 
     Returns:

@@ -1,6 +1,6 @@
-"""The widest float of a device, and what is measured in it.
+"""The widest float of a device, and measurements made in it.
 
-Apple's devices have no float64: what is computed in it elsewhere is computed in float32 there.
+Apple's devices have no float64; there, float32 takes its place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def widest(device: torch.device | str | None) -> torch.dtype:
 
 
 def widen(values: Tensor) -> Tensor:
-    """The same in the widest float of their device."""
+    """Convert to the widest float of the device."""
     return values.to(widest(values.device))
 
 

@@ -1,4 +1,4 @@
-"""A regularizer against forgetting, for hypernetworks that learn one condition after another."""
+"""A regularizer against forgetting, for hypernetworks that learn tasks one after another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["OutputRegularizer"]
 
 @dataclass(frozen=True)
 class _Reference:
-    """A model that is neither a submodule of its holder nor copied along with it."""
+    """Refer to a model that is no submodule; a copy refers to it too, unless it is copied along."""
 
     model: HyperModel
 
@@ -26,34 +26,33 @@ class _Reference:
 
 
 class OutputRegularizer(nn.Module):
-    r"""Keeps what a hypernetwork predicts for old conditions while it learns new ones.
+    r"""Keep the predicted weights of old tasks while the hypernetwork learns a new one.
 
     .. math:: \frac{1}{N} \sum_{t=1}^{N} \| \theta^*(\gamma_t) - \theta(\gamma_t) \|^2
 
-    The output regularizer of von Oswald et al. 2020 ("Continual learning with
-    hypernetworks", eq. 2, without its look-ahead step): the weights
-    :math:`\theta^*` predicted for :math:`N` old conditions are remembered when it is made, and
-    the mean squared distance of the present ones from them is added to the loss. The
-    primaries of old tasks then stay as they were, with no data of these tasks.
+    Add its value to the loss of the new task: old tasks then keep their networks, without
+    any of their data. The weights :math:`\theta^*` of :math:`N` old conditions are stored when it
+    is made. This is the output regularizer of von Oswald et al. 2020, "Continual learning with
+    hypernetworks" (arXiv:1906.00695), equation 2, without its look-ahead step.
 
-    It remembers the predicted weights, ``theta0`` included. What is not predicted
-    (normalisation layers, running statistics) is shared by all conditions; freeze it, or
-    predict it too.
+    The stored weights include ``theta0``. Parameters and buffers that are not predicted
+    (normalisation layers, running statistics) are common to all tasks: freeze them, or predict
+    them too.
 
     Args:
-        model: the model; it is referred to, not taken in: neither its parameters nor its
-            state are part of this module.
+        model: the model. It does not become a submodule: its parameters and state are not
+            those of the regularizer.
         gammas: the old conditions: every input of the model by name, with batch shape ``(N,)``,
             as from ``model.sample((N,))``.
-        subset: how many of the conditions are drawn for every call, without replacement; all by
-            default. Draws come from PyTorch's own generator.
+        subset: how many conditions each call draws, without replacement and from PyTorch's own
+            generator; all by default.
 
     Shape:
         No arguments to a scalar.
 
-    The memory is in two kinds of buffers, in ``state_dict()`` and moved by ``to``: the
-    conditions, and ``N`` times the predicted weights. It follows the model to another device by
-    itself.
+    The conditions and their weights are buffers: they are in ``state_dict()`` and move with
+    ``to``. A call moves them to the device of the model. They take ``N`` times the memory of the
+    predicted weights.
 
     Raises:
         InputError: the conditions do not fit the model's inputs or have no batch shape ``(N,)``.
@@ -100,20 +99,17 @@ class OutputRegularizer(nn.Module):
             self.register_buffer("theta", self._predicted(slice(None)))
 
     def forward(self) -> Tensor:
-        """The mean over conditions of the squared distance of the weights from the remembered."""
-        model = self._reference.model
-        device = model.hypernet.device
+        """The squared distance of the weights from the stored ones, a mean over conditions."""
+        device = self._reference.model.hypernet.device
         if self.theta.device != device:
             self.to(device)
-        count = self.theta.shape[0]
         rows: slice | Tensor = slice(None)
-        if self.subset is not None and self.subset < count:
-            rows = torch.randperm(count)[: self.subset].to(device)
-        distance = self._predicted(rows) - self.theta[rows]
-        return distance.square().sum(dim=-1).mean()
+        if self.subset is not None and self.subset < len(self.theta):
+            rows = torch.randperm(len(self.theta))[: self.subset].to(device)
+        return (self._predicted(rows) - self.theta[rows]).square().sum(dim=-1).mean()
 
     def _predicted(self, rows: slice | Tensor) -> Tensor:
-        """The weights for these conditions, one behind another: ``(rows, weights)``."""
+        """The weights for these conditions, flattened and concatenated: ``(rows, weights)``."""
         model = self._reference.model
         gammas = {name: self.get_buffer(f"gamma_{name}")[rows] for name in model.inputs}
         return torch.cat([t.flatten(1) for t in model.predict(**gammas).values()], dim=-1)

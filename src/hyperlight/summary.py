@@ -23,9 +23,9 @@ class Row:
         shape: its shape.
         predicted: its number of entries.
         head: the class of the head that predicts it.
-        parameters: the head's parameters that belong to it alone; ``None`` where the head
-            shares its parameters between tensors.
-        bytes: the size of these.
+        parameters: the number of the head's parameters that serve this tensor alone; ``None``
+            if the head shares its parameters between tensors.
+        bytes: their size.
     """
 
     name: str
@@ -53,13 +53,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a model holds; ``print`` it for a table. Made by :func:`estimate` and ``summary()``.
+    """The sizes of a model; ``print`` it for a table. Made by :meth:`HyperModel.summary`.
 
     Activations are not counted: they depend on the batch.
 
     Attributes:
         rows: one for every predicted tensor.
-        primary: the primary with all of its parameters, predicted or not (``theta0``).
+        primary: the primary with all its parameters, predicted or not.
         trunk: the encoding and the hidden layers of the hypernetwork.
         head: its last layer.
     """
@@ -70,6 +70,10 @@ class Summary:
     head: Part
 
     @property
+    def _parts(self) -> tuple[Part, Part, Part]:
+        return self.primary, self.trunk, self.head
+
+    @property
     def predicted(self) -> int:
         """The number of entries in one set of predicted weights."""
         return sum(row.predicted for row in self.rows)
@@ -77,70 +81,48 @@ class Summary:
     @property
     def parameters(self) -> int:
         """The number of parameters of the model."""
-        return self.primary.parameters + self.trunk.parameters + self.head.parameters
+        return sum(part.parameters for part in self._parts)
 
     @property
     def bytes(self) -> int:
         """The size of the parameters."""
-        return self.primary.bytes + self.trunk.bytes + self.head.bytes
+        return sum(part.bytes for part in self._parts)
 
     @property
     def sgd_bytes(self) -> int:
         """Parameters, gradients and momentum, for ``torch.optim.SGD`` with momentum."""
-        return self.bytes + SGD_STATE * self._trained
+        return self.bytes + SGD_STATE * sum(part.trained for part in self._parts)
 
     @property
     def adam_bytes(self) -> int:
         """Parameters, gradients and both moments, for ``torch.optim.Adam`` or ``AdamW``."""
-        return self.bytes + ADAM_STATE * self._trained
-
-    @property
-    def _trained(self) -> int:
-        return self.primary.trained + self.trunk.trained + self.head.trained
+        return self.bytes + ADAM_STATE * sum(part.trained for part in self._parts)
 
     def __str__(self) -> str:
+        def sizes(parameters: int, size: int) -> tuple[str, str]:
+            return f"{parameters:,}", as_text(size)
+
         targets = [("target", "shape", "predicted", "head", "parameters", "bytes")]
         for row in self.rows:
-            shared = row.parameters is None or row.bytes is None
-            targets.append(
-                (
-                    _shortened(row.name),
-                    " x ".join(map(str, row.shape)) or "scalar",
-                    f"{row.predicted:,}",
-                    row.head,
-                    "shared" if shared else f"{row.parameters:,}",
-                    "" if row.bytes is None else as_text(row.bytes),
-                )
-            )
-        targets.append(
-            (
-                "all",
-                "",
-                f"{self.predicted:,}",
-                "",
-                f"{self.head.parameters:,}",
-                as_text(self.head.bytes),
-            )
-        )
+            shape = " x ".join(map(str, row.shape)) or "scalar"
+            own = ("shared", "") if row.bytes is None else sizes(row.parameters or 0, row.bytes)
+            targets.append((_shortened(row.name), shape, f"{row.predicted:,}", row.head, *own))
+        head = sizes(self.head.parameters, self.head.bytes)
+        targets.append(("all", "", f"{self.predicted:,}", "", *head))
         parts = [
             ("part", "parameters", "bytes"),
-            ("primary", f"{self.primary.parameters:,}", as_text(self.primary.bytes)),
-            ("trunk", f"{self.trunk.parameters:,}", as_text(self.trunk.bytes)),
-            ("head", f"{self.head.parameters:,}", as_text(self.head.bytes)),
-            ("all", f"{self.parameters:,}", as_text(self.bytes)),
+            ("primary", *sizes(self.primary.parameters, self.primary.bytes)),
+            ("trunk", *sizes(self.trunk.parameters, self.trunk.bytes)),
+            ("head", *head),
+            ("all", *sizes(self.parameters, self.bytes)),
         ]
         training = [
             ("training without activations", "bytes"),
             ("SGD with momentum", as_text(self.sgd_bytes)),
             ("Adam", as_text(self.adam_bytes)),
         ]
-        return "\n\n".join(
-            (
-                _table(targets, left=(0, 1, 3)),
-                _table(parts, left=(0,)),
-                _table(training, left=(0,)),
-            )
-        )
+        tables = _table(targets, left=(0, 1, 3)), _table(parts), _table(training)
+        return "\n\n".join(tables)
 
 
 def _shortened(name: str, most: int = 48) -> str:
@@ -150,7 +132,7 @@ def _shortened(name: str, most: int = 48) -> str:
     return f"{name[: kept // 2]}...{name[len(name) - (kept - kept // 2) :]}"
 
 
-def _table(rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(

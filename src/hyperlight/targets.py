@@ -1,8 +1,7 @@
 """Which parameters of the primary are predicted, and where they stand.
 
-The order is always that of ``primary.named_parameters()``, which is the order
-in which the modules were registered: it does not depend on the process, so
-the ranks of a distributed run agree.
+The order is always that of ``primary.named_parameters()``, in which the modules were registered.
+It does not depend on the process, so the ranks of a distributed run agree.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ class Target:
 
     Attributes:
         name: its name in ``primary.named_parameters()``.
-        aliases: every name it goes by, the first among them; more than one for
-            a tied parameter or one of a module that is registered twice.
+        aliases: all its names, that one first; several for a tied parameter, or for one of a
+            module that is registered twice.
         shape: its shape.
         dtype: its dtype.
-        device: where it was when it was selected.
+        device: its device when it was selected.
     """
 
     name: str
@@ -78,8 +77,9 @@ def _modules_named(
 def _normalization(module: nn.Module) -> set[int]:
     """The parameters of normalisation layers, by identity.
 
-    Those of torch by class; those of other libraries by a name such as ``LlamaRMSNorm``, and
-    only what such a module holds itself: a block named ``PreLayerNorm`` may hold a whole network.
+    Layers of torch are known by class, those of other libraries by a name such as
+    ``LlamaRMSNorm``. Of these only the module's own parameters count: a block named
+    ``PreLayerNorm`` may hold a whole network.
     """
     return _modules_named(module, NORMALIZATION) | {
         id(parameter)
@@ -93,7 +93,7 @@ def select(primary: nn.Module, targets: Targets = None) -> tuple[Target, ...]:
     """Find the parameters to predict.
 
     Args:
-        primary: the network whose parameters are meant.
+        primary: the network whose parameters are selected.
         targets: ``None`` for all floating-point parameters but those of
             normalisation layers (those of torch, and other classes with BatchNorm,
             LayerNorm, GroupNorm, InstanceNorm or RMSNorm in their name); a glob

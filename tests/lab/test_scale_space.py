@@ -342,7 +342,9 @@ def test_every_normalization_can_be_trained_with(normalization: Any, formulation
 
 def test_normalization_of_the_hypernetwork_alone_has_no_plain_network() -> None:
     task = ScaleSpaceTask(ScaleSpace(normalization="layernorm-h", **SMALL), CPU)
-    with pytest.raises(LabError, match="which normalises the hypernetwork, but a plain"):
+    with pytest.raises(
+        LabError, match="layernorm-h, which normalises the hypernetwork, but a plain"
+    ):
         task.model("plain", 0)
     for normalization in ("batchnorm-p", "layernorm-p", "weightnorm"):
         other = ScaleSpaceTask(ScaleSpace(normalization=normalization, **SMALL), CPU)

@@ -1,27 +1,29 @@
 r"""Saving and loading: one safetensors file, no pickle.
 
-The file holds the state of the hypernetwork under ``hypernet.``, the state of the primary
-(:math:`\theta^0`, its other parameters and its buffers) under ``primary.`` and its own names,
-and in its metadata, under the key ``hyperlight``, a JSON object: the name and version of the
-format, the version of the library, the inputs, the predicted names and shapes, the settings of
-the hypernetwork, and the class name of the primary. The primary itself is code; who loads a
-file brings it along.
+The tensors are the state of the hypernetwork, named ``hypernet.*``, and of the primary
+(:math:`\theta^0`, its other parameters and its buffers), named ``primary.*``. The metadata holds
+one JSON object under the key ``hyperlight``: the name and version of the format, the version of
+the library, the inputs, the predicted names and shapes, the settings of the hypernetwork, and the
+class name of the primary. Code is not saved: pass a primary of the same architecture to
+:func:`load`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, overload
+from types import NoneType
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from .._version import __version__
 from ..encodings import CosSin, Identity
@@ -30,19 +32,9 @@ from ..heads import Chunked, Dense, Head, LowRank, Mixed
 from ..hypernet import ACTIVATIONS, Activation, HyperNet
 from ..inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
 from ..model import HyperModel
-from .state import (
-    differences,
-    dtype_name,
-    empty_hypernet,
-    feed,
-    find_aliases,
-    fingerprint,
-    load_in_place,
-    own_tensors,
-    under,
-)
+from .state import check_values, differences, empty_hypernet, load_in_place, own_tensors, under
 
-__all__ = ["load", "save"]
+__all__ = ["LoadSettings", "load", "save"]
 
 FORMAT = "hyperlight"
 VERSION = 1
@@ -50,12 +42,13 @@ VERSION = 1
 FilePath = str | os.PathLike[str]
 Description = dict[str, Any]
 
-# What a file can name; a class that is not here is asked for when the file is loaded.
+# The classes that a file can name; any other is passed to load.
 _INPUTS = {c.__name__: c for c in (Uniform, LogUniform, Normal, Vector, Categorical, Simplex)}
 _ENCODINGS = {c.__name__: c for c in (CosSin, Identity)}
 _HEADS = {c.__name__: c for c in (Dense, LowRank, Chunked)}
+_PARTS: dict[str, Any] = {"encoding": _ENCODINGS, "head": _HEADS, "activation": ACTIVATIONS}
 
-# The codes of https://huggingface.co/docs/safetensors; other dtypes are kept as bytes.
+# The codes of https://huggingface.co/docs/safetensors; other dtypes are stored as bytes.
 _CODES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -69,24 +62,54 @@ _CODES = {
     torch.bool: "BOOL",
 }
 
+# The kinds of values in the metadata, in the notation of _fits.
+_SIZE, _WIDTH = range(2**63), range(1, 2**63)
+_PART: Description = {"class": str, "config": (dict, NoneType)}
+_PART["heads"] = ([[str, _PART]], NoneType)
+_METADATA: Description = {
+    "primary": (str, NoneType),
+    "inputs": {str: _PART},
+    "shapes": {str: [_SIZE]},
+    "hidden": [_WIDTH],
+    "activation": (_PART, NoneType),
+    "skip": bool,
+    "encoding": _PART,
+    "head": _PART,
+    "dtype": str,
+    "aliases": {str: str},
+    "raw": {str: [str, [_SIZE]]},
+    "left_out": {str: str},
+}
+
+
+class LoadSettings(TypedDict, total=False):
+    """The keyword arguments of :func:`load`."""
+
+    device: torch.device | str | None
+    inputs: Mapping[str, Input] | None
+    encoding: nn.Module | None
+    head: Head | Mapping[str, Head] | None
+    activation: Activation | None
+
 
 def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -> None:
     r"""Write a model to one safetensors file: the hypernetwork, :math:`\theta^0` and settings.
 
-    The file is written whole or not at all: what was there before stays until the new one is
-    complete. Tensors come back bit for bit, tied ones tied. Not kept are ``requires_grad``, the
-    training mode, buffers that are not persistent, and the initialisation scheme.
+    The file is written whole or not at all: an existing one stays until the new one is complete.
+    Tensors are restored bit for bit, and tied tensors stay tied. Not saved are ``requires_grad``,
+    the training mode, buffers that are not persistent, and the initialisation scheme.
 
     Args:
         model: a model, or a hypernetwork alone.
-        path: of the file, in a folder that exists; the usual suffix is ``.safetensors``.
-        frozen: whether parameters of the primary with ``requires_grad=False`` are written.
-            Without them the file is an adapter to a network that is published elsewhere: it
-            keeps their fingerprints (SHA-256 of dtype, shape and bytes), and :func:`load`
-            refuses a primary with other values.
+        path: the file to write, usually ``*.safetensors``, in a folder that exists.
+        frozen: whether to write parameters of the primary with ``requires_grad=False``. Without
+            them the file is an adapter to a network that is published elsewhere: it stores their
+            fingerprints (SHA-256 of dtype, shape and bytes), and :func:`load` refuses a primary
+            with other values.
 
     Raises:
-        FormatError: this is not a model, the path cannot be a file, or a tensor has no values.
+        FormatError: ``model`` is not a model, ``path`` cannot be a file, or a tensor cannot be
+            saved.
         OSError: the file cannot be written.
 
     >>> import pathlib, tempfile
@@ -100,37 +123,29 @@ def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -
     """
     if not isinstance(model, (HyperModel, HyperNet)):
         raise FormatError(
-            f"save was given {_article(type(model).__name__)}; expected a HyperModel, as "
-            "hypernetize makes it, or a HyperNet. If it wraps one (torch.compile, "
-            "DistributedDataParallel), pass the model inside; for any other module use "
-            "safetensors.torch.save_model."
+            f"model was of type {type(model).__name__}; expected a HyperModel, as made by "
+            "hypernetize, or a HyperNet. If it wraps one (torch.compile, DistributedDataParallel), "
+            "pass the model inside; for any other module use safetensors.torch.save_model."
         )
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise FormatError(f"{path} is a folder; expected a file, such as {path}/model.safetensors.")
     if not path.parent.is_dir():
-        raise FormatError(
-            f"The folder {path.parent} of the file to write does not exist. Make it first: "
-            f"pathlib.Path({str(path.parent)!r}).mkdir(parents=True)."
-        )
+        raise FormatError(f"The folder {path.parent} does not exist. Make it first (Path.mkdir).")
     primary = None if isinstance(model, HyperNet) else model.primary
     hypernet = model if isinstance(model, HyperNet) else model.hypernet
     state = model.state_dict(prefix="hypernet." if primary is None else "")
-    _refuse_unsavable(state, hypernet)
+    _check_savable(state, hypernet)
     left_out: dict[str, str] = {}
     if primary is not None and not frozen:
         for name, parameter in primary.named_parameters(remove_duplicate=False):
             if not parameter.requires_grad and f"primary.{name}" in state:
                 left_out[name] = fingerprint(state.pop(f"primary.{name}"))
     aliases = find_aliases(state)
-    # Wide entries first: every tensor then starts where its dtype may.
     kept = [(name, tensor) for name, tensor in state.items() if name not in aliases]
+    # Wide dtypes first, so that every tensor is aligned.
     kept.sort(key=lambda item: item[1].dtype.itemsize, reverse=True)
-    raw = {
-        name: [dtype_name(tensor.dtype), list(tensor.shape)]
-        for name, tensor in kept
-        if tensor.dtype not in _CODES
-    }
+    raw = {n: [dtype_name(t.dtype), list(t.shape)] for n, t in kept if t.dtype not in _CODES}
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -141,34 +156,15 @@ def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -
         "raw": raw,
         "left_out": left_out,
     }
-    metadata = {"format": "pt", FORMAT: json.dumps(about, allow_nan=False)}
-    _write(path, dict(kept), metadata)
+    _write(path, dict(kept), {"format": "pt", FORMAT: json.dumps(about, allow_nan=False)})
 
 
 @overload
-def load(
-    path: FilePath,
-    primary: nn.Module,
-    *,
-    device: torch.device | str | None = ...,
-    inputs: Mapping[str, Input] | None = ...,
-    encoding: nn.Module | None = ...,
-    head: Head | Mapping[str, Head] | None = ...,
-    activation: Activation | None = ...,
-) -> HyperModel: ...
+def load(path: FilePath, primary: nn.Module, **settings: Unpack[LoadSettings]) -> HyperModel: ...
 
 
 @overload
-def load(
-    path: FilePath,
-    primary: None = ...,
-    *,
-    device: torch.device | str | None = ...,
-    inputs: Mapping[str, Input] | None = ...,
-    encoding: nn.Module | None = ...,
-    head: Head | Mapping[str, Head] | None = ...,
-    activation: Activation | None = ...,
-) -> HyperNet: ...
+def load(path: FilePath, primary: None = ..., **settings: Unpack[LoadSettings]) -> HyperNet: ...
 
 
 def load(
@@ -181,29 +177,30 @@ def load(
     head: Head | Mapping[str, Head] | None = None,
     activation: Activation | None = None,
 ) -> HyperModel | HyperNet:
-    r"""Read what :func:`save` has written.
+    r"""Read a file written by :func:`save`.
 
-    No random numbers are drawn, nothing is unpickled. The file is checked first; then
-    :math:`\theta^0` and the buffers are copied into the primary in place. On an error the
-    primary is as it was.
+    Nothing is unpickled and no random numbers are drawn. The file is checked first; then
+    :math:`\theta^0` and the buffers are copied into the primary in place. After an error the
+    primary is unchanged.
 
     Args:
-        path: of the file.
-        primary: a network of the architecture that was saved, with any weights; it becomes
-            ``model.primary``. None for a file that holds a hypernetwork alone.
-        device: where model and primary are moved to; the default is where the primary is.
-        inputs: by name, those whose class is your own.
-        encoding: needed where it is a module of your own.
-        head: needed where it is, or holds, a head of your own.
-        activation: needed where it is a module of your own.
+        path: the file to read.
+        primary: a network of the saved architecture, with any weights; it becomes
+            ``model.primary``. None if the file holds a hypernetwork alone.
+        device: the device to move the model and the primary to; by default they stay on the
+            primary's.
+        inputs: by name, the inputs whose class is your own.
+        encoding: the encoding, if its class is your own.
+        head: the head, if it is or contains a head of your own.
+        activation: the activation, if it is none of HyperLight's names.
 
     Returns:
-        The model, or the hypernetwork where there is no primary.
+        The model, or the hypernetwork if there is no primary.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        FormatError: the file is damaged, of something else or of a newer version, or it does
-            not fit the primary or the settings that were given.
+        FileNotFoundError: the file does not exist.
+        FormatError: the file is damaged, in another format or of a newer version, or it does not
+            fit the primary or the settings.
 
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "hypernet.safetensors")
@@ -212,244 +209,178 @@ def load(
     torch.Size([3, 2])
     """
     path = Path(path)
-    tensors, about = _read(path)
-    if about["primary"] is None and primary is not None:
-        raise FormatError(
-            f"{path} holds a hypernetwork alone, without a primary. Join them by hand: "
-            f"hl.HyperModel(primary, hl.load({str(path)!r}))."
-        )
-    if about["primary"] is not None and primary is None:
-        raise FormatError(
-            f"{path} holds a model whose primary is {_article(about['primary'])}, which a file "
-            f"cannot hold. Pass one: hl.load({str(path)!r}, {about['primary']}(...))."
-        )
-    if device is not None:
-        torch.empty(0, device=device)  # a device that is not there is found before anything moves
     given = {"encoding": encoding, "head": head, "activation": activation}
-    hypernet = _rebuild(path, about, inputs or {}, given)
-    _load_hypernet(path, hypernet, under("hypernet.", tensors))
-    if primary is None:
-        return hypernet.to(device)
-    values = under("primary.", tensors)
-    _check_primary(path, primary, values, about)
-    parameters = dict(primary.named_parameters(remove_duplicate=False))
-    home = parameters.get(next(iter(hypernet.shapes)))
-    model = HyperModel(primary, hypernet if home is None else hypernet.to(home.device))
-    load_in_place(primary, values)
-    return model if device is None else model.to(device)
+    try:
+        tensors, about = _read(path)
+        _check_kind(about, primary)
+        if device is not None:
+            torch.empty(0, device=device)  # fails before anything is moved
+        hypernet = _rebuild(about, inputs or {}, given)
+        _load_hypernet(hypernet, under("hypernet.", tensors))
+        if primary is None:
+            return hypernet.to(device)
+        values = under("primary.", tensors)
+        _check_primary(primary, values, about)
+        parameters = dict(primary.named_parameters(remove_duplicate=False))
+        home = parameters.get(next(iter(hypernet.shapes)))
+        model = HyperModel(primary, hypernet if home is None else hypernet.to(home.device))
+        load_in_place(primary, values)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error.__cause__
+    return model.to(device)
 
 
-# --- settings in words that JSON holds -----------------------------------------
+# --- settings as JSON ----------------------------------------------------------
 
 
 def _describe(hypernet: HyperNet) -> Description:
-    """The constructor's arguments, all but ``init``."""
+    """The arguments of the constructor, except ``init``."""
+    activations = [_described(module, ACTIVATIONS) for module in hypernet.trunk.activations]
+    if any(other != activations[0] for other in activations):  # replaced after construction
+        names = ", ".join(activation["class"] for activation in activations)
+        activations = [{"class": names, "config": None, "own": True}]
     return {
-        "inputs": {name: _describe_input(space) for name, space in hypernet.inputs.items()},
+        "inputs": {name: _described(space, _INPUTS) for name, space in hypernet.inputs.items()},
         "shapes": {name: list(shape) for name, shape in hypernet.shapes.items()},
         "hidden": [layer.out_features for layer in hypernet.trunk.layers],
-        "activation": _describe_activations(hypernet.trunk.activations),
+        "activation": activations[0] if activations else None,
         "skip": hypernet.trunk.skip,
         "encoding": _described(hypernet.encoding, _ENCODINGS),
-        "head": _describe_head(hypernet.head),
+        "head": _described(hypernet.head, _HEADS),
         "dtype": dtype_name(hypernet.dtype),
     }
 
 
-def _described(thing: object, known: Mapping[str, type], config: object = None) -> Description:
-    """The class and arguments of a thing; ``own`` marks a class that a file cannot name."""
-    name = type(thing).__name__
-    if config is None and callable(getattr(thing, "config", None)):
-        config = thing.config()  # type: ignore[attr-defined]
+def _described(part: Any, known: Mapping[str, type]) -> Description:
+    """The class and arguments of a part; ``own`` marks a class that a file cannot name."""
+    names = {kind: name for name, kind in known.items()}
+    name, own = names.get(type(part), type(part).__name__), type(part) not in names
+    description: Description = {"class": name, "config": _arguments(part, known)}
+    if type(part) is Mixed:
+        heads = [_described(head, known) for head in part.heads()]
+        pairs = [list(pair) for pair in zip(part.patterns, heads, strict=True)]
+        description |= {"config": {}, "heads": pairs}
+        own = any("own" in head for head in heads)
+    return {**description, "own": True} if own else description
+
+
+def _arguments(part: Any, known: Mapping[str, type]) -> Any:
+    """The arguments of the constructor as JSON holds them, or None if it cannot."""
+    arguments: Any = None
+    if known is _INPUTS and dataclasses.is_dataclass(part):
+        arguments = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    elif known is ACTIVATIONS and type(part) in known.values():
+        arguments = {name: getattr(part, name) for name in getattr(part, "__constants__", ())}
+    elif callable(getattr(part, "config", None)):
+        arguments = part.config()
     try:
-        config = json.loads(json.dumps(config, allow_nan=False))
+        return json.loads(json.dumps(arguments, allow_nan=False))  # tuples as lists
     except (TypeError, ValueError):
-        config = None
-    own = known.get(name) is not type(thing)
-    return {"class": name, "config": config, **({"own": True} if own else {})}
-
-
-def _describe_input(space: Input) -> Description:
-    fields = dataclasses.fields(space) if dataclasses.is_dataclass(space) else None
-    config = None if fields is None else {f.name: getattr(space, f.name) for f in fields}
-    return _described(space, _INPUTS, config)
-
-
-def _describe_head(head: Head) -> Description:
-    if type(head) is not Mixed:
-        return _described(head, _HEADS)
-    parts = [_describe_head(part) for part in head.heads()]
-    pairs = [list(pair) for pair in zip(head.patterns, parts, strict=True)]
-    own = any("own" in part for part in parts)
-    return {"class": "Mixed", "config": {}, "heads": pairs, **({"own": True} if own else {})}
-
-
-def _describe_activations(modules: Iterable[nn.Module]) -> Description | None:
-    found: list[Description] = []
-    names = {kind: name for name, kind in ACTIVATIONS.items()}
-    for module in modules:
-        if type(module) in names:
-            # The constants of these classes are the arguments of their constructors.
-            constants = getattr(module, "__constants__", ())
-            config = {name: getattr(module, name) for name in constants}
-            found.append({"class": names[type(module)], "config": config})
-        else:
-            found.append(_described(module, {}))
-    if not found:
         return None
-    if all(description == found[0] for description in found):
-        return found[0]
-    return {"class": ", ".join(part["class"] for part in found), "config": None, "own": True}
 
 
-def _shown(description: Description | None) -> str:
-    if description is None:
+def _shown(part: Description | None) -> str:
+    """A description as Python code."""
+    if part is None:
         return "none"
-    config = description["config"]
-    if config is None:
-        return f"{description['class']}(...)"
-    if "heads" in description:
-        parts = (f"{pattern!r}: {_shown(part)}" for pattern, part in description["heads"])
-        return "{" + ", ".join(parts) + "}"
-    return f"{description['class']}({', '.join(f'{k}={v!r}' for k, v in config.items())})"
+    if part.get("config") is None:
+        return f"{part['class']}(...)"
+    if part.get("heads"):
+        heads = (f"{pattern!r}: {_shown(head)}" for pattern, head in part["heads"])
+        return f"{{{', '.join(heads)}}}"
+    return f"{part['class']}({', '.join(f'{k}={v!r}' for k, v in part['config'].items())})"
 
 
-def _rebuild(
-    path: Path, about: Description, inputs: Mapping[str, Input], given: Mapping[str, Any]
-) -> HyperNet:
-    """The hypernetwork that a file describes, on the CPU, its memory not filled yet."""
+def _rebuild(about: Description, inputs: Mapping[str, Input], given: Mapping[str, Any]) -> HyperNet:
+    """The hypernetwork that a file describes, on the CPU, uninitialised."""
     for name in inputs:
         if name not in about["inputs"]:
             raise FormatError(
-                f"inputs held {name!r}, which is not an input of the model in {path}; its inputs "
-                f"are {listed(about['inputs'])}.{did_you_mean(name, about['inputs'])}"
+                f"inputs held {name!r}, which is not an input of the saved model; its inputs are "
+                f"{listed(about['inputs'])}.{did_you_mean(name, about['inputs'])}"
             )
-    spaces: dict[str, Input] = {}
-    for name, description in about["inputs"].items():
-        if name in inputs:
-            spaces[name] = inputs[name]
-        elif "own" in description:
-            call = f"inputs={{{name!r}: {_shown(description)}}}"
-            raise _asked_for(path, f"an input {name!r}", description, call, about)
-        else:
-            spaces[name] = _made(path, description, _INPUTS)
-    settings = dict(given)
-    for role, known in (
-        ("encoding", _ENCODINGS),
-        ("head", _HEADS),
-        ("activation", ACTIVATIONS),
-    ):
-        description = about[role]
-        if settings[role] is not None:
-            continue
-        if description is None:  # no hidden layers, so any activation will do
-            settings[role] = "identity"
-        elif "own" in description:
-            article = "a head" if role == "head" else f"an {role}"
-            call = f"{role}={_shown(description)}"
-            raise _asked_for(path, article, description, call, about)
-        elif "heads" in description:
-            pairs = description["heads"]
-            settings[role] = {pattern: _made(path, part, known) for pattern, part in pairs}
-        else:
-            settings[role] = _made(path, description, known)
-    hypernet = empty_hypernet(
-        spaces,
-        about["shapes"],
-        hidden=about["hidden"],
-        skip=about["skip"],
-        dtype=_dtype_of(path, about["dtype"]),
-        **settings,
-    )
+    spaces = {
+        name: inputs[name] if name in inputs else _make(part, _INPUTS, f"inputs={{{name!r}: %s}}")
+        for name, part in about["inputs"].items()
+    }
+    parts = {
+        role: _make(about[role], _PARTS[role], f"{role}=%s") if part is None else part
+        for role, part in given.items()
+    }
+    sizes = {key: about[key] for key in ("shapes", "hidden", "skip")}
+    hypernet = empty_hypernet(spaces, **sizes, **parts, dtype=_dtype_of(about["dtype"]))
     built = _describe(hypernet)
-    checks = [(f"{r}=...", built[r], about[r]) for r, value in given.items() if value is not None]
-    checks += [(f"inputs={{{n!r}: ...}}", built["inputs"][n], about["inputs"][n]) for n in inputs]
-    for argument, found, expected in checks:
+    checks = [(role, built[role], about[role]) for role, part in given.items() if part is not None]
+    checks += [(f"input {n!r}", built["inputs"][n], about["inputs"][n]) for n in inputs]
+    for name, found, expected in checks:
         if found != expected:
             raise FormatError(
-                f"{argument} was {_shown(found)}; expected {_shown(expected)}, with which "
-                f"{path} was saved."
+                f"{name} was {_shown(found)}; expected {_shown(expected)}, as in the file."
             )
     return hypernet
 
 
-def _asked_for(
-    path: Path, role: str, description: Description, call: str, about: Description
-) -> FormatError:
-    primary = "" if about["primary"] is None else ", primary"
-    return FormatError(
-        f"{path} was saved with {role} of class {description['class']}, which a file cannot hold. "
-        f"Pass it: hl.load({str(path)!r}{primary}, {call})."
-    )
-
-
-def _made(path: Path, description: Description, known: Mapping[str, Callable[..., Any]]) -> Any:
-    kind = known.get(description["class"])
-    if kind is None:
+def _make(part: Description | None, known: Mapping[str, Callable[..., Any]], argument: str) -> Any:
+    """Build a part from its description; ``argument`` is how to pass it to ``load`` instead."""
+    if part is None:  # no hidden layers, so any activation will do
+        return "identity"
+    name, shown = part["class"], _shown(part)
+    if part.get("own"):
         raise FormatError(
-            f"{path} names {_shown(description)}, which this version of HyperLight does not know; "
-            f"it knows {listed(known)}.{did_you_mean(description['class'], known)}"
+            f"the class {name} cannot be stored in a file. Pass it to load: {argument % shown}."
+        )
+    if part.get("heads"):
+        return {pattern: _make(head, known, argument) for pattern, head in part["heads"]}
+    if name not in known:
+        raise FormatError(
+            f"it names {shown}, which this version of HyperLight does not know; it knows "
+            f"{listed(known)}.{did_you_mean(name, known)}"
         )
     try:
-        return kind(**description["config"])
-    except (TypeError, ConfigurationError) as error:
-        raise FormatError(
-            f"{path} names {_shown(description)}, which cannot be made: {error}"
-        ) from error
+        return known[name](**part["config"])
+    except (KeyError, TypeError, ConfigurationError) as error:
+        raise FormatError(f"it names {shown}, which cannot be made: {error}") from error
 
 
-def _dtype_of(path: Path, name: object) -> torch.dtype:
-    dtype = getattr(torch, str(name), None)
+def _dtype_of(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise FormatError(f"{path} names the dtype {name!r}, which this PyTorch does not know.")
+        raise FormatError(f"it names the dtype {name!r}, which this PyTorch does not know.")
     return dtype
 
 
-def _article(name: str) -> str:
-    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
+# --- writing -------------------------------------------------------------------
 
 
-# --- tensors ---------------------------------------------------------------------
-
-
-def _refuse_unsavable(state: Mapping[str, Any], hypernet: HyperNet) -> None:
+def _check_savable(state: Mapping[str, Any], hypernet: HyperNet) -> None:
+    check_values(state)
     for name, tensor in state.items():
         if not name.startswith(("hypernet.", "primary.")):
             raise FormatError(
                 f"The model has a tensor {name!r} of its own, outside of hypernet and primary, "
-                "which load would not bring back. Keep it in the primary."
+                "which load would not restore. Keep it in the primary."
             )
         if not isinstance(tensor, Tensor):
             raise FormatError(
                 f"{name!r} is of type {type(tensor).__name__} (the extra state of a module); "
                 "only tensors can be saved. Let get_extra_state return a tensor."
             )
-        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
-            raise FormatError(
-                f"{name!r} has no shape yet, since its module is lazy. Run the primary once on a "
-                "batch of data before you save it."
-            )
-        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
-            kind = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
-            kind = "quantized" if tensor.is_quantized else kind
-            raise FormatError(f"{name!r} is {kind}; only dense tensors with values can be saved.")
-    dtype = hypernet.dtype
-    odd = [
-        name
-        for name, tensor in hypernet.state_dict().items()
-        if tensor.is_floating_point() and tensor.dtype != dtype
-    ]
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else f"of layout {tensor.layout}"
+            raise FormatError(f"{name!r} is {kind}; only dense tensors can be saved.")
+    floats = {n: t for n, t in hypernet.state_dict().items() if t.is_floating_point()}
+    odd = [name for name, tensor in floats.items() if tensor.dtype != hypernet.dtype]
     if odd:
         raise FormatError(
-            f"The hypernetwork has dtype {dtype}, but {listed(odd)} have another. Bring it to one "
-            f"dtype first: model.hypernet.to({dtype})."
+            f"The hypernetwork has dtype {hypernet.dtype}, but {listed(odd)} have another. Convert "
+            f"it first: model.hypernet.to({hypernet.dtype})."
         )
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file whole or not at all, one tensor in memory at a time.
 
-    safetensors' own writer needs NumPy, holds all tensors in memory and refuses shared ones.
+    The writer of safetensors needs NumPy, holds all tensors in memory and refuses shared ones.
     """
     header: dict[str, object] = {"__metadata__": metadata}
     start = 0
@@ -474,13 +405,43 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         temporary.unlink(missing_ok=True)
 
 
+def find_aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map every further name of a tensor to its first."""
+    first: dict[object, str] = {}
+    aliases: dict[str, str] = {}
+    for name, t in state.items():
+        view = (t.device, t.data_ptr(), t.dtype, t.shape, t.stride(), t.is_conj(), t.is_neg())
+        if first.setdefault(view, name) != name:
+            aliases[name] = first[view]
+    return aliases
+
+
+def feed(tensor: Tensor, sink: Callable[[memoryview], object]) -> None:
+    """Pass the bytes of a tensor to ``sink``, in C order."""
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    if flat.nbytes:
+        sink(memoryview((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr())))
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """SHA-256 of dtype, shape and bytes."""
+    digest = hashlib.sha256(f"{dtype_name(tensor.dtype)} {list(tensor.shape)}\n".encode())
+    feed(tensor, digest.update)
+    return digest.hexdigest()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``"float32"`` for :data:`torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+# --- reading -------------------------------------------------------------------
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
-    """The tensors of a file, under every name they have, and what it says of itself."""
+    """The tensors of a file, under all their names, and its metadata."""
     if path.is_dir():
-        raise FormatError(
-            f"{path} is a folder; expected a file that hl.save has written, such as "
-            f"{path}/model.safetensors."
-        )
+        raise FormatError("this is a folder; expected a file, such as model.safetensors in it.")
     if not path.exists():
         raise FileNotFoundError(
             f"There is no file {path} (the current folder is {Path.cwd()}). Pass the path that "
@@ -491,34 +452,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise FormatError(f"{path} {_damage(path)} ({error}).") from error
+        raise FormatError(f"{_damage(path)} ({error}).") from error
     if FORMAT not in metadata:
         raise FormatError(
-            f"{path} is a safetensors file, but not one of hl.save: it holds {listed(tensors, 4)}. "
-            "Weights of a primary are loaded by primary.load_state_dict(safetensors.torch."
-            "load_file(path))."
+            f"this safetensors file was not written by hl.save; it holds {listed(tensors, 4)}. For "
+            "weights of a primary use primary.load_state_dict(safetensors.torch.load_file(path))."
         )
-    try:
-        about = json.loads(metadata[FORMAT])
-    except ValueError as error:
-        raise FormatError(f"The metadata of {path} is damaged: {error}.") from error
-    version = about.get("version") if isinstance(about, dict) else None
-    if not isinstance(version, int):
-        raise FormatError(f"The metadata of {path} is damaged: the version is {version!r}.")
-    if version > VERSION:
-        raise FormatError(
-            f"{path} has version {version} of the format, written by HyperLight "
-            f"{about.get('library')}; this is HyperLight {__version__}, which reads "
-            f"versions up to {VERSION}. Upgrade: pip install --upgrade hyperlight."
-        )
-    _check_metadata(path, about)
+    about = _parse(metadata[FORMAT])
     try:
         for name, (dtype, shape) in about["raw"].items():
-            tensors[name] = tensors[name].clone().view(_dtype_of(path, dtype)).reshape(shape)
+            tensors[name] = tensors[name].clone().view(_dtype_of(dtype)).reshape(shape)
         for alias, name in about["aliases"].items():
             tensors[alias] = tensors[name]
     except (KeyError, RuntimeError) as error:
-        raise FormatError(f"The metadata of {path} does not fit its tensors: {error}.") from error
+        raise FormatError(f"the metadata does not fit the tensors: {error}.") from error
     return tensors, about
 
 
@@ -527,96 +474,105 @@ def _damage(path: Path) -> str:
         start = file.read(9)
     if start[:2] == b"PK":
         return (
-            "is no safetensors file but a zip archive, as torch.save writes it. Load it where "
-            "you trust it, by torch.load(path, weights_only=True), and save it with hl.save"
+            "this is not a safetensors file but a zip archive, as written by torch.save. If you "
+            "trust it, load it with torch.load(path, weights_only=True) and save it with hl.save"
         )
     if start[8:] == b"{":
-        return "is cut short or damaged: its header and its size do not agree. Copy it again"
-    return "is not a safetensors file. Pass one that hl.save has written"
+        return "the file is cut short or damaged: its header and size do not agree. Copy it again"
+    return "this is not a safetensors file. Pass one written by hl.save"
 
 
-def _check_metadata(path: Path, about: Description) -> None:
-    def description(value: object) -> bool:
-        if not isinstance(value, dict) or not isinstance(value.get("class"), str):
-            return False
-        config = value.get("config")
-        pairs = value.get("heads", [])
-        if not isinstance(pairs, list) or not all(
-            isinstance(pair, list) and len(pair) == 2 and text(pair[0]) and description(pair[1])
-            for pair in pairs
-        ):
-            return False
-        return isinstance(config, dict) or (config is None and "own" in value)
-
-    def sizes(value: object) -> bool:
-        return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
-
-    def mapping(value: object, entry: Callable[[Any], bool]) -> bool:
-        return isinstance(value, dict) and all(entry(v) for v in value.values())
-
-    def text(value: object) -> bool:
-        return isinstance(value, str)
-
-    valid: dict[str, Callable[[Any], bool]] = {
-        "primary": lambda v: v is None or text(v),
-        "inputs": lambda v: mapping(v, description) and bool(v),
-        "shapes": lambda v: mapping(v, sizes) and bool(v),
-        "hidden": lambda v: sizes(v) and all(v),
-        "activation": lambda v: v is None or description(v),
-        "skip": lambda v: isinstance(v, bool),
-        "encoding": description,
-        "head": description,
-        "dtype": text,
-        "aliases": lambda v: mapping(v, text),
-        "raw": lambda v: mapping(v, lambda p: isinstance(p, list) and len(p) == 2 and sizes(p[1])),
-        "left_out": lambda v: mapping(v, text),
-    }
-    for key, check in valid.items():
-        if key not in about or not check(about[key]):
-            raise FormatError(
-                f"The metadata of {path} is damaged: {key!r} is {about.get(key, 'missing')!r}."
-            )
+def _parse(text: str) -> Description:
+    """The metadata, checked for version and types."""
+    try:
+        about: Description = json.loads(text)
+        newer = about["version"] > VERSION
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"the metadata is damaged ({type(error).__name__}: {error}).") from error
+    if newer:
+        raise FormatError(
+            f"the file has version {about['version']} of the format, written by HyperLight "
+            f"{about.get('library')}; this is HyperLight {__version__}, which reads versions up "
+            f"to {VERSION}. Upgrade: pip install --upgrade hyperlight."
+        )
+    for key, kind in _METADATA.items():
+        empty = key in ("inputs", "shapes") and not about.get(key)
+        if empty or key not in about or not _fits(about[key], kind):
+            raise FormatError(f"the metadata is damaged: {key!r} is {about.get(key, 'missing')!r}.")
+    return about
 
 
-def _load_hypernet(path: Path, hypernet: HyperNet, values: Mapping[str, Tensor]) -> None:
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a kind.
+
+    A kind is a type, a range of integers, a tuple of alternatives, ``[kind of all items]``,
+    ``[kind of first, kind of second]``, ``{str: kind of all values}`` or ``{key: kind}``, where a
+    missing key counts as None.
+    """
+    if isinstance(kind, tuple):
+        return any(_fits(value, alternative) for alternative in kind)
+    if isinstance(kind, range):
+        return type(value) is int and value in kind
+    if isinstance(kind, type):
+        return type(value) is kind
+    if type(value) is not type(kind):
+        return False
+    if isinstance(kind, list):
+        kinds = kind * len(value) if len(kind) == 1 else kind
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if str in kind:
+        return all(_fits(item, kind[str]) for item in value.values())
+    return all(_fits(value.get(key), inner) for key, inner in kind.items())
+
+
+def _check_kind(about: Description, primary: nn.Module | None) -> None:
+    saved = about["primary"]
+    if saved is None and primary is not None:
+        raise FormatError(
+            "the file holds a hypernetwork without a primary. Join the two: "
+            "hl.HyperModel(primary, hl.load(path))."
+        )
+    if saved is not None and primary is None:
+        raise FormatError(
+            f"the file holds a model, but not the code of its primary, {saved}. Pass one: "
+            f"hl.load(path, {saved}(...))."
+        )
+
+
+def _load_hypernet(hypernet: HyperNet, values: Mapping[str, Tensor]) -> None:
     words = differences(values, hypernet.state_dict(), "the hypernetwork", "the file")
     if words:
         raise FormatError(
-            f"The tensors in {path} do not fit the hypernetwork that it describes: "
-            f"{'; '.join(words)}. Pass the encoding, head or activation with which it was saved."
+            f"the tensors do not fit the hypernetwork that the file describes: {'; '.join(words)}. "
+            "Pass the encoding, head or activation that it was saved with."
         )
     hypernet.load_state_dict(values)
 
 
-def _check_primary(
-    path: Path, primary: nn.Module, values: Mapping[str, Tensor], about: Description
-) -> None:
-    own = own_tensors(primary)
-    left_out = about["left_out"]
+def _check_primary(primary: nn.Module, values: Mapping[str, Tensor], about: Description) -> None:
+    own, left_out = own_tensors(primary), about["left_out"]
     held = {**values, **{name: own.get(name, torch.empty(0)) for name in left_out}}
     words = differences(held, own, "the primary", "the file")
-    tied = find_aliases(own)
     words += [
         f"{alias!r} and {name!r} are one tensor in the primary and two in the file"
-        for alias, name in tied.items()
-        if name in values and alias in values and not _same(values[name], values[alias])
+        for alias, name in find_aliases(own).items()
+        if {alias, name} <= values.keys() and not _same(values[name], values[alias])
     ]
+    given = type(primary).__name__
     if words:
-        was = about["primary"]
         raise FormatError(
-            f"{path} was saved from another architecture than the given {type(primary).__name__}: "
-            f"{'; '.join(words)}. Build the primary as it was when it was saved, then "
-            f"{_article(was)}, in the same dtype."
+            f"the model was saved with another architecture than the given {given}: "
+            f"{'; '.join(words)}. Build the primary as it was when it was saved (class "
+            f"{about['primary']}), in the same dtype."
         )
     other = [name for name, kept in left_out.items() if fingerprint(own[name]) != kept]
     if other:
         raise FormatError(
-            f"{path} was saved without the frozen parameters of its primary (frozen=False), and "
-            f"the given {type(primary).__name__} has other values than those: {listed(other)} "
-            f"of {len(left_out)} left out. Load the weights that it was trained on into the "
-            "primary first."
+            "the model was saved without the frozen parameters of its primary (frozen=False), and "
+            f"the given {given} has other values than those: {listed(other)} of {len(left_out)} "
+            "left out. Load the weights that it was trained on into the primary first."
         )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.dtype == b.dtype and fingerprint(a) == fingerprint(b))
+    return a is b or fingerprint(a) == fingerprint(b)

@@ -1,7 +1,7 @@
-"""Models on the Hugging Face Hub: the file of :func:`hyperlight.save` in a folder, with a card.
+"""Models on the Hugging Face Hub: a folder with a file by :func:`hyperlight.save` and a card.
 
-Needs the extra ``hub``: ``pip install 'hyperlight[hub]'``. Only the transfers do; a local
-folder is written and read without it. The primary is code, and is given when a model is read.
+Transfers need the extra ``hub``: ``pip install 'hyperlight[hub]'``. Local folders are written and
+read without it. The code of the primary is not saved: pass a primary when you read a model.
 """
 
 from __future__ import annotations
@@ -9,28 +9,33 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from torch import nn
 
 from ..errors import MissingExtraError
 from ..hypernet import HyperNet
 from ..model import HyperModel
-from .files import load, save
+from .files import FilePath, LoadSettings, load, save
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
 FILE = "model.safetensors"
 
 
-def save_pretrained(
-    model: HyperModel | HyperNet, folder: str | os.PathLike[str], *, frozen: bool = True
-) -> None:
-    """Write ``model.safetensors`` and, where there is none, a card ``README.md`` to a folder.
+class HubSettings(LoadSettings, total=False):
+    """The keyword arguments of :func:`from_pretrained`."""
+
+    revision: str | None
+    token: str | bool | None
+
+
+def save_pretrained(model: HyperModel | HyperNet, folder: FilePath, *, frozen: bool = True) -> None:
+    """Write ``model.safetensors`` to a folder, and a card ``README.md`` if there is none.
 
     Args:
         model: as for :func:`~hyperlight.save`.
-        folder: is made where it does not exist.
+        folder: the folder to write to; it is created if it does not exist.
         frozen: as for :func:`~hyperlight.save`.
 
     Raises:
@@ -54,41 +59,31 @@ def save_pretrained(
 
 @overload
 def from_pretrained(
-    source: str | os.PathLike[str],
-    primary: nn.Module,
-    *,
-    revision: str | None = ...,
-    token: str | bool | None = ...,
-    **settings: Any,
+    source: FilePath, primary: nn.Module, **settings: Unpack[HubSettings]
 ) -> HyperModel: ...
 
 
 @overload
 def from_pretrained(
-    source: str | os.PathLike[str],
-    primary: None = ...,
-    *,
-    revision: str | None = ...,
-    token: str | bool | None = ...,
-    **settings: Any,
+    source: FilePath, primary: None = ..., **settings: Unpack[HubSettings]
 ) -> HyperNet: ...
 
 
 def from_pretrained(
-    source: str | os.PathLike[str],
+    source: FilePath,
     primary: nn.Module | None = None,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    **settings: Any,
+    **settings: Unpack[LoadSettings],
 ) -> HyperModel | HyperNet:
     """Load a model from a folder or from the Hub.
 
     Args:
-        source: a folder that exists, or the name of a repository, such as ``"user/model"``.
+        source: an existing folder, or the name of a repository, such as ``"user/model"``.
         primary: as for :func:`~hyperlight.load`.
-        revision: of the repository: a branch, a tag or a commit.
-        token: of a private repository; by default that of ``hf auth login``.
+        revision: a branch, tag or commit of the repository.
+        token: the access token; the default is that of ``hf auth login``.
         settings: the other arguments of :func:`~hyperlight.load`.
 
     Raises:
@@ -113,19 +108,19 @@ def push_to_hub(
     token: str | bool | None = None,
     commit_message: str = "Upload a HyperLight model",
 ) -> str:
-    """Upload a model; the repository is made where it does not exist, a card that is there stays.
+    """Upload a model. A missing repository is created; an existing card is kept.
 
     Args:
         model: as for :func:`~hyperlight.save`.
         repo_id: the name of the repository, such as ``"user/model"``.
         frozen: as for :func:`~hyperlight.save`.
         private: whether a new repository is private.
-        revision: the branch to upload to, which exists.
-        token: by default that of ``hf auth login``.
-        commit_message: of the upload.
+        revision: the branch to upload to; it must exist.
+        token: the access token; the default is that of ``hf auth login``.
+        commit_message: the message of the commit.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
         FormatError: the model cannot be saved.
@@ -133,7 +128,7 @@ def push_to_hub(
     """
     api = _hub().HfApi(token=token)
     with tempfile.TemporaryDirectory() as name:
-        save_pretrained(model, name, frozen=frozen)  # before anything is made on the Hub
+        save_pretrained(model, name, frozen=frozen)  # fails before the repository is created
         api.create_repo(repo_id, private=private, exist_ok=True)
         kept = "README.md" if api.file_exists(repo_id, "README.md", revision=revision) else None
         commit = api.upload_folder(
@@ -151,8 +146,7 @@ def _hub() -> Any:
         import huggingface_hub
     except ImportError as error:
         raise MissingExtraError(
-            "The Hugging Face Hub needs the package huggingface_hub, which is not installed. "
-            "Install it: pip install 'hyperlight[hub]'."
+            "Transfers need the package huggingface_hub. Install it: pip install 'hyperlight[hub]'."
         ) from error
     return huggingface_hub
 
@@ -162,7 +156,7 @@ def _card(model: HyperModel | HyperNet) -> str:
     if isinstance(model, HyperModel):
         kind = type(model.primary).__name__
         what, given = f"A family of networks of class `{kind}`", ", primary"
-        note = f"`primary` is a `{kind}` as it was built for training, with any weights.\n"
+        note = f"`primary` is a `{kind}` built as it was for training, with any weights.\n"
     else:
         what, given, note = "A hypernetwork", "", ""
     return (

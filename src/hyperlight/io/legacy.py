@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -28,45 +26,42 @@ def from_hyperlight(
     encoding: str | None = "cos|sin",
     nonlinearity: str = "LeakyReLU",
 ) -> HyperModel:
-    r"""A model from a checkpoint of HyperLight 0.0.5, the release that came with the paper.
+    r"""Convert a checkpoint of HyperLight 0.0.5, the release that came with the paper.
 
-    There :math:`\theta^0` is the bias of the hypernetwork's last layer; here it goes into the
-    primary, in place, after everything was checked. The result predicts what the original does
-    in evaluation mode (its dropout has no counterpart here), to rounding. A last layer without
-    bias is the classical formulation: :math:`\theta^0` is then zero.
+    In that release :math:`\theta^0` is the bias of the hypernetwork's last layer; here it is copied
+    into the primary in place, once everything is checked. The model predicts what the original
+    predicts in evaluation mode (its dropout has no counterpart here), up to rounding. A last layer
+    without bias is the classical formulation: :math:`\theta^0` is then zero.
 
     Args:
-        state_dict: of its ``HyperNet``, or of a module that holds the ``HyperNet`` and the
-            hypernetized network under any names. The other tensors of the network are then
-            taken from it as well; otherwise they stay as they are.
+        state_dict: of the ``HyperNet``, or of a module that holds the ``HyperNet`` and the
+            hypernetized network under any names. In that case the network's other tensors are
+            loaded too; otherwise they stay as they are.
         primary: the network as it was before it was hypernetized.
         inputs: a space for every name in ``input_shapes``. That release encoded values as they
-            were given; with ``"cos|sin"`` declare ``hl.Uniform(0.0, 1.0, shape)`` and pass the
+            were given: with ``"cos|sin"`` declare ``hl.Uniform(0.0, 1.0, shape)`` and pass the
             values that you passed there. The other encodings take any space of numbers.
-        output_shapes: what the ``HyperNet`` was made with, ``network.external_shapes()``, in
-            the same order. None is every parameter of the primary that the checkpoint
-            does not hold itself, in the primary's order, which is that of ``external_shapes``.
-        encoding: what it was made with: ``"cos|sin"``, ``"z|1-z"`` or None. ``"z|1-z"`` is
-            linear and comes back as weights and biases of a model with ``encoding=None``.
-        nonlinearity: what ``fc_kws`` held, the name of a class in :mod:`torch.nn`.
+        output_shapes: those that the ``HyperNet`` was made with, ``network.external_shapes()``, in
+            the same order. None means every parameter of the primary that the checkpoint does not
+            hold, in the primary's order, which is that of ``external_shapes``.
+        encoding: that of the ``HyperNet``: ``"cos|sin"``, ``"z|1-z"`` or None. ``"z|1-z"`` is
+            linear; it is folded into the first layer of a model with ``encoding=None``.
+        nonlinearity: that of ``fc_kws``, the name of a class in :mod:`torch.nn`.
 
     Returns:
         The model; ``model.primary`` is the given primary.
 
     Raises:
-        FormatError: says what does not fit, or what cannot be represented exactly.
+        FormatError: something does not fit, or cannot be represented exactly.
 
     >>> old = {"backbone.output.weight": torch.zeros(3, 2), "backbone.output.bias": torch.ones(3)}
     >>> model = hl.io.from_hyperlight(old, nn.Linear(2, 1), {"h": hl.Uniform(0.0, 1.0)})
     >>> model.predict(h=0.3)["weight"].detach()
     tensor([[1., 1.]])
     """
-    layers, rest = _backbone(state_dict)
-    last = layers.pop("output")
-    blocks = _blocks(layers)
-    hidden = [block["weight"].shape[0] for block in blocks]
-    dtype = last["weight"].dtype
-    _check_legacy_inputs(inputs, encoding, (blocks or [last])[0]["weight"].shape[1])
+    values, hidden, rest = _split(state_dict)
+    first = "trunk.layers.0" if hidden else "head"
+    _check_inputs(inputs, encoding, values[f"{first}.weight"].shape[1])
     own = own_tensors(primary)
     others = _rest_of_primary(rest, own)
     parameters = dict(primary.named_parameters(remove_duplicate=False))
@@ -75,75 +70,46 @@ def from_hyperlight(
         shapes = {n: p.shape for n, p in primary.named_parameters() if id(p) in free}
     else:
         shapes = {name: torch.Size(shape) for name, shape in output_shapes.items()}
-    _check_outputs(primary, parameters, shapes, last["weight"].shape[0])
-    predicted = {id(parameters[name]) for name in shapes}
-    if others:
-        missing = [
-            name for name in own if name not in others and id(parameters.get(name)) not in predicted
-        ]
-        if missing:
-            raise FormatError(
-                f"The checkpoint holds {listed(others, 4)} of the primary, but not "
-                f"{listed(missing, 4)}, which are not predicted either. Pass a complete state "
-                "dict, or that of the HyperNet alone."
-            )
+    _check_outputs(primary, shapes, len(values["head.weight"]))
+    _fold_encoding(values, first, encoding)
+    theta0 = torch.split(values.pop("head.bias"), [shape.numel() for shape in shapes.values()])
+    for (name, shape), part in zip(shapes.items(), theta0, strict=True):
+        others[name] = part.reshape(shape)
 
-    first = (blocks or [last])[0]
-    bias = last.get("bias", torch.zeros_like(last["weight"][:, 0]))
-    if encoding == "z|1-z":  # W [z, 1 - z] + b = (W1 - W2) z + (b + W2 1)
-        of_z, of_rest = first["weight"].double().chunk(2, dim=1)
-        first["weight"] = (of_z - of_rest).to(dtype)
-        shift = of_rest.sum(dim=1)
-        if blocks:
-            first["bias"] = (first["bias"].double() + shift).to(dtype)
-        else:
-            bias = (bias.double() + shift).to(dtype)
-    if encoding != "cos|sin":  # Identity appends as many zeros
-        first["weight"] = torch.cat([first["weight"], torch.zeros_like(first["weight"])], dim=1)
-
-    names = {kind: name for name, kind in ACTIVATIONS.items()}
     kind = _nonlinearity(nonlinearity)
     hypernet = empty_hypernet(
         dict(sorted(inputs.items())),
         shapes,
         hidden=hidden,
-        activation=names.get(kind, kind),
+        activation={known: name for name, known in ACTIVATIONS.items()}.get(kind, kind),
         encoding=CosSin(per_input=True) if encoding == "cos|sin" else None,
-        dtype=dtype,
+        dtype=values["head.weight"].dtype,
     )
-    values = {"head.weight": last["weight"]}
-    for i, block in enumerate(blocks):
-        values[f"trunk.layers.{i}.weight"] = block["weight"]
-        values[f"trunk.layers.{i}.bias"] = block["bias"]
-        values.update(
-            {f"trunk.activations.{i}.{n}": t for n, t in layers.get(f"act{i}", {}).items()}
-        )
-    theta0 = torch.split(bias, [shape.numel() for shape in shapes.values()])
-    others |= {
-        name: part.reshape(shape)
-        for (name, shape), part in zip(shapes.items(), theta0, strict=True)
+    predicted = {id(parameters[name]) for name in shapes}
+    expected = {
+        name: tensor
+        for name, tensor in own.items()
+        if name in others or (rest and id(parameters.get(name)) not in predicted)
     }
-    own = {name: tensor for name, tensor in own.items() if name in others}
-    for found, there, place in (
-        (values, hypernet.state_dict(), f"a hypernetwork with nonlinearity={nonlinearity!r}"),
-        (others, own, "the primary"),
-    ):
-        words = differences(found, there, place, "the checkpoint")
-        if words:
-            raise FormatError(
-                f"The checkpoint does not fit: {'; '.join(words)}. Bring the primary to its "
-                "dtype and architecture, and pass the nonlinearity with which it was made."
-            )
+    there = f"a hypernetwork with nonlinearity={nonlinearity!r}"
+    words = differences(values, hypernet.state_dict(), there, "the checkpoint")
+    words += differences(others, expected, "the primary", "the checkpoint")
+    if words:
+        raise FormatError(
+            f"The checkpoint does not fit: {'; '.join(words)}. Pass the nonlinearity it was made "
+            "with, a primary of its architecture and dtype, and all of its tensors or those of "
+            "the HyperNet alone."
+        )
     hypernet.load_state_dict(values)
     model = HyperModel(primary, hypernet.to(parameters[next(iter(shapes))].device))
     load_in_place(primary, others)
     return model
 
 
-def _backbone(
+def _split(
     state_dict: Mapping[str, Tensor],
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """The layers of the ``HyperNet`` in a state dict, and all other tensors in there."""
+) -> tuple[dict[str, Tensor], list[int], dict[str, Tensor]]:
+    """The tensors of the ``HyperNet`` by our names, its hidden widths, and all other tensors."""
     mark = "backbone.output.weight"
     ends = [name for name in state_dict if f".{name}".endswith(f".{mark}")]
     if len(ends) != 1:
@@ -153,55 +119,45 @@ def _backbone(
             f"{mark!r}; found {found or 'nothing'}."
         )
     prefix = ends[0].removesuffix("output.weight")
-    layers: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state_dict.items():
-        if name.startswith(prefix):
-            layer, _, leaf = name.removeprefix(prefix).partition(".")
-            layer = re.sub(r"^block(\d+)_(lin|act)$", r"\2\1", layer)
-            layers.setdefault(layer, {})[leaf] = tensor
-    rest = {name: t for name, t in state_dict.items() if not name.startswith(prefix)}
-    return layers, rest
-
-
-def _blocks(layers: Mapping[str, Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    count = sum(name.startswith("lin") for name in layers)
-    expected = {f"lin{i}" for i in range(count)}
-    unknown = [n for n in layers if n not in expected | {f"act{i}" for i in range(count)}]
-    if unknown or any(set(layers[name]) != {"weight", "bias"} for name in expected - set(unknown)):
+    old = under(prefix, state_dict)
+    linear = [f"block{i}_lin" for i in range(sum(n.endswith("_lin.weight") for n in old))]
+    ours = {"output": "head"}
+    for i, name in enumerate(linear):
+        ours |= {name: f"trunk.layers.{i}", f"block{i}_act": f"trunk.activations.{i}"}
+    layers = dict.fromkeys(name.partition(".")[0] for name in old)
+    needed = {f"{name}.{leaf}" for name in linear for leaf in ("weight", "bias")}
+    if not layers.keys() <= ours.keys() or not needed <= old.keys():
         raise FormatError(
-            f"The backbone of the checkpoint is made of the layers {listed(layers)}; expected "
-            "'output' and 'block0_lin', 'block1_lin', ..., each with weight and bias, as "
-            "HyperLight 0.0.5 makes them."
+            f"The backbone of the checkpoint has the layers {listed(layers)}; expected 'output' "
+            "and 'block0_lin', 'block1_lin', ..., each with weight and bias, as HyperLight 0.0.5 "
+            "makes them."
         )
-    return [dict(layers[f"lin{i}"]) for i in range(count)]
+    values = {"head.bias": torch.zeros_like(old["output.weight"][:, 0])}
+    for layer, name in ours.items():
+        values |= {f"{name}.{leaf}": tensor for leaf, tensor in under(f"{layer}.", old).items()}
+    hidden = [len(old[f"{name}.weight"]) for name in linear]
+    return values, hidden, {n: t for n, t in state_dict.items() if not n.startswith(prefix)}
 
 
-def _check_legacy_inputs(inputs: Mapping[str, Input], encoding: str | None, columns: int) -> None:
+def _check_inputs(inputs: Mapping[str, Input], encoding: str | None, columns: int) -> None:
     factors: dict[str | None, int] = {"cos|sin": 2, "z|1-z": 2, None: 1}
     if encoding not in factors:
-        raise FormatError(
-            f"encoding was {encoding!r}; expected one of HyperLight 0.0.5: 'cos|sin', 'z|1-z' or "
-            "None."
-        )
+        raise FormatError(f"encoding was {encoding!r}; expected 'cos|sin', 'z|1-z' or None.")
     for name, space in inputs.items():
-        if not isinstance(space, Input) or space.discrete:
+        unit = isinstance(space, (Uniform, Simplex)) and space.support == (0.0, 1.0)
+        if not isinstance(space, Input) or space.discrete or (encoding == "cos|sin" and not unit):
+            shape = getattr(space, "event_shape", ())
+            unit_space = f"hl.Uniform(0.0, 1.0, {shape})" if shape else "hl.Uniform(0.0, 1.0)"
             raise FormatError(
-                f"Input {name!r} was {space!r}; HyperLight 0.0.5 had numbers only. Declare a space "
-                "of numbers, such as hl.Uniform(0.0, 1.0)."
-            )
-        plain = isinstance(space, (Uniform, Simplex)) and space.support == (0.0, 1.0)
-        if encoding == "cos|sin" and not plain:
-            shape = "" if space.event_shape == () else f", {space.event_shape}"
-            raise FormatError(
-                f"Input {name!r} was {space!r}, which maps its values to [0, 1] before they are "
-                "encoded; HyperLight 0.0.5 encoded them as they were given. Declare "
-                f"hl.Uniform(0.0, 1.0{shape}) and pass the values that you passed there. (Values "
-                "outside of [0, 1], of which it warned, cannot be represented.)"
+                f"Input {name!r} was {space!r}; HyperLight 0.0.5 had numbers only and encoded them "
+                "as they were given, without mapping them to [0, 1] first. Declare "
+                f"{unit_space} and pass the values that you passed there. With encoding='cos|sin' "
+                "values outside of [0, 1], of which it warned, cannot be represented."
             )
     size = sum(space.numel for space in inputs.values())
     if size * factors[encoding] != columns:
-        fitting = [e for e, factor in factors.items() if size * factor == columns]
-        hint = f" They fit encoding={' or '.join(map(repr, fitting))}." if fitting else ""
+        fitting = [repr(e) for e, factor in factors.items() if size * factor == columns]
+        hint = f" They fit encoding={' or '.join(fitting)}." if fitting else ""
         raise FormatError(
             f"The inputs {listed(inputs)} have {size} entries, which encoding={encoding!r} makes "
             f"{size * factors[encoding]}; the checkpoint's first layer reads {columns}.{hint}"
@@ -209,27 +165,23 @@ def _check_legacy_inputs(inputs: Mapping[str, Input], encoding: str | None, colu
 
 
 def _rest_of_primary(rest: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a checkpoint's other tensors by their names in the primary."""
-    if not rest:
-        return {}
-    one = next(iter(rest))
-    prefixes = {one.removesuffix(name) for name in own if one.endswith(name)}
+    """The other tensors of a checkpoint by their names in the primary."""
+    one = next(iter(rest), "")
+    prefixes = {one.removesuffix(name) for name in own if one.endswith(name)} or {""}
     for prefix in sorted(prefixes, key=len):
-        if all(n.startswith(prefix) and n.removeprefix(prefix) in own for n in rest):
-            return under(prefix, rest)
+        found = under(prefix, rest)
+        if len(found) == len(rest) and found.keys() <= own.keys():
+            return found
     raise FormatError(
-        f"The checkpoint holds {listed(rest, 4)} beside the HyperNet, which are not tensors of the "
-        f"given primary under one prefix; it has {listed(own, 4)}. Pass the primary to which they "
-        "belong, or the state dict of the HyperNet alone."
+        f"Besides the HyperNet the checkpoint holds {listed(rest, 4)}, which are not tensors of "
+        f"the primary under a common prefix; it has {listed(own, 4)}. Pass the primary they "
+        "belong to, or the state dict of the HyperNet alone."
     )
 
 
-def _check_outputs(
-    primary: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    shapes: Mapping[str, torch.Size],
-    rows: int,
-) -> None:
+def _check_outputs(primary: nn.Module, shapes: Mapping[str, torch.Size], rows: int) -> None:
+    parameters = dict(primary.named_parameters(remove_duplicate=False))
+    used = [id(p) for module in primary.modules() for p in module._parameters.values()]
     for name, shape in shapes.items():
         if name not in parameters:
             raise FormatError(
@@ -241,23 +193,30 @@ def _check_outputs(
                 f"output_shapes held {name!r} with shape {tuple(shape)}; the parameter of the "
                 f"primary has shape {tuple(parameters[name].shape)}."
             )
-        uses = sum(
-            parameter is parameters[name]
-            for module in primary.modules()
-            for parameter in module._parameters.values()
-        )
+        uses = used.count(id(parameters[name]))
         if uses > 1:
             raise FormatError(
                 f"The parameter {name!r} is tied: {uses} modules share it. HyperLight 0.0.5 "
-                "predicted a tensor for each of them, here they are one. Untie them in the "
-                "primary, as they were there."
+                "predicted a tensor for each of them, this version predicts one. Untie them in "
+                "the primary, as they were there."
             )
-    total = sum(math.prod(shape) for shape in shapes.values())
+    total = sum(shape.numel() for shape in shapes.values())
     if total != rows:
         raise FormatError(
             f"The checkpoint predicts {rows:,} entries; {listed(shapes, 4)} have {total:,}. Pass "
             "output_shapes=network.external_shapes(), which the HyperNet was made with."
         )
+
+
+def _fold_encoding(values: dict[str, Tensor], first: str, encoding: str | None) -> None:
+    """Change the first layer to read :class:`~hyperlight.Identity`, unless it reads "cos|sin"."""
+    weight, bias = values[f"{first}.weight"], values[f"{first}.bias"]
+    if encoding == "z|1-z":  # W [z, 1 - z] + b = (W1 - W2) z + (b + W2 1)
+        of_z, of_rest = weight.double().chunk(2, dim=1)
+        values[f"{first}.bias"] = (bias.double() + of_rest.sum(dim=1)).to(bias.dtype)
+        weight = (of_z - of_rest).to(weight.dtype)
+    if encoding != "cos|sin":  # Identity appends as many zeros
+        values[f"{first}.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
 
 
 def _nonlinearity(name: str) -> type[nn.Module]:

@@ -1,8 +1,8 @@
-r"""Data-parallel training that sends the factors of a head's gradient, not the gradient.
+r"""Data-parallel training that sends the factors of a head's gradient instead of the gradient.
 
-The gradient of a dense head is a sum of outer products :math:`\sum_m g_m f_m^T` (design D6), with a
-term for every input of the hypernetwork in the step. Its mean over processes is the mean of their
-sums: sent are :math:`P + K` numbers for a term instead of :math:`P K`, about K times less.
+The gradient of a dense head is a sum of outer products :math:`\sum_m g_m f_m^T`, with a term for
+every input of the hypernetwork in the step. Its mean over processes is the mean of their sums, so
+:math:`P + K` numbers are sent for each term instead of :math:`P K`: about K times less.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def exchange_factors(
 ) -> FactorExchange:
     """Have the processes of a data-parallel training exchange factors for all dense heads.
 
-    Call it in every process after the process group is there, on the device that is trained on,
-    and before the module is wrapped::
+    Call it in every process once there is a process group, with the module on its training
+    device and not wrapped yet::
 
         model = hl.hypernetize(network, inputs={"scale": hl.Uniform(0.0, 0.5)})
         hl.exchange_factors(model)
@@ -35,23 +35,24 @@ def exchange_factors(
         optimizer = hl.optim.Adam(parallel.parameters(), lr=3e-4)
 
     With Lightning Fabric: after ``fabric.launch()``, before ``fabric.setup(model, optimizer)``.
-    Without it everything works too, and the dense gradient is sent.
+    Without it everything works too, but the dense gradient is sent.
 
-    The weights of dense heads are taken out of what the wrapper synchronises. They are made equal
-    to those of rank 0 here, and their gradients are averaged at the end of each backward, before
-    clipping or the optimizer reads them: exactly, by gathering the factors of all processes. That
-    follows ``no_sync``. Where the dense gradient is smaller or a process has no factors, as
-    with the optimizers of :mod:`torch.optim`, the dense gradient is averaged.
+    The wrapper no longer synchronises the weights of dense heads. They are made equal to those of
+    rank 0 here. Their gradients are averaged at the end of each backward, before clipping or the
+    optimizer reads them: exactly, by gathering the factors of all processes. This respects
+    ``no_sync``. If the dense gradient is smaller, or a process has no factors (as with
+    :mod:`torch.optim`), the dense gradient is averaged.
 
     As in ``DistributedDataParallel`` without ``find_unused_parameters``, every head must get a
     gradient in every process.
 
     Args:
-        module: what will be wrapped: a :class:`~hyperlight.HyperModel` or a module that holds some.
-        group: the processes; the default is all of them. It must be the one of the wrapper.
+        module: the module to be wrapped: a :class:`~hyperlight.HyperModel`, or one that holds
+            some.
+        group: the processes; the default is all of them. It must be the group of the wrapper.
 
     Returns:
-        What counts the bytes that are sent.
+        An object that counts the bytes sent.
 
     Raises:
         ConfigurationError: there is no process group, the module is wrapped already, it has no
@@ -88,11 +89,11 @@ def exchange_factors(
 
 
 class FactorExchange:
-    """What :func:`exchange_factors` has put in place.
+    """The exchange that :func:`exchange_factors` has set up.
 
     Attributes:
-        sent: bytes that this process has given to collective calls for gradients of heads.
-        dense: bytes that it would have given for their dense gradients.
+        sent: bytes that this process has passed to collective calls for gradients of heads.
+        dense: bytes that it would have passed for their dense gradients.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class FactorExchange:
         ignored: list[str],
         group: distributed.ProcessGroup | None,
     ) -> None:
-        # A group of its own: what the wrapper sends at the same time cannot be mistaken for this.
+        # A group of its own keeps this apart from what the wrapper sends at the same time.
         ranks = distributed.get_process_group_ranks(group or distributed.group.WORLD)
         self._group = distributed.new_group(ranks)
         self._world = len(ranks)
@@ -116,7 +117,7 @@ class FactorExchange:
         ignore_in_ddp(module, [*ignored, *weights])
 
     def _note(self, head: nn.Module, args: Any) -> None:
-        """Whether this forward goes through a wrapper, which can be in ``no_sync``."""
+        """Remember the wrapper that this forward goes through, which can be in ``no_sync``."""
         wrapper = running_ddp()
         if torch.is_grad_enabled():
             self._wrapper = None if wrapper is None else weakref.ref(wrapper)
@@ -135,7 +136,7 @@ class FactorExchange:
         counts = self._counts(rows, weight.device)
         total, columns = gradient.shape
         most = max(counts)
-        # To gather, every process sends its part to all others; a sum goes round in a ring twice.
+        # Gathering sends every part to all others; a sum travels round a ring twice.
         gathered, summed = self._world * most * (total + columns), 2 * total * columns
         if min(counts) < 0 or gathered >= summed:
             dense = gradient.dense() if isinstance(gradient, OuterProduct) else gradient
