@@ -93,7 +93,14 @@ def profile(scale: Iterable[float]) -> ScaleProfile:
     """A profile with these standard deviations along gamma from 0 to 1."""
     std = torch.tensor(list(scale), dtype=torch.float64)
     gamma = torch.linspace(0.0, 1.0, len(std))
-    return ScaleProfile("gamma", gamma, gamma.clone(), std, {"weight": std.clone()}, verdict="")
+    return ScaleProfile(
+        input="gamma",
+        gamma=gamma,
+        magnitude=gamma.clone(),
+        std=std,
+        per_target={"weight": std.clone()},
+        verdict="",
+    )
 
 
 FLAT = (1.0, 1.0, 1.0, 1.0)

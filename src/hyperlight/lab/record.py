@@ -147,7 +147,8 @@ def _profile_record(profile: ScaleProfile | None) -> dict[str, Any] | None:
 def _read_profile(record: dict[str, Any] | None) -> ScaleProfile | None:
     if record is None:
         return None
-    gamma, magnitude, std = (
-        torch.tensor(record[name], dtype=torch.float64) for name in ("gamma", "magnitude", "std")
-    )
-    return ScaleProfile(record["input"], gamma, magnitude, std, {}, record["verdict"])
+    values = {
+        name: torch.tensor(record[name], dtype=torch.float64)
+        for name in ("gamma", "magnitude", "std")
+    }
+    return ScaleProfile(input=record["input"], verdict=record["verdict"], per_target={}, **values)
