@@ -449,7 +449,7 @@ WRONG_HEADS: list[tuple[Any, str, str]] = [
     (SharedCopies, "copies", "shares 1 parameters with the model; expected none"),
     (Unpicklable, "pickle", "The model cannot be pickled .*holds a socket.*; expected that it can"),
     (Loose, "state", "head keeps the tensors 'signs' as plain attributes, which are not saved"),
-    (Unsaved, "state", "After load_state_dict.* and the predictions differ for '0.weight'"),
+    (Unsaved, "state", "After load_state_dict.* must predict the same; they differ for '0.weight'"),
     (
         SinglePrecision,
         "precision",
@@ -679,9 +679,13 @@ class Dice(nn.Module):
 
 
 WRONG_PRIMARIES: list[tuple[Any, str, str]] = [
-    (Looks, "binding", r"bind\(...\) gave other outputs than a deep copy of the primary"),
+    (
+        Looks,
+        "binding",
+        r"bind\(...\) must give the outputs of a copy .* they differ for 'output 0'",
+    ),
     (Decays, "primary", "changed 'gain' of the primary; expected nothing to change"),
-    (Dice, "determinism", "two calls of the model with the same arguments gave two outputs"),
+    (Dice, "determinism", "two calls of the model must give the same outputs, and they differ"),
 ]
 
 

@@ -45,10 +45,11 @@ True
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +61,7 @@ from .encodings import Encoding
 from .errors import ConfigurationError, HyperLightError
 from .heads import dense
 from .hypernet import HyperNet
-from .init import FanOut, Initialization, Zero
+from .init import FanOut, Given, Zero
 from .model import HyperModel
 from .targets import attribute
 
@@ -70,6 +71,7 @@ _BATCHES: tuple[tuple[int, ...], ...] = ((), (1,), (3,), (2, 3))
 # The factor by which a measured spread may be off: if all entries of a tensor depend on a few
 # draws, only the few resets and features that are tried reduce its error.
 _SPREAD = 2.0
+_Model = HyperModel | HyperNet
 
 
 class CheckError(HyperLightError, AssertionError):
@@ -172,20 +174,19 @@ def check_hypernet(model: HyperModel | HyperNet, *args: Any, **kwargs: Any) -> C
             "no primary. Leave them out, or check the HyperModel."
         )
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    report, failures, names = CheckReport(), {}, _CHECKS
+    report, failures, checks = CheckReport(), {}, None
     with torch.random.fork_rng(sorted(devices, key=str)), torch.enable_grad():
         torch.manual_seed(0)
         try:
             checks = _Checks(copy.deepcopy(model).eval(), given, args, kwargs)
         except Exception as error:
-            names = []
             failures["copies"] = (
                 f"copy.deepcopy of the model raised {_said(error)}. All checks run on a copy, so "
                 "no other was made. Keep generators, locks and tensors with a graph out of it."
             )
         else:
             _move(checks.hypernet)
-        for name in names:
+        for name in _CHECKS if checks else ():
             try:
                 report.passed[name] = getattr(checks, name)() or ""
             except _SkippedError as skipped:
@@ -217,6 +218,14 @@ class _SkippedError(Exception):
 def _said(error: Exception) -> str:
     first, *_ = str(error).splitlines() or ["no message"]
     return f"{type(error).__name__}: {first.rstrip('.')}"
+
+
+def _pickling_error(thing: Any) -> str:
+    try:
+        pickle.dumps(thing)
+    except Exception as error:
+        return _said(error)
+    return ""
 
 
 @torch.no_grad()
@@ -251,9 +260,10 @@ def _expect(holds: bool, message: str) -> None:
 def _expect_equal(
     what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], room: float = 1.0
 ) -> None:
-    for name, tensor in expected.items():
-        message = f"{what} for {name!r} by more than rounding."
-        _expect(_equal(found[name], tensor, room), message)
+    rounding = " by more than rounding" if room else ""
+    for name in {**expected, **found}:
+        same = name in found and name in expected and _equal(found[name], expected[name], room)
+        _expect(same, f"{what} for {name!r}{rounding}.")
 
 
 def _expect_finite(what: str, tensor: Tensor) -> None:
@@ -290,26 +300,15 @@ def _expect_spread(method: str, squares: Mapping[str, float], stds: Mapping[str,
         )
 
 
-@dataclass(frozen=True)
-class _Asked(Initialization):
-    """Spreads that no head would have by itself."""
-
-    stds: Mapping[str, float]
-    measured: bool = False
-
-    def std(self, name: str, shape: torch.Size) -> float:
-        return self.stds[name]
+class _Measured(Given):
+    measured = True
 
 
 class _Checks:
     """A model, and the checks of it: the public methods, named and ordered as in the report."""
 
     def __init__(
-        self,
-        model: HyperModel | HyperNet,
-        given: Mapping[str, Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        self, model: _Model, given: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.model, self.given, self.args, self.kwargs = model, given, args, kwargs
         self.hypernet = model.hypernet if isinstance(model, HyperModel) else model
@@ -336,16 +335,14 @@ class _Checks:
 
     def _predict(self, gamma: Mapping[str, Any]) -> dict[str, Tensor]:
         predict = self.model.predict if isinstance(self.model, HyperModel) else self.model
-        predicted: dict[str, Tensor] = predict(**gamma)
-        return predicted
+        return dict(predict(**gamma))
 
-    def _outputs(
-        self, network: Callable[..., Any], gamma: Mapping[str, Any] | None = None, seed: int = 0
-    ) -> list[Tensor]:
+    def _outputs(self, network: Any, seed: int, /, **gamma: Any) -> dict[str, Tensor]:
         """The tensors in the output, with the random numbers of the seed."""
         torch.manual_seed(seed)
-        output = network(*self.args, **self.kwargs, **(gamma or {}))
-        return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        output = network(*self.args, **self.kwargs, **gamma)
+        leaves = enumerate(pytree.tree_leaves(output))
+        return {f"output {i}": leaf for i, leaf in leaves if isinstance(leaf, Tensor)}
 
     def _features(self, size: int, seed: int) -> Tensor:
         """Random directions, ``(size, K)``."""
@@ -364,7 +361,6 @@ class _Checks:
 
     def _same(self, other: _Checks, what: str) -> None:
         gamma = self._gamma((3,), seed=4)
-        what = f"{what}, and the predictions differ"
         _expect_equal(what, other._predict(gamma), self._predict(gamma))
 
     # --- the checks -------------------------------------------------------------------------
@@ -395,11 +391,8 @@ class _Checks:
         _expect(len(seen) == 1, f"It was called {len(seen)} times by encode(); expected once.")
         ((given, encoded),) = seen
         normalized = getattr(encoding, "normalized", True)
-        columns = [
-            (space.normalize(gamma[name]) if normalized else gamma[name]).reshape(5, space.numel)
-            for name, space in numbers.items()
-        ]
-        expected = torch.cat(columns, dim=-1)
+        values = [s.normalize(gamma[n]) if normalized else gamma[n] for n, s in numbers.items()]
+        expected = torch.cat([value.reshape(5, -1) for value in values], dim=-1)
         what = "mapped to [0, 1]" if normalized else "as the user passes them"
         _expect(
             _equal(given, expected),
@@ -453,10 +446,8 @@ class _Checks:
         sums = {name: dense(weight) for name, weight in head.add_to(zero, features).items()}
         _expect_equal("The head's forward and predict() differ", cut, parts)
         _expect_equal("The head's add_to() and predict() differ", sums, parts)
-        counts, total = (
-            [head.parameter_count(n) for n in shapes],
-            sum(p.numel() for p in head.parameters()),
-        )
+        counts = [head.parameter_count(name) for name in shapes]
+        total = sum(parameter.numel() for parameter in head.parameters())
         own = sum(count or 0 for count in counts)
         _expect(
             own <= total if None in counts else own == total,
@@ -474,12 +465,10 @@ class _Checks:
             rows = {n: value.reshape((-1, *inputs[n].event_shape)) for n, value in gamma.items()}
             count = math.prod(batch)
             loop = [self._predict({n: value[i] for n, value in rows.items()}) for i in range(count)]
-            apart = {
-                name: torch.stack([one[name] for one in loop]).reshape_as(tensor)
-                for name, tensor in together.items()
-            }
+            apart = {name: torch.stack([one[name] for one in loop]) for name in together}
+            flat = {name: tensor.reshape_as(apart[name]) for name, tensor in together.items()}
             what = f"A batch of shape {batch} must equal the loop over it, and they differ"
-            _expect_equal(what, together, apart)
+            _expect_equal(what, flat, apart)
 
     def dependence(self) -> None:
         held = self._gamma(seed=2)
@@ -502,14 +491,12 @@ class _Checks:
         trained = {name: p for name, p in named.items() if p.requires_grad}
         if not trained:
             raise _SkippedError("no parameter requires a gradient")
-        missing = dict(trained)
+        missing, parameters = dict(trained), list(trained.values())
         for seed in range(16):
             predicted = list(self._predict(self._gamma(seed=seed)).values())
             weights = [torch.randn_like(tensor) for tensor in predicted]
             largest = max(float(weight.abs().max()) for weight in weights)
-            found = torch.autograd.grad(
-                predicted, list(trained.values()), weights, materialize_grads=True
-            )
+            found = torch.autograd.grad(predicted, parameters, weights, materialize_grads=True)
             for name, gradient in zip(trained, found, strict=True):
                 _expect_finite(f"The gradient of {name!r}", gradient)
                 eps = torch.finfo(gradient.dtype).eps
@@ -527,15 +514,13 @@ class _Checks:
     def initialisation(self) -> str:
         fresh = self._copied()
         head, shapes = fresh.hypernet.head, fresh.hypernet.shapes
-        stds = {
-            name: FanOut().std(name, shape) * (1.0, 4.0, 16.0)[i % 3]
-            for i, (name, shape) in enumerate(shapes.items())
-        }
+        scales = itertools.cycle((1.0, 4.0, 16.0))
+        stds = {n: FanOut().std(n, shape) * next(scales) for n, shape in shapes.items()}
         entries = sum(shape.numel() for shape in shapes.values())
         resets, size = 64 if entries < 2**12 else 8, max(1, min(16, 2**22 // entries))
         squares = dict.fromkeys(shapes, 0.0)
         for seed in range(resets):
-            head.reset_parameters(_Asked(stds), fresh._generator(seed))
+            head.reset_parameters(Given(lambda name, _: stds[name]), fresh._generator(seed))
             for name, square in fresh._squares(fresh._features(size, seed)).items():
                 squares[name] += square / resets
         _expect_spread("reset_parameters", squares, stds)
@@ -557,7 +542,7 @@ class _Checks:
         )
 
         features = 2.0 * fresh._features(256 if entries < 2**16 else 16, seed=0)
-        measured = _Asked(stds, measured=True)
+        measured = _Measured(lambda name, _: stds[name])
         head.reset_parameters(measured, fresh._generator(0))
         try:
             head.calibrate(features, measured)
@@ -571,9 +556,8 @@ class _Checks:
         head = fresh.hypernet.head
 
         def drawn(fill: float, seed: int) -> dict[str, Tensor]:
-            with torch.no_grad():
-                for parameter in head.parameters():
-                    parameter.fill_(fill)
+            for parameter in head.parameters():
+                parameter.data.fill_(fill)
             head.reset_parameters(FanOut(), fresh._generator(seed))
             return {name: value.detach().clone() for name, value in head.named_parameters()}
 
@@ -592,28 +576,21 @@ class _Checks:
 
     def binding(self) -> str:
         model, gamma = self._hypermodel(), {**self._gamma(), **self.given}
-        bound, theta, twin = (
-            model.bind(**gamma),
-            model.predict(**gamma),
-            copy.deepcopy(model.primary),
-        )
+        bound, theta = model.bind(**gamma), model.predict(**gamma)
+        twin = copy.deepcopy(model.primary)
         for name, tensor in theta.items():
             same = torch.equal(attribute(bound, name), tensor)
             _expect(same, f"bind() holds another tensor at {name!r} than predict() gave.")
             attribute(twin, name).data.copy_(tensor.detach())
         if not (self.args or self.kwargs):
             return "weights only: pass what forward takes, to compare outputs as well"
-        expected = self._outputs(twin)
-        for what, found in (
-            ("bind(...)", self._outputs(bound)),
-            ("The model", self._outputs(model, gamma)),
-        ):
-            _expect(
-                len(found) == len(expected)
-                and all(_equal(a, b, room=10.0) for a, b in zip(found, expected, strict=True)),
-                f"{what} gave other outputs than a deep copy of the primary with the weights "
-                "copied in. Look for weights that it keeps or computes outside of forward.",
-            )
+        expected = self._outputs(twin, 0)
+        outputs = {"bind(...)": self._outputs(bound, 0)}
+        outputs["The model"] = self._outputs(model, 0, **gamma)
+        for name, found in outputs.items():
+            what = f"{name} must give the outputs of a copy of the primary that holds the weights"
+            what += ", whatever it keeps or computes outside of forward; they differ"
+            _expect_equal(what, found, expected, room=10.0)
         return "" if expected else "weights only: forward returned no tensors to compare"
 
     def primary(self) -> None:
@@ -627,8 +604,8 @@ class _Checks:
         before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         predicted, bound = model.predict(**gamma), model.bind(**gamma)
         if self.args or self.kwargs:
-            copied._outputs(bound)
-            copied._outputs(model, gamma)
+            copied._outputs(bound, 0)
+            copied._outputs(model, 0, **gamma)
         if trained := [tensor.sum() for tensor in predicted.values() if tensor.requires_grad]:
             torch.autograd.backward(trained)
         after = held()
@@ -646,7 +623,7 @@ class _Checks:
 
     def copies(self) -> None:
         other = self._copied()
-        self._same(other, "A deep copy must predict what the model does")
+        self._same(other, "A deep copy must predict what the model does; they differ")
         shared = set(self.model.parameters()) & set(other.model.parameters())
         _expect(
             not shared,
@@ -656,22 +633,17 @@ class _Checks:
 
     def pickle(self) -> str:
         note, model = "", self.model
-        if isinstance(model, HyperModel):
-            try:
-                pickle.dumps(model.primary)
-            except Exception as error:  # not the hypernetwork's fault
-                note = f"of the hypernetwork alone, since the primary cannot be: {_said(error)}"
-                model = self.hypernet
-        try:
-            pickle.dumps(model)
-        except Exception as error:
-            if re.match(r"Can't (pickle|get) (local object|<)", str(error)):
-                reason = f"pickle finds classes and functions by name only, in a module: {error}"
-                raise _SkippedError(reason) from None
-            raise _FailedError(
-                f"The model cannot be pickled ({_said(error)}); expected that it can, to reach a "
-                "spawned process. Keep files, locks and the like out of its attributes."
-            ) from None
+        if isinstance(model, HyperModel) and (error := _pickling_error(model.primary)):
+            note = f"of the hypernetwork alone, since the primary cannot be: {error}"
+            model = self.hypernet
+        error = _pickling_error(model)
+        if re.match(r"\w+: Can't (pickle|get) (local object|<)", error):
+            raise _SkippedError(f"pickle finds code by name only, in a module: {error}")
+        _expect(
+            not error,
+            f"The model cannot be pickled ({error}); expected that it can, to reach a spawned "
+            "process. Keep files, locks and the like out of its attributes.",
+        )
         return note
 
     def state(self) -> None:
@@ -685,12 +657,13 @@ class _Checks:
             )
         other = self._copied()
         other.hypernet.head.reset_parameters(FanOut(), other._generator(5))
-        with torch.no_grad():
-            for value in other.model.state_dict().values():
-                if value.is_floating_point():
-                    value.add_(1.0)
+        for value in other.model.state_dict().values():
+            if value.is_floating_point():
+                value.add_(1.0)
         other.model.load_state_dict(self.model.state_dict())
-        self._same(other, "After load_state_dict(state_dict()) a copy must predict the same")
+        self._same(
+            other, "After load_state_dict(state_dict()) a copy must predict the same; they differ"
+        )
 
     def precision(self) -> None:
         dtype, device = self.hypernet.dtype, self.hypernet.device
@@ -711,12 +684,9 @@ class _Checks:
         what = "In eval mode the same inputs must give the same weights, and two calls differ"
         _expect_equal(what, self._predict(gamma), self._predict(gamma))
         if isinstance(self.model, HyperModel) and (self.args or self.kwargs):
-            first, second = (self._outputs(self.model, gamma, seed) for seed in (0, 1))
-            _expect(
-                all(_equal(a, b, room=0.0) for a, b in zip(first, second, strict=True)),
-                "In eval mode two calls of the model with the same arguments gave two outputs; "
-                "expected one. Follow self.training, as torch.nn.Dropout does.",
-            )
+            first, second = (self._outputs(self.model, seed, **gamma) for seed in (0, 1))
+            what = "In eval mode two calls of the model must give the same outputs, and they differ"
+            _expect_equal(what, first, second, room=0.0)
 
 
 _CHECKS = [name for name in vars(_Checks) if not name.startswith("_")]
