@@ -196,7 +196,10 @@ def test_buffers_that_a_forward_replaces_are_put_back() -> None:
     ("loss", "words"),
     [
         (lambda net, x: net(x), r"loss\(net, batch\) returned a tensor of shape \(4, 2\)"),
-        (lambda net, x: net(x).sum().item(), "returned float; expected a tensor of shape"),
+        (
+            lambda net, x: net(x).sum().item(),
+            "returned float; expected a floating-point tensor of shape",
+        ),
         (lambda net, x: net(x).sum().detach(), "does not depend on the predicted weights"),
         (lambda net, x: x.sum().requires_grad_(), "does not depend on the predicted weights"),
     ],

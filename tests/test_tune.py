@@ -504,11 +504,14 @@ def test_it_prints_what_it_found() -> None:
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
-        (lambda net: net(), r"shape \(2,\); expected \(\), a scalar. Reduce it, as with .mean"),
-        (lambda net: net().sum().item(), "returned float; expected a tensor of shape"),
+        (lambda net: net(), r"shape \(2,\) .* expected .* shape \(\): a scalar, as by .mean"),
+        (lambda net: net().sum().item(), r"returned float; .* shape \(\): a scalar, .* no .item"),
         (lambda net: net().sum().detach(), "does not depend on the inputs 'g', 'h'. Compute it"),
         (lambda net: torch.ones((), requires_grad=True), "does not depend on the inputs"),
-        (lambda net: (net() > 0).sum(), "dtype torch.int64; expected a floating-point loss"),
+        (
+            lambda net: (net() > 0).sum(),
+            "torch.int64; expected a floating-point tensor .* or counts",
+        ),
     ],
 )
 def test_objectives_that_cannot_be_descended_are_refused(
@@ -521,7 +524,9 @@ def test_objectives_that_cannot_be_descended_are_refused(
 
 def test_a_mean_over_samples_is_refused_where_every_sample_has_its_own_input() -> None:
     model = looped(g=hl.Uniform(0.0, 1.0))
-    with pytest.raises(hl.ObjectiveError, match=r"shape \(\); expected \(3,\), one loss for every"):
+    with pytest.raises(
+        hl.ObjectiveError, match=r"shape \(\) .* expected .* shape \(3,\): one loss for"
+    ):
         hl.tune(model, lambda net: net().mean(), g=torch.rand(3))
 
 

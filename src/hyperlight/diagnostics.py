@@ -96,8 +96,7 @@ class _Profile:
                 f"plot() needs the package {error.name!r}, which is part of the extra 'lab': "
                 "pip install 'hyperlight[lab]'."
             ) from None
-        if ax is None:
-            _, ax = pyplot.subplots()
+        ax = pyplot.subplots()[1] if ax is None else ax
         scalar, ordered = self.gamma.ndim == 1, self.gamma.is_floating_point()
         position = (self.gamma if scalar else self.magnitude).tolist()
         if 0.0 < 100.0 * min(position) <= max(position):
@@ -195,7 +194,7 @@ def scale_profile(
     """Measure how the scale of the predicted weights follows an input (paper, section 3, fig. 1a).
 
     A scalar input takes quantiles of its space, including the ends of a bounded one. A
-    category takes all its values. An input with an event shape is drawn ``points`` times and
+    categorical one takes all its values. An input with an event shape is drawn ``points`` times and
     sorted by norm. All other inputs are held at their medians.
 
     The verdict calls the scale steady if its ``variation`` is below 0.2. Otherwise it follows the
@@ -232,7 +231,8 @@ encoding=hl.CosSin() and residual=True.
     axis = _Axis(model, input, points, generator)
     std, *each = torch.stack([_stds(model.predict(**gamma)) for gamma in axis], dim=1).cpu()
     verdict = axis.verdict("The scale of the predicted weights", std, _STEADY_SCALE)
-    return ScaleProfile(*axis.described(), dict(zip(model.theta0, each, strict=True)), verdict, std)
+    per_target = dict(zip(model.theta0, each, strict=True))
+    return ScaleProfile(axis.name, axis.values.cpu(), axis.magnitude, per_target, verdict, std)
 
 
 def gradient_profile(
@@ -306,8 +306,8 @@ def gradient_profile(
     norm = each.norm(dim=0)
     steady = max(_STEADY_GRADIENT, 2 * _noise(norm))
     verdict = axis.verdict("The gradient by the predicted weights", norm.mean(dim=1), steady)
-    per_target = dict(zip(model.theta0, each, strict=True))
-    return GradientProfile(*axis.described(), per_target, verdict, norm)
+    targets = dict(zip(model.theta0, each, strict=True))
+    return GradientProfile(axis.name, axis.values.cpu(), axis.magnitude, targets, verdict, norm)
 
 
 def _target_norms(
@@ -326,28 +326,18 @@ def _target_norms(
 
 def check_loss(caller: str, value: Any, batch_shape: torch.Size) -> None:
     """Refuse what a user's function returned if it is not a loss of that shape."""
-    shape = tuple(batch_shape)
-    if not isinstance(value, Tensor):
-        problem = (
-            f"{type(value).__name__}; expected a tensor of shape {shape}, without .item() or "
-            "float()"
-        )
-    elif value.shape != batch_shape:
-        way_out = "a scalar. Reduce it, as with .mean()"
-        if batch_shape:
-            way_out = (
-                "one loss for every sample. Reduce over all other dimensions, as with "
-                "reduction='none' and .flatten(1).mean(1)"
-            )
-        problem = f"a tensor of shape {tuple(value.shape)}; expected {shape}, {way_out}"
-    elif not value.is_floating_point():
-        problem = (
-            f"a tensor of dtype {value.dtype}; expected a floating-point loss. Use one that is "
-            "differentiable: a count of errors cannot be descended"
-        )
-    else:
-        return
-    raise ObjectiveError(f"{caller} returned {problem}.")
+    found = type(value).__name__
+    if isinstance(value, Tensor):
+        if value.shape == batch_shape and value.is_floating_point():
+            return
+        found = f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    what = "a scalar, as by .mean()"
+    if batch_shape:
+        what = "one loss for every sample, as by reduction='none' and .flatten(1).mean(1)"
+    raise ObjectiveError(
+        f"{caller} returned {found}; expected a floating-point tensor of shape "
+        f"{tuple(batch_shape)}: {what}. It needs a gradient: no .item(), float() or counts."
+    )
 
 
 def gradients(caller: str, loss: Tensor, what: str, by: Sequence[Tensor]) -> list[Tensor]:
@@ -405,10 +395,6 @@ class _Axis:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for value in self.values:
             yield {self.name: value, **self._held}
-
-    def described(self) -> tuple[str, Tensor, Tensor]:
-        """The first fields of a profile."""
-        return self.name, self.values.cpu(), self.magnitude
 
     @torch.no_grad()
     def verdict(self, subject: str, size: Tensor, steady: float) -> str:

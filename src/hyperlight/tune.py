@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -120,23 +120,21 @@ def tune(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
         first = _first(model, {**fixed, **start})
-        free, tried = [], []
-        for name, space in model.inputs.items():
-            if space.discrete and name not in start and name not in fixed:
-                tried.append(name)
-            elif not space.discrete and name not in fixed:
-                free.append(name)
+        spaces = {name: space for name, space in model.inputs.items() if name not in fixed}
+        free = {n: space for n, space in spaces.items() if not space.discrete}
+        tried = {n: space for n, space in spaces.items() if space.discrete and n not in start}
         if not free and not tried:
             raise ConfigurationError(
                 f"Nothing is left to tune: of the inputs {listed(model.inputs)}, all are fixed, or "
                 "discrete and given. Leave one of them out."
             )
-        search = _Search(model, objective, first, free)
-        combinations = _combinations(model, tried, first)
+        batch_shape = model.hypernet.batch_shape(**first)
+        loss = torch.full(batch_shape, math.inf, device=model.hypernet.device)
+        search = _Search(model, objective, free, dict(first), loss)
         for restart in range(restarts if free else 1):
-            drawn = model.sample(search.loss.shape, generator=generator) if restart else first
+            drawn = model.sample(batch_shape, generator=generator) if restart else first
             begin = first | {name: drawn[name] for name in free}
-            for chosen in combinations:
+            for chosen in _combinations(tried, first):
                 search.run(begin | chosen, steps if free else 0, lr)
         return search.result()
 
@@ -157,21 +155,16 @@ def _first(model: HyperModel, held: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
+@dataclass
 class _Search:
     """Runs of descent on one objective, and the best point of them all."""
 
-    def __init__(
-        self,
-        model: HyperModel,
-        objective: Callable[[Any], Tensor],
-        first: Mapping[str, Tensor],
-        free: Iterable[str],
-    ) -> None:
-        self.model, self.objective, self.best = model, objective, dict(first)
-        self.spaces = {name: model.inputs[name] for name in free}
-        batch_shape = model.hypernet.batch_shape(**first)
-        self.loss = torch.full(batch_shape, math.inf, device=model.hypernet.device)
-        self.history: list[Tensor] = []
+    model: HyperModel
+    objective: Callable[[Any], Tensor]
+    spaces: Mapping[str, Input]
+    best: dict[str, Tensor]
+    loss: Tensor
+    history: list[Tensor] = field(default_factory=list)
 
     def run(self, begin: dict[str, Tensor], steps: int, lr: float) -> None:
         """Descend from there, and keep what is better than before."""
@@ -190,7 +183,10 @@ class _Search:
                 name: _value(space, points[name], begin[name].dtype).requires_grad_()
                 for name, space in self.spaces.items()
             }
-            loss = self._evaluate(gamma)
+            per_sample = functools.partial(self.model, **gamma)
+            loss = self.objective(per_sample if self.loss.ndim else self.model.bind(**gamma))
+            check_loss("The objective", loss, self.loss.shape)
+            loss = loss.to(self.loss.device)
             record.append(self._keep(gamma, loss.detach(), alive))
             alive = alive & loss.detach().isfinite()
             if step == steps or not bool(alive.any()):
@@ -209,12 +205,6 @@ class _Search:
                     points[name].copy_(_where(alive, stepped, before[name]))
         record += [torch.full_like(self.loss, math.nan)] * (steps + 1 - len(record))
         self.history.append(torch.stack(record))
-
-    def _evaluate(self, gamma: Mapping[str, Tensor]) -> Tensor:
-        per_sample = functools.partial(self.model, **gamma)
-        loss = self.objective(per_sample if self.loss.ndim else self.model.bind(**gamma))
-        check_loss("The objective", loss, self.loss.shape)
-        return loss.to(self.loss.device)
 
     def _keep(self, gamma: Mapping[str, Tensor], loss: Tensor, alive: Tensor) -> Tensor:
         """Remember the point for samples that it is the best for; the losses to record."""
@@ -298,13 +288,10 @@ def _onto_simplex(point: Tensor) -> Tensor:
     return (point - excess.gather(-1, kept - 1)).clamp_min(0.0)
 
 
-def _combinations(
-    model: HyperModel, tried: Iterable[str], first: Mapping[str, Tensor]
-) -> list[dict[str, Tensor]]:
+def _combinations(tried: dict[str, Input], first: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """Every combination of the values of discrete inputs, as tensors of the shape of the first."""
     choices = []
-    for name in tried:
-        space = model.inputs[name]
+    for name, space in tried.items():
         if not isinstance(space, Categorical) or space.event_shape:
             raise ConfigurationError(
                 f"The discrete input {name!r}, {space!r}, has too many values to try them all: "
