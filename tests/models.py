@@ -5,10 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
+
+# Dynamo of older releases breaks the graph where a bound module takes over the attributes of its
+# original; the compiled model is right there, in several graphs.
+one_graph = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
+    reason="torch.compile makes one graph of a bound module from PyTorch 2.13 on",
+)
 
 
 def mlp() -> nn.Sequential:

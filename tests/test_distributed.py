@@ -43,9 +43,7 @@ def gradients(net: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
-def run(
-    work: Callable[..., None], *args: Any, processes: int, method: str = "forkserver"
-) -> None:
+def run(work: Callable[..., None], *args: Any, processes: int, method: str = "forkserver") -> None:
     """Run ``work(rank, *args)`` in fresh processes; an error or a hang in one fails the test.
 
     They are forked from a server that has imported what they need, as a process that is spawned

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hyperlight as hl
-from tests.models import PRIMARIES, Recurrent, convolutional, mlp, vectors
+from tests.models import PRIMARIES, Recurrent, convolutional, mlp, one_graph, vectors
 
 INPUTS = {"scale": hl.Uniform(0.0, 0.5), "z": hl.Normal(2)}
 Z = torch.tensor([0.2, -1.0])
@@ -37,6 +37,7 @@ def _fresh_compiler() -> None:
     torch.compiler.reset()
 
 
+@one_graph
 @pytest.mark.parametrize("name", COMPILED)
 def test_compile_makes_one_graph_with_gradients(name: str) -> None:
     make, data = PRIMARIES[name]

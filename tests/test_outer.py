@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import hyperlight as hl
 from hyperlight.optim import passes
 from hyperlight.optim.outer import OuterProduct, dense_product, keep_factored
+from tests.models import one_graph
 from tests.reference.optim import outer_products
 
 P, K = 7, 5
@@ -357,6 +358,7 @@ def test_a_large_head_predicts_what_a_linear_map_does(batch: tuple[int, ...]) ->
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@one_graph
 @settings(max_examples=10)
 @given(batch=st.sampled_from([(), (2,)]))
 def test_a_model_is_compiled_into_one_graph(batch: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import hyperlight as hl
 from hyperlight.heads import LowRankWeight
+from tests.models import one_graph
 from tests.reference.twins import loop_over_copies
 
 B = 3
@@ -387,6 +388,7 @@ def test_a_bound_linear_layer_of_low_rank_is_one_still() -> None:
 # --- compile ----------------------------------------------------------------------
 
 
+@one_graph
 @pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(2)], ids=["dense", "low rank"])
 @pytest.mark.parametrize("what", ["forward", "sweep"])
 def test_many_sets_of_weights_compile_to_one_graph(what: str, head: hl.Head) -> None:

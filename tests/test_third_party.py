@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hyperlight as hl
 from hyperlight.targets import Targets
-from tests.models import PRIMARIES
+from tests.models import PRIMARIES, one_graph
 from tests.reference import copied_primary, naive_theta_gradients, two_stage_gradients
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -562,6 +562,7 @@ def test_a_model_made_without_memory_is_filled_by_a_state_dict(subject: Subject)
 
 # What torch.compile takes as one graph. It does not take voxelmorph as it is; and bert asks
 # inspect for the signature of a method, which it follows only in a module it was given.
+@one_graph
 @table({name: THIRD_PARTY[name] for name in ("gpt2", "t5", "llama", "vit", "lora", "unet")})
 def test_compile_makes_one_graph_of_it(subject: Subject) -> None:
     torch.compiler.reset()

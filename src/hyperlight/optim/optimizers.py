@@ -68,7 +68,7 @@ class _FromFactors(_Base):
                 parameter.grad = gradient.dense()
                 others.append(parameter)
             else:
-                # AdamW of torch 2.6 has its option amsgrad among the lists.
+                # Some versions of AdamW pass its option amsgrad among the lists.
                 own = [[] if isinstance(item, list) else item for item in lists]
                 super()._init_group({**group, "params": [parameter]}, *own)  # type: ignore[misc]
                 state = [item[0] for item in own[2:] if isinstance(item, list) and item]
