@@ -438,8 +438,7 @@ class _Checks:
             _expect_kind(f"The parameter {name!r}", parameter, dtype, device)
         sizes, features = [shape.numel() for shape in shapes.values()], self._features(2, seed=0)
         flat, parts = head(features), head.predict(features)
-        fix = "Concatenate the flattened tensors along dim=-1."
-        _expect_shape("The head's forward", flat, (2,), (sum(sizes),), fix)
+        _expect_shape("The head's forward", flat, (2,), (sum(sizes),), "Concatenate along dim=-1.")
         split = zip(parts.items(), flat.split(sizes, dim=-1), strict=True)
         cut = {name: block.reshape_as(part) for (name, part), block in split}
         zero = {n: torch.zeros(shape, dtype=dtype, device=device) for n, shape in shapes.items()}
@@ -467,8 +466,9 @@ class _Checks:
             loop = [self._predict({n: value[i] for n, value in rows.items()}) for i in range(count)]
             apart = {name: torch.stack([one[name] for one in loop]) for name in together}
             flat = {name: tensor.reshape_as(apart[name]) for name, tensor in together.items()}
-            what = f"A batch of shape {batch} must equal the loop over it, and they differ"
-            _expect_equal(what, flat, apart)
+            _expect_equal(
+                f"A batch {batch} must equal the loop over it, and they differ", flat, apart
+            )
 
     def dependence(self) -> None:
         held = self._gamma(seed=2)
