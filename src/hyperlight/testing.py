@@ -457,8 +457,8 @@ class _Checks:
     def batches(self) -> None:
         inputs, shapes = self.hypernet.inputs, self.hypernet.shapes
         for batch in _BATCHES:
-            gamma, fix = self._gamma(batch, seed=1), "Work on the last dimension only."
-            together = self._predict(gamma)
+            gamma = self._gamma(batch, seed=1)
+            together, fix = self._predict(gamma), "Work on the last dimension only."
             for name, tensor in together.items():
                 _expect_shape(f"{name!r}", tensor, batch, shapes[name], fix)
             rows = {n: value.reshape((-1, *inputs[n].event_shape)) for n, value in gamma.items()}
@@ -466,9 +466,8 @@ class _Checks:
             loop = [self._predict({n: value[i] for n, value in rows.items()}) for i in range(count)]
             apart = {name: torch.stack([one[name] for one in loop]) for name in together}
             flat = {name: tensor.reshape_as(apart[name]) for name, tensor in together.items()}
-            _expect_equal(
-                f"A batch {batch} must equal the loop over it, and they differ", flat, apart
-            )
+            what = f"A batch of shape {batch} must equal the loop over it, and they differ"
+            _expect_equal(what, flat, apart)
 
     def dependence(self) -> None:
         held = self._gamma(seed=2)
