@@ -40,8 +40,6 @@ class _Profile:
     input: str
     gamma: Tensor
     magnitude: Tensor
-    per_target: dict[str, Tensor]
-    verdict: str
     _label: ClassVar[str]
 
     @property
@@ -116,9 +114,8 @@ class _Profile:
     def _text(self, subject: str, noise: str = "") -> str:
         low, high = (float(end) for end in torch.aminmax(self._size))
         return (
-            f"{self.input}: {subject} {low:.3g} to {high:.3g} (variation "
-            f"{100 * self.variation:.0f} %{noise}), correlation with the input's magnitude "
-            f"{self.correlation:.2f}\n{self.verdict}"
+            f"{self.input}: {subject} {low:.3g} to {high:.3g} (variation {100 * self.variation:.0f}"
+            f" %{noise}), correlation with the input's magnitude {self.correlation:.2f}"
         )
 
 
@@ -137,6 +134,8 @@ class ScaleProfile(_Profile):
     """
 
     std: Tensor
+    per_target: dict[str, Tensor]
+    verdict: str
     _label = "std of the predicted weights"
 
     @property
@@ -144,7 +143,7 @@ class ScaleProfile(_Profile):
         return self.std[:, None]
 
     def __str__(self) -> str:
-        return self._text("predicted weights have std")
+        return f"{self._text('predicted weights have std')}\n{self.verdict}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +162,8 @@ class GradientProfile(_Profile):
     """
 
     norm: Tensor
+    per_target: dict[str, Tensor]
+    verdict: str
     _label = "norm of the gradient by the predicted weights"
 
     @property
@@ -180,7 +181,8 @@ class GradientProfile(_Profile):
 
     def __str__(self) -> str:
         noise = f", across batches {100 * self.batch_variation:.0f} %"
-        return self._text("gradients by the predicted weights have norm", noise)
+        text = self._text("gradients by the predicted weights have norm", noise)
+        return f"{text}\n{self.verdict}"
 
 
 @torch.no_grad()
@@ -232,7 +234,7 @@ encoding=hl.CosSin() and residual=True.
     std, *each = torch.stack([_stds(model.predict(**gamma)) for gamma in axis], dim=1).cpu()
     verdict = axis.verdict("The scale of the predicted weights", std, _STEADY_SCALE)
     per_target = dict(zip(model.theta0, each, strict=True))
-    return ScaleProfile(axis.name, axis.values.cpu(), axis.magnitude, per_target, verdict, std)
+    return ScaleProfile(axis.name, axis.values.cpu(), axis.magnitude, std, per_target, verdict)
 
 
 def gradient_profile(
@@ -307,7 +309,7 @@ def gradient_profile(
     steady = max(_STEADY_GRADIENT, 2 * _noise(norm))
     verdict = axis.verdict("The gradient by the predicted weights", norm.mean(dim=1), steady)
     targets = dict(zip(model.theta0, each, strict=True))
-    return GradientProfile(axis.name, axis.values.cpu(), axis.magnitude, targets, verdict, norm)
+    return GradientProfile(axis.name, axis.values.cpu(), axis.magnitude, norm, targets, verdict)
 
 
 def _target_norms(
@@ -319,8 +321,7 @@ def _target_norms(
     theta = {name: t.detach().requires_grad_() for name, t in predicted.items()}
     value = loss(bind(model.primary, theta), batch)
     check_loss("loss(net, batch)", value, torch.Size())
-    by = list(theta.values())
-    found = gradients("loss(net, batch)", value, "the predicted weights", by)
+    found = gradients("loss(net, batch)", value, "the predicted weights", [*theta.values()])
     return torch.stack([widen(gradient).norm() for gradient in found])
 
 

@@ -141,8 +141,8 @@ def _feature_size(model: HyperModel, rule: str) -> float:
     """How far a step of size 1 of a dense head moves a prediction, on average over the inputs."""
     draws = model.sample((_DRAWS,), generator=torch.Generator().manual_seed(0))
     features = widen(model.hypernet.features(**draws))
-    moved = features.abs().sum(dim=-1) if rule == "adam" else features.square().sum(dim=-1)
-    size = float(moved.mean())
+    moved = features.abs() if rule == "adam" else features.square()
+    size = float(moved.sum(dim=-1).mean())
     if not 0.0 < size < math.inf:
         raise ConfigurationError(
             f"The features that the head reads have size {size:g} on average over the inputs; "

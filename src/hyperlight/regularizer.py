@@ -77,7 +77,6 @@ class OutputRegularizer(nn.Module):
                 "shape (N,): {'task': torch.tensor([0, 1])}."
             )
         model.hypernet.check(**gammas)
-        values = model.hypernet.collect(gammas)
         batch_shape = model.hypernet.batch_shape(**gammas)
         if len(batch_shape) != 1 or not batch_shape[0]:
             raise InputError(
@@ -92,7 +91,7 @@ class OutputRegularizer(nn.Module):
             )
         self.subset = subset
         self._reference = _Reference(model)
-        for name, value in values.items():
+        for name, value in model.hypernet.collect(gammas).items():
             shape = batch_shape + model.inputs[name].event_shape
             self.register_buffer(f"gamma_{name}", value.detach().expand(shape).clone())
         with torch.no_grad():

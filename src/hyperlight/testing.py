@@ -438,8 +438,7 @@ class _Checks:
             _expect_kind(f"The parameter {name!r}", parameter, dtype, device)
         sizes, features = [shape.numel() for shape in shapes.values()], self._features(2, seed=0)
         flat, parts = head(features), head.predict(features)
-        fix = "Concatenate the flattened tensors along dim=-1."
-        _expect_shape("The head's forward", flat, (2,), (sum(sizes),), fix)
+        _expect_shape("The head's forward", flat, (2,), (sum(sizes),), "Concatenate along dim=-1.")
         split = zip(parts.items(), flat.split(sizes, dim=-1), strict=True)
         cut = {name: block.reshape_as(part) for (name, part), block in split}
         zero = {n: torch.zeros(shape, dtype=dtype, device=device) for n, shape in shapes.items()}
@@ -458,8 +457,8 @@ class _Checks:
     def batches(self) -> None:
         inputs, shapes = self.hypernet.inputs, self.hypernet.shapes
         for batch in _BATCHES:
-            gamma, fix = self._gamma(batch, seed=1), "Work on the last dimension only."
-            together = self._predict(gamma)
+            gamma = self._gamma(batch, seed=1)
+            together, fix = self._predict(gamma), "Work on the last dimension only."
             for name, tensor in together.items():
                 _expect_shape(f"{name!r}", tensor, batch, shapes[name], fix)
             rows = {n: value.reshape((-1, *inputs[n].event_shape)) for n, value in gamma.items()}
