@@ -292,8 +292,8 @@ def test_a_head_of_ones_own_is_one_small_class() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: hl.LowRank(0), "LowRank(rank=0): expected a positive integer"),
-        (lambda: hl.Chunked(0.5), "Chunked(size=0.5): expected a positive integer"),
+        (lambda: hl.LowRank(0), "LowRank(rank=0): expected an integer, 1 or more"),
+        (lambda: hl.Chunked(0.5), "Chunked(size=0.5): expected an integer, 1 or more"),
         (lambda: _net(lambda: hl.Dense), "expected a Head such as Dense() (with the brackets)"),
         (lambda: _net(dict), "head was an empty mapping"),
         (lambda: _net(lambda: {"*": hl.Dense}), "expected globs over names and heads"),

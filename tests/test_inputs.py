@@ -165,7 +165,7 @@ def test_values_outside_the_space_are_named_with_the_fix(
         (lambda: hl.Vector(()), "use Normal() for a scalar"),
         (lambda: hl.Uniform("0", 1.0), "low was '0'; expected a finite number"),
         (lambda: hl.Uniform(0.0, 1.0, endpoints=1.5), "endpoints=1.5): expected a fraction"),
-        (lambda: hl.Simplex(1), "Simplex(size=1): expected the number of weights, 2 or more"),
+        (lambda: hl.Simplex(1), "Simplex(size=1): expected an integer, 2 or more"),
         (lambda: hl.Simplex(3, alpha=0.0), "expected alpha above zero"),
         (lambda: hl.Categorical(0), "Categorical(n=0): expected an integer, 1 or more"),
         (lambda: hl.Categorical(2.0), "Categorical(n=2.0): expected an integer, 1 or more"),

@@ -541,8 +541,8 @@ def test_a_mean_over_samples_is_refused_where_every_sample_has_its_own_input() -
         ({"g": torch.rand(2, 3)}, hl.InputError, r"batch shape \(2, 3\); expected \(\), or \(B,\)"),
         ({"fixed": {"g": 0.5}, "s": [0, 1]}, hl.ConfigurationError, "Nothing is left to tune"),
         ({}, hl.ConfigurationError, "discrete input 's', .* too many values .* Give the value"),
-        ({"steps": 0}, hl.ConfigurationError, "steps was 0; expected a positive integer"),
-        ({"restarts": 1.5}, hl.ConfigurationError, "restarts was 1.5"),
+        ({"steps": 0}, hl.ConfigurationError, "steps=0: expected an integer, 1 or more"),
+        ({"restarts": 1.5}, hl.ConfigurationError, "restarts=1.5: expected an integer"),
         ({"lr": -1.0}, hl.ConfigurationError, "lr was -1.0; expected a positive rate"),
     ],
 )

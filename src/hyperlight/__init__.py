@@ -1,7 +1,7 @@
-"""HyperLight: hypernetworks in PyTorch that train as well as plain networks.
+"""HyperLight: train one PyTorch network for every value of a knob.
 
-The runnable form of "Magnitude Invariant Parametrizations Improve Hypernetwork
-Learning" (Gonzalez Ortiz, Guttag, Dalca). Start with :func:`hypernetize`.
+The runnable form of "Magnitude Invariant Parametrizations Improve Hypernetwork Learning"
+(Gonzalez Ortiz, Guttag, Dalca, arXiv:2304.07645). Start with :func:`hypernetize`.
 """
 
 from . import io, optim, testing

@@ -38,8 +38,6 @@ from .errors import BindError, did_you_mean, listed
 from .heads import LowRankWeight, Weight, dense
 from .targets import attribute
 
-__all__ = ["BindPlan", "bind"]
-
 _M = TypeVar("_M", bound=nn.Module)
 
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -162,24 +160,21 @@ def bind(module: _M, tensors: Mapping[str, Tensor]) -> _M:
                 f"The tensor for parameter {name!r} has shape {tuple(tensor.shape)}; expected "
                 f"{tuple(named[name].shape)}, the shape of the parameter."
             )
-    return BindPlan(module, {name: aliases[id(named[name])] for name in tensors}).bind(
-        module, tensors
-    )
+    plan = BindPlan(module, {name: aliases[id(named[name])] for name in tensors})
+    return plan.bind(module, tensors)
 
 
 # --- the plan ---------------------------------------------------------------
 
 
 def _plan(module: nn.Module, places: Mapping[str, tuple[str, ...]]) -> _Node:
-    owners: dict[int, list[tuple[str, str]]] = {}
+    owners: dict[int, dict[tuple[str, str], None]] = {}
     tensors: set[int] = set()
     for name, aliases in places.items():
         for alias in aliases:
             path, _, leaf = alias.rpartition(".")
             owner = attribute(module, path)
-            entry = (leaf, name)
-            if entry not in owners.setdefault(id(owner), []):
-                owners[id(owner)].append(entry)
+            owners.setdefault(id(owner), {})[leaf, name] = None
             tensors.add(id(getattr(owner, leaf)))
 
     affected = _affected(module, set(owners), tensors)
@@ -218,19 +213,12 @@ def _plan(module: nn.Module, places: Mapping[str, tuple[str, ...]]) -> _Node:
                 )
         hooks = tuple(name for name in _HOOKS if current.__dict__[name])
         leaves = tuple(owners.get(id(current), ()))
-        nodes[id(current)] = _Node(
-            path,
-            leaves,
-            children,
-            watch + hooks,
-            _signature(current),
-            id(current) in affected,
-            next((name for leaf, name in leaves if leaf == "weight"), None)
-            if type(current) is nn.Linear
-            or (type(current) is nn.Embedding and current.padding_idx is not None)
-            else None,
-        )
-        return nodes[id(current)]
+        padded = type(current) is nn.Embedding and current.padding_idx is not None
+        weight = next((name for leaf, name in leaves if leaf == "weight"), None)
+        weight = weight if padded or type(current) is nn.Linear else None
+        signature, reached = _signature(current), id(current) in affected
+        node = _Node(path, leaves, children, watch + hooks, signature, reached, weight)
+        return nodes.setdefault(id(current), node)
 
     return visit(module, "")
 

@@ -23,8 +23,6 @@ from .precision import widen
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["GradientProfile", "ScaleProfile", "gradient_profile", "scale_profile"]
-
 # Where a verdict changes. MIP and plain networks stay well below, the classical formulation on
 # Uniform(0, 1) has 1 / sqrt(3) = 0.58 (the tests measure both).
 _STEADY_SCALE = 0.2

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CosSin", "Encoding", "Identity"]
-
 
 class Encoding(nn.Module, ABC):
     """The base class of encodings.

@@ -9,18 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "BindError",
-    "ConfigurationError",
-    "FormatError",
-    "HyperLightError",
-    "InputError",
-    "MemoryLimitError",
-    "MissingExtraError",
-    "ObjectiveError",
-    "TargetError",
-]
-
 
 class HyperLightError(Exception):
     """The base of every error that HyperLight raises on purpose."""
@@ -56,6 +44,18 @@ class ObjectiveError(HyperLightError, ValueError):
 
 class MissingExtraError(HyperLightError, ImportError):
     """A package is missing that an extra of HyperLight installs."""
+
+
+def check_integer(call: str, value: object, least: int = 1) -> None:
+    """Refuse a value that is not an integer of at least ``least``; ``call`` shows where it stood.
+
+    >>> check_integer("LowRank(rank={})", 0)
+    Traceback (most recent call last):
+    hyperlight.errors.ConfigurationError: LowRank(rank=0): expected an integer, 1 or more.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        given = call.format(repr(value))
+        raise ConfigurationError(f"{given}: expected an integer, {least} or more.")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -13,8 +13,6 @@ from .errors import ConfigurationError, did_you_mean, listed
 from .model import HyperModel
 from .precision import widen
 
-__all__ = ["parameter_groups"]
-
 _GROUPS = ("theta0", "trunk", "head", "unpredicted")
 _DRAWS = 256
 

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import ConfigurationError, did_you_mean, listed
+from ._torch import pytree
+from .errors import ConfigurationError, check_integer, did_you_mean, listed
 from .init import Initialization
 from .optim import dense_product, is_ordinary
 from .precision import rms, widest
-
-__all__ = ["Chunked", "Dense", "Head", "LowRank", "LowRankWeight", "Mixed", "dense", "find_head"]
 
 # How many entries of a tensor its spread is measured on: enough for about 3 %.
 _SAMPLE = 512
@@ -55,6 +54,13 @@ class LowRankWeight:
         change = F.linear(F.linear(input, self.right), self.left)
         return F.linear(input, self.theta0, bias) + change
 
+
+# torch.vmap maps over both factors, and all sets of weights share theta0.
+pytree.register_pytree_node(
+    LowRankWeight,
+    lambda weight: ([weight.left, weight.right], weight.theta0),
+    lambda factors, theta0: LowRankWeight(theta0, *factors),
+)
 
 Weight = Tensor | LowRankWeight
 
@@ -234,11 +240,6 @@ def _ratio(wanted: float, measured: Tensor) -> float:
     return wanted / found if found > 0.0 else 0.0
 
 
-def _positive(call: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{call.format(repr(value))}: expected a positive integer.")
-
-
 class _Rows(Head):
     """A head whose weight has rows of its own for every predicted tensor."""
 
@@ -330,7 +331,7 @@ class LowRank(_Rows):
 
     def __init__(self, rank: int = 8) -> None:
         super().__init__()
-        _positive("LowRank(rank={})", rank)
+        check_integer("LowRank(rank={})", rank)
         self.rank = rank
 
     def config(self) -> dict[str, Any]:
@@ -380,13 +381,9 @@ class LowRank(_Rows):
         batch = code.shape[:-1]
         return left.reshape(*batch, rows, self.rank), right.reshape(*batch, self.rank, columns)
 
-    def _codes(self, features: Tensor) -> Iterable[tuple[str, Tensor]]:
-        """For every tensor its entries, or those of its factors: ``(..., count)``."""
-        return self._split_rows(F.linear(features, self.weight), -1)
-
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
         weights: dict[str, Weight] = {}
-        for name, code in self._codes(features):
+        for name, code in self._split_rows(F.linear(features, self.weight), -1):
             own, matrix = theta0[name], self._matrix(name)
             if matrix is None:
                 (weights[name],) = _sums([own], code)
@@ -397,7 +394,7 @@ class LowRank(_Rows):
 
     def forward(self, features: Tensor) -> Tensor:
         parts = []
-        for name, code in self._codes(features):
+        for name, code in self._split_rows(F.linear(features, self.weight), -1):
             matrix = self._matrix(name)
             if matrix is not None:
                 left, right = self._factors(code, matrix)
@@ -436,7 +433,7 @@ class Chunked(Head):
 
     def __init__(self, size: int = 4096) -> None:
         super().__init__()
-        _positive("Chunked(size={})", size)
+        check_integer("Chunked(size={})", size)
         self.size = size
 
     def config(self) -> dict[str, Any]:

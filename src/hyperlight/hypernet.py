@@ -19,8 +19,6 @@ from .init import Init, find_init, gain_of, kaiming_fan_out_
 from .inputs import Categorical, Input
 from .memory import refuse_oversize
 
-__all__ = ["ACTIVATIONS", "Activation", "HyperNet"]
-
 Activation = str | nn.Module | Callable[[], nn.Module]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

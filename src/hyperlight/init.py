@@ -23,20 +23,6 @@ from .errors import ConfigurationError, did_you_mean, listed
 from .precision import rms
 from .targets import Target, attribute
 
-__all__ = [
-    "FanOut",
-    "Given",
-    "HyperFanIn",
-    "HyperFanOut",
-    "Init",
-    "Initialization",
-    "Relative",
-    "Zero",
-    "find_init",
-    "gain_of",
-    "kaiming_fan_out_",
-]
-
 
 class Initialization(ABC):
     """The base class of initialisations of the head.
@@ -161,11 +147,11 @@ class _HyperFan(Initialization):
         return self.fans.get(name) or _fans(shape)
 
     def fit(self, primary: nn.Module, targets: Sequence[Target]) -> Initialization:
-        fans: dict[str, tuple[int, int]] = {}
         layers: dict[str, list[Target]] = {}
         for target in targets:
-            path = target.name.rpartition(".")[0]
-            layers.setdefault(path, []).append(target)
+            layers.setdefault(target.name.rpartition(".")[0], []).append(target)
+        fans: dict[str, tuple[int, int]] = {}
+        paired: set[str] = set()
         for path, members in layers.items():
             layer = attribute(primary, path)
             matrices = [target for target in members if len(target.shape) > 1]
@@ -176,15 +162,10 @@ class _HyperFan(Initialization):
                 elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
                     into, out = 1, target.shape[1]
                 fans[target.name] = into, out
+            if 0 < len(matrices) < len(members):
+                paired |= {target.name for target in members}
             if matrices:
-                for target in members:
-                    fans.setdefault(target.name, fans[matrices[0].name])
-        paired = {
-            target.name
-            for members in layers.values()
-            if {len(target.shape) > 1 for target in members} == {True, False}
-            for target in members
-        }
+                fans = dict.fromkeys([t.name for t in members], fans[matrices[0].name]) | fans
         return type(self)(fans, frozenset(paired))
 
 
@@ -285,12 +266,8 @@ def gain_of(activation: nn.Module) -> float:
     """
     if isinstance(activation, nn.LeakyReLU):
         return nn.init.calculate_gain("leaky_relu", activation.negative_slope)
-    if isinstance(activation, nn.Identity):
-        return 1.0
-    if isinstance(activation, nn.Tanh):
-        return nn.init.calculate_gain("tanh")
-    if isinstance(activation, nn.Sigmoid):
-        return 1.0
-    if isinstance(activation, nn.SELU):
-        return nn.init.calculate_gain("selu")
-    return nn.init.calculate_gain("relu")
+    found = (gain for kind, gain in _GAINS.items() if isinstance(activation, kind))
+    return next(found, nn.init.calculate_gain("relu"))
+
+
+_GAINS = {nn.Identity: 1.0, nn.Sigmoid: 1.0, nn.Tanh: 5.0 / 3.0, nn.SELU: 0.75}

@@ -20,10 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ._torch import draw_gamma, is_batched
-from .errors import ConfigurationError, InputError
+from .errors import ConfigurationError, InputError, check_integer
 from .precision import widen, widest
-
-__all__ = ["Categorical", "Input", "LogUniform", "Normal", "Simplex", "Uniform", "Vector"]
 
 # Rounding that a value may carry past the end of its space, in units of the machine epsilon:
 # float32(1e-4) is smaller than 1e-4, also once it was cast to float64.
@@ -499,10 +497,7 @@ class Simplex(Input):
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 2:
-            raise ConfigurationError(
-                f"Simplex(size={self.size!r}): expected the number of weights, 2 or more."
-            )
+        check_integer("Simplex(size={})", self.size, 2)
         _finite("Simplex", alpha=self.alpha)
         if not self.alpha > 0.0:
             raise ConfigurationError(f"Simplex(alpha={self.alpha}): expected alpha above zero.")
@@ -574,12 +569,8 @@ class Categorical(Input):
         if self.features is None and isinstance(self.n, int):
             object.__setattr__(self, "features", max(2, min(self.n, 16)))
         # An embedding of one number has nothing to learn at norm 1.
-        for name, least in (("n", 1), ("features", 2)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigurationError(
-                    f"Categorical({name}={value!r}): expected an integer, {least} or more."
-                )
+        check_integer("Categorical(n={})", self.n)
+        check_integer("Categorical(features={})", self.features, 2)
 
     @property
     def support(self) -> tuple[float, float]:

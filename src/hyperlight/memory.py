@@ -19,8 +19,6 @@ import torch
 from .errors import MemoryLimitError
 from .heads import Chunked, Dense, Head, LowRank
 
-__all__ = ["ADAM_STATE", "SGD_STATE", "as_text", "available_memory", "refuse_oversize"]
-
 # What training holds besides the parameters, in units of the trained ones: their gradient and
 # the optimizer's state.
 SGD_STATE, ADAM_STATE = 1 + 1, 1 + 2
@@ -52,8 +50,7 @@ def available_memory(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "cpu":
-        limits = [*_physical_memory(), *_cgroup_limits()]
-        return min(limits, default=None)
+        return min([*_physical_memory(), *_cgroup_limits()], default=None)
     return None
 
 

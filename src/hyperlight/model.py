@@ -28,8 +28,6 @@ from .many import refuse_mixing, run_each, split_samples
 from .summary import Summary, summarize
 from .targets import Targets, attribute, select
 
-__all__ = ["HyperModel", "hypernetize"]
-
 
 class HyperModel(nn.Module):
     r"""A primary whose weights depend on named inputs.
@@ -258,8 +256,6 @@ class HyperModel(nn.Module):
         leaves, structure = pytree.tree_flatten((args, kwargs))
         bind, split = functools.partial(self._plan.bind, self.primary), [False] * len(leaves)
         output, self._loop = run_each(bind, theta, leaves, split, structure, loop=self._loop)
-        if len(batch_shape) == 1:
-            return output
         return pytree.tree_map_only(Tensor, lambda t: t.unflatten(0, batch_shape), output)
 
     def summary(self) -> Summary:

@@ -10,8 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["rms", "widen", "widest"]
-
 # Kinds of device without float64.
 _NARROW = {"mps"}
 # Entries that are widened at once.
@@ -24,8 +22,7 @@ def widest(device: torch.device | str | None) -> torch.dtype:
     >>> widest("mps"), widest("cpu")
     (torch.float32, torch.float64)
     """
-    narrow = torch.device(device or "cpu").type in _NARROW
-    return torch.float32 if narrow else torch.float64
+    return torch.float32 if torch.device(device or "cpu").type in _NARROW else torch.float64
 
 
 def widen(values: Tensor) -> Tensor:

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from .errors import ConfigurationError, InputError
 from .model import HyperModel
 
-__all__ = ["OutputRegularizer"]
-
 
 @dataclass(frozen=True)
 class _Reference:

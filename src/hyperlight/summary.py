@@ -11,8 +11,6 @@ from .heads import Mixed
 from .hypernet import HyperNet
 from .memory import ADAM_STATE, SGD_STATE, as_text
 
-__all__ = ["Part", "Row", "Summary", "summarize"]
-
 
 @dataclass(frozen=True)
 class Row:

@@ -19,8 +19,6 @@ from torch.nn.parameter import UninitializedParameter
 from ._torch import NormBase
 from .errors import TargetError, did_you_mean, listed
 
-__all__ = ["NORMALIZATION", "Target", "Targets", "attribute", "select"]
-
 NORMALIZATION: tuple[type[nn.Module], ...] = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Normalisation layers, whose gains and biases are learned as usual (paper, section A.2)."""
 
@@ -179,42 +177,37 @@ def _match(
     parameters: dict[int, nn.Parameter],
     aliases: dict[int, list[str]],
 ) -> set[int]:
-    names = [name for group in aliases.values() for name in group]
-    if isinstance(selector, str):
-        matched = {
-            key
-            for key, group in aliases.items()
-            if any(fnmatch.fnmatchcase(name, selector) for name in group)
-        }
-        if not matched:
-            raise TargetError(
-                f"targets={selector!r} matches no parameter of {type(primary).__name__}; it has "
-                f"{listed(names)}. A glob must match the whole name, as in "
-                f"'encoder.*' or '*.weight'.{did_you_mean(selector, names)}"
-            )
-        return matched
+    names, primary_kind = [n for group in aliases.values() for n in group], type(primary).__name__
     if isinstance(selector, type) and issubclass(selector, nn.Module):
         matched = _modules_named(primary, selector)
-        if not matched:
-            kinds = sorted({type(m).__name__ for m in primary.modules() if list(m.parameters())})
-            raise TargetError(
-                f"targets={selector.__name__} matches no parameter of {type(primary).__name__}; "
-                f"its modules with parameters are {listed(kinds)}."
-            )
-        return matched
-    if callable(selector) and not isinstance(selector, (type, Tensor)):
+        kinds = sorted({type(m).__name__ for m in primary.modules() if list(m.parameters())})
+        problem = (
+            f"targets={selector.__name__} matches no parameter of {primary_kind}; its modules with "
+            f"parameters are {listed(kinds)}."
+        )
+    elif isinstance(selector, str):
+        glob = re.compile(fnmatch.translate(selector))
+        matched = {key for key, group in aliases.items() if any(map(glob.match, group))}
+        problem = (
+            f"targets={selector!r} matches no parameter of {primary_kind}; it has {listed(names)}. "
+            f"A glob must match the whole name, as in 'encoder.*' or '*.weight'."
+            f"{'' if matched else did_you_mean(selector, names)}"
+        )
+    elif callable(selector) and not isinstance(selector, (type, Tensor)):
         matched = {
             key
             for key, parameter in parameters.items()
             if any(selector(name, parameter) for name in aliases[key])
         }
-        if not matched:
-            raise TargetError(
-                f"The targets function was false for every parameter of {type(primary).__name__}: "
-                f"{listed(names)}. It is called with (name, parameter)."
-            )
-        return matched
-    raise TargetError(
-        f"targets held {selector!r}; expected a glob such as '*.weight', a module class such as "
-        "torch.nn.Linear, a function of (name, parameter), or a list of these."
-    )
+        problem = (
+            f"The targets function was false for every parameter of {primary_kind}: "
+            f"{listed(names)}. It is called with (name, parameter)."
+        )
+    else:
+        raise TargetError(
+            f"targets held {selector!r}; expected a glob such as '*.weight', a module class such "
+            "as torch.nn.Linear, a function of (name, parameter), or a list of these."
+        )
+    if not matched:
+        raise TargetError(problem)
+    return matched

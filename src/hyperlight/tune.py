@@ -14,12 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from .diagnostics import check_loss, gradients, median
-from .errors import ConfigurationError, InputError, ObjectiveError, did_you_mean, listed
+from .errors import (
+    ConfigurationError,
+    InputError,
+    ObjectiveError,
+    check_integer,
+    did_you_mean,
+    listed,
+)
 from .inputs import Categorical, Input, Simplex
 from .model import HyperModel
 from .precision import widen
-
-__all__ = ["Tuned", "tune"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +116,7 @@ def tune(
     (torch.Size([]), torch.Size([4, 101]))
     """
     for name, count in (("steps", steps), ("restarts", restarts)):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ConfigurationError(f"{name} was {count!r}; expected a positive integer.")
+        check_integer(f"{name}={{}}", count)
     if not 0.0 < lr < math.inf:
         raise ConfigurationError(f"lr was {lr!r}; expected a positive rate, such as 0.05.")
     fixed = {} if fixed is None else fixed

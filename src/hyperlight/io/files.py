@@ -34,8 +34,6 @@ from ..inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, V
 from ..model import HyperModel
 from .state import check_values, differences, empty_hypernet, load_in_place, own_tensors, under
 
-__all__ = ["LoadSettings", "load", "save"]
-
 FORMAT = "hyperlight"
 VERSION = 1
 

@@ -18,8 +18,6 @@ from ..hypernet import HyperNet
 from ..model import HyperModel
 from .files import FilePath, LoadSettings, load, save
 
-__all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
-
 FILE = "model.safetensors"
 
 

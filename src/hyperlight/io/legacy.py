@@ -14,8 +14,6 @@ from ..inputs import Input, Simplex, Uniform
 from ..model import HyperModel
 from .state import differences, empty_hypernet, load_in_place, own_tensors, under
 
-__all__ = ["from_hyperlight"]
-
 
 def from_hyperlight(
     state_dict: Mapping[str, Tensor],

@@ -13,8 +13,6 @@ from ..errors import FormatError, listed
 from ..hypernet import HyperNet
 from ..inputs import Input
 
-__all__ = ["check_values", "differences", "empty_hypernet", "load_in_place", "own_tensors", "under"]
-
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names start with ``prefix``, without it."""

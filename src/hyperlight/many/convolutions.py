@@ -20,8 +20,6 @@ from torch.overrides import TorchFunctionMode
 
 from .._torch import VmapLevel, is_mapped, pytree
 
-__all__ = ["SetConvolutions"]
-
 _DIMENSIONS: dict[Any, int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 # Layers without weights that see one image at a time, and the dimensions of an image.
 _POOLING: dict[Any, int] = {

@@ -7,6 +7,7 @@ the same result.
 from __future__ import annotations
 
 import contextlib
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,8 @@ from torch import Tensor, nn
 
 from .._torch import BatchNorm, InstanceNorm, pytree
 from ..errors import InputError
-from ..heads import LowRankWeight, Weight
+from ..heads import Weight
 from .convolutions import SetConvolutions
-
-__all__ = ["Shared", "refuse_mixing", "run_each", "split_samples"]
-
-Bind = Callable[[Mapping[str, Weight]], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def split_samples(args: Any, kwargs: Any, samples: int) -> tuple[list[Any], list
 
 
 def run_each(
-    bind: Bind,
+    bind: Callable[[Mapping[str, Weight]], Callable[..., Any]],
     weights: Mapping[str, Weight],
     leaves: list[Any],
     split: list[bool],
@@ -102,22 +99,17 @@ def run_each(
         The outputs, and whether they came from a loop.
     """
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    given = [leaves[i] for i in tensors]
+    dims = [0 if split[i] else None for i in tensors]
     per_sample = any(split)
     plain = loop or torch.compiler.is_compiling()
     returned: list[Any] = []  # the output of the last run, tensors and all else
 
-    def run(parts: Mapping[str, tuple[Tensor, ...]], given: Sequence[Tensor]) -> list[Tensor]:
+    def run(theta: Mapping[str, Weight], given: Sequence[Tensor]) -> list[Tensor]:
         values = list(leaves)
         for i, tensor in zip(tensors, given, strict=True):
             values[i] = tensor.unsqueeze(0) if split[i] else tensor
         args, kwargs = pytree.tree_unflatten(values, structure)
-        theta: dict[str, Weight] = {}
-        for name, own in parts.items():
-            weight = weights[name]
-            if isinstance(weight, LowRankWeight):
-                theta[name] = LowRankWeight(weight.theta0, *own)
-            else:
-                theta[name] = own[0]
         network = bind(theta)
         with contextlib.nullcontext() if plain else SetConvolutions():
             returned[:] = pytree.tree_flatten(network(*args, **kwargs))
@@ -126,36 +118,22 @@ def run_each(
             out = [t.squeeze(0) if t.ndim and t.shape[0] == 1 else t for t in out]
         return out
 
-    every = {
-        name: (weight.left, weight.right) if isinstance(weight, LowRankWeight) else (weight,)
-        for name, weight in weights.items()
-    }
-    sets = len(next(iter(every.values()))[0])
-    given = [leaves[i] for i in tensors]
-
     def one_by_one() -> list[Tensor]:
-        rows = [
-            run(
-                {name: tuple(part[i] for part in parts) for name, parts in every.items()},
-                [leaves[j][i] if split[j] else leaves[j] for j in tensors],
-            )
-            for i in range(sets)
-        ]
+        rows = []
+        for i in range(len(pytree.tree_leaves(weights)[0])):
+            theta = pytree.tree_map(operator.itemgetter(i), weights)
+            pairs = zip(given, dims, strict=True)
+            rows.append(run(theta, [t if dim is None else t[i] for t, dim in pairs]))
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
-    def at_once() -> list[Tensor]:
-        dims = [0 if split[i] else None for i in tensors]
-        mapped = torch.vmap(run, in_dims=(0, dims), randomness="different")
-        outputs: list[Tensor] = mapped(every, given)
-        return outputs
-
+    at_once: Any = torch.vmap(run, in_dims=(0, dims), randomness="different")
     if loop:
         out = one_by_one()
-    elif torch.compiler.is_compiling():
-        out = at_once()
+    elif plain:
+        out = at_once(weights, given)
     else:
         try:
-            out = at_once()
+            out = at_once(weights, given)
         except RuntimeError as error:
             if _is_out_of_memory(error):
                 raise

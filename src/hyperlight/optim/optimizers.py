@@ -11,8 +11,6 @@ from ..errors import ConfigurationError
 from . import passes
 from .outer import OuterProduct, keep_factored
 
-__all__ = ["SGD", "Adam", "AdamW"]
-
 # The devices that have PyTorch's fused optimizers in every supported version.
 _DEVICES = ("cpu", "cuda")
 

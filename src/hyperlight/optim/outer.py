@@ -30,8 +30,6 @@ from .._torch import (
 from ..precision import widen
 from . import passes
 
-__all__ = ["OuterProduct", "dense_product", "is_ordinary", "keep_factored"]
-
 # Weights whose gradient is handed over as factors, and the optimizers that asked for it.
 _kept: MutableMapping[Tensor, weakref.WeakSet[Any]] = WeakTensorKeyDictionary()
 

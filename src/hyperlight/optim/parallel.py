@@ -18,8 +18,6 @@ from .._torch import ignore_in_ddp, ignored_in_ddp, running_ddp
 from ..errors import ConfigurationError
 from .outer import OuterProduct
 
-__all__ = ["FactorExchange", "exchange_factors"]
-
 
 def exchange_factors(
     module: nn.Module, *, group: distributed.ProcessGroup | None = None

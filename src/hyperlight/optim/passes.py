@@ -19,16 +19,6 @@ from torch.nn import functional as F
 from .._torch import fused_adam, fused_adamw, fused_sgd, onednn_linear
 from ..errors import ConfigurationError, did_you_mean, listed
 
-__all__ = [
-    "Implementation",
-    "adam",
-    "by_features",
-    "product",
-    "set_implementation",
-    "sgd",
-    "status",
-]
-
 Implementation = Literal["auto", "eager", "compiled"]
 
 # Bytes of the scratch: small enough for the cache, large enough to repay starting a kernel.
@@ -92,9 +82,8 @@ def keep_freed_memory() -> None:
 
 
 def _is_compiled(weight: Tensor, rows: int) -> bool:
-    if _obstacle is not None or rows > _COMPILED_ROWS or not weight.is_contiguous():
-        return False
-    if weight.dtype not in (torch.float32, torch.float64):
+    usual = weight.dtype in (torch.float32, torch.float64) and weight.is_contiguous()
+    if _obstacle is not None or rows > _COMPILED_ROWS or not usual:
         return False
     return _chosen == "compiled" or (_chosen == "auto" and weight.numel() >= _WORTH_COMPILING)
 
