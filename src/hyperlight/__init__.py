@@ -59,7 +59,7 @@ __all__ = [
     # initialisation
     "Initialization",
     "Relative",
-    # predicted tensors in the place of parameters
+    # predicted tensors in place of parameters
     "bind",
     # files
     "save",
