@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 
+import hyperlight
 from hyperlight.lab import figures
 from hyperlight.lab.files import write_text
 
@@ -151,7 +152,7 @@ def provenance(command: str) -> dict[str, str]:
         pass
     return {
         "command": command,
-        "hyperlight": metadata.version("hyperlight"),
+        "hyperlight": hyperlight.__version__,
         **{name: metadata.version(name) for name in names},
         **{f"{name} (peer)": at for name, at in (r.split("==") for r in PEERS.values())},
         "python": platform.python_version(),

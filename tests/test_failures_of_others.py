@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import hyperlight as hl
 from hyperlight.lab.data import ImageSplit, digits
 from hyperlight.lab.primaries import LeNet
-from tests.models import Aliased, Recurrent, Tied, mlp, vectors
+from tests.models import Aliased, Recurrent, Tied, mlp, one_graph, vectors
 from tests.reference import copied_primary, two_stage_gradients
 
 SPACE = {"gamma": hl.Uniform(0.0, 1.0)}
@@ -162,6 +162,7 @@ def test_weights_stay_set_after_an_exception_and_unknown_names_are_ignored() -> 
         model(x, gama=0.3)
 
 
+@one_graph
 def test_a_range_check_in_forward_reads_the_device_and_breaks_the_graph() -> None:
     x = vectors()
     model = hl.hypernetize(mlp(), SPACE)

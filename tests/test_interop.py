@@ -55,6 +55,7 @@ def test_compile_makes_one_graph_with_gradients(name: str) -> None:
             assert a is None or torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@one_graph
 def test_compile_does_not_start_over_for_every_number() -> None:
     model = hl.hypernetize(mlp(), {"scale": hl.Uniform(0.0, 0.5)})
     graphs = 0
@@ -71,6 +72,7 @@ def test_compile_does_not_start_over_for_every_number() -> None:
     assert graphs <= 3
 
 
+@one_graph
 def test_inductor_compiles_a_training_step() -> None:
     model = hl.hypernetize(convolutional(), {"scale": hl.Uniform(0.0, 0.5)})
     compiled = torch.compile(model, fullgraph=True)
