@@ -141,7 +141,6 @@ def peer_table(title: str, rows: Sequence[Measured]) -> Table | None:
 
 def provenance(command: str) -> dict[str, str]:
     """Versions, the command, and the machine without its name."""
-    names = ("torch", "numpy")
     model = platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -153,7 +152,8 @@ def provenance(command: str) -> dict[str, str]:
     return {
         "command": command,
         "hyperlight": hyperlight.__version__,
-        **{name: metadata.version(name) for name in names},
+        "torch": torch.__version__,
+        "numpy": metadata.version("numpy"),
         **{f"{name} (peer)": at for name, at in (r.split("==") for r in PEERS.values())},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
