@@ -41,8 +41,8 @@ class Training:
     batch_size: int = 128
     """Batch size; all samples of a batch get the same gamma."""
     rates: Literal["same", "groups"] = "same"
-    """same: one learning rate for all parameters. groups: the rates of hl.parameter_groups, with
-    which the learning rate of the plain network carries over."""
+    """same: one learning rate for all parameters. groups: the rates of hl.parameter_groups, for
+    which the learning rate of the plain network stays right."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic: float32, or bfloat16 where PyTorch's autocast uses it."""
     seeds: int = 3

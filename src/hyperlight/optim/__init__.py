@@ -17,8 +17,8 @@ memory. It allocates and frees one block of nearly 32 MiB without touching it. F
 keeps large blocks for reuse instead of returning them to the operating system. A dense gradient
 has the same effect; without either, the primary's activations take up to 1.5 times as long.
 
-The gain was measured on CPUs. On a GPU, networks that are bound by kernel launches train faster with
-``torch.optim.Adam(fused=True)`` (docs/benchmarks.md).
+The gain was measured on CPUs. On a GPU, networks that are bound by kernel launches train faster
+with ``torch.optim.Adam(fused=True)`` (docs/benchmarks.md).
 
 The files, in reading order: ``outer`` (the gradient as two factors), ``passes`` (what reads and
 writes the whole head), ``optimizers``, ``parallel`` (factors between processes).
