@@ -63,7 +63,7 @@ def test_every_way_equals_one_after_the_other(data: st.DataObject, way: Any) -> 
     dimensions = draw(st.integers(1, 3))
     sets, images, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
     inputs, outputs = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
-    own, biased = draw(st.booleans()), draw(st.booleans())
+    own, biased, one_bias = (draw(st.booleans()) for _ in range(3))
     how: dict[str, Any] = {
         "stride": draw(st.integers(1, 2)),
         "padding": draw(st.integers(0, 2)),
@@ -83,17 +83,18 @@ def test_every_way_equals_one_after_the_other(data: st.DataObject, way: Any) -> 
 
     x = random(*((sets,) if own else ()), images, inputs, *size)
     w = random(sets, outputs, inputs // groups, *kernel)
-    b = random(sets, outputs) if biased else None
+    b = random(*(() if one_bias else (sets,)), outputs) if biased else None
     function = FUNCTIONS[dimensions]
 
     def run(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         result: Tensor = function(x, w, b, **how)
         return result
 
-    dims = (0 if own else None, 0, 0 if biased else None)
+    dims = (0 if own else None, 0, 0 if biased and not one_bias else None)
     with running(way) as seen, SetConvolutions():
         found = torch.vmap(run, dims)(x, w, b)
-    twin = one_by_one(function, x, w, b, own, **how)
+    biases = b.expand(sets, -1) if b is not None else None
+    twin = one_by_one(function, x, w, biases, own, **how)
     torch.testing.assert_close(found, twin, rtol=1e-11, atol=1e-11)
     assert len(seen) == 1
     assert way is None or seen == [way if own else "grouped"]
