@@ -33,8 +33,8 @@ check: test lint types doctest ## all of the above
 bench: $(VENV)/.dev ## HyperLight and other libraries side by side (about an hour)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# On Linux, PyPI has older releases of torch with CUDA only: 3 GB to download, 6 GB on disk. For a
-# CPU build, make oldest ARGS='--extra-index-url ADDRESS' with PyTorch's address of its CPU builds.
+# On Linux an older torch comes with CUDA by default: 3 GB to download, 6 GB on disk. ARGS takes
+# options of pip, such as those that PyTorch documents for its CPU builds.
 oldest: $(VENV)-oldest/.dev ## test the library with the oldest torch that it supports
 	$(BYTECODE) $(VENV)-oldest/bin/python -m pytest -n auto --ignore=tests/lab
 
