@@ -6,6 +6,7 @@ The paper is arXiv:2304.07645; section 3 describes the problem.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ _ENCODING, _RESIDUAL = "encoding=hl.CosSin()", "residual=True"
 
 
 @dataclass(frozen=True, eq=False)
-class _Profile:
+class _Profile(ABC):
     """A size that was measured along an input."""
 
     input: str
@@ -41,9 +42,9 @@ class _Profile:
     _label: ClassVar[str]
 
     @property
+    @abstractmethod
     def _columns(self) -> Tensor:
         """What was measured, a column for every batch: ``(points, batches)``."""
-        raise NotImplementedError
 
     @property
     def _size(self) -> Tensor:

@@ -157,7 +157,8 @@ class Head(nn.Module, ABC):
 
     def predict(self, features: Tensor) -> dict[str, Tensor]:
         """The predicted tensors alone, ``{name: (...) + shape}``, in order."""
-        return dict(zip(self.shapes, _split(self(features), self.shapes.values()), strict=True))
+        parts = _split(self(features), list(self.shapes.values()))
+        return dict(zip(self.shapes, parts, strict=True))
 
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
         r"""The weights :math:`\theta = \theta^0 + h(\gamma)`: ``{name: (...) + shape}``, in order.
@@ -179,9 +180,8 @@ class Head(nn.Module, ABC):
 # --- the sum ----------------------------------------------------------------------------
 
 
-def _split(flat: Tensor, shapes: Iterable[torch.Size]) -> list[Tensor]:
+def _split(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """Cut ``(..., P)`` into tensors of shape ``(...) + shape``."""
-    shapes = list(shapes)
     parts = torch.split(flat, [shape.numel() for shape in shapes], dim=-1)
     return [part.view(flat.shape[:-1] + shape) for part, shape in zip(parts, shapes, strict=True)]
 

@@ -67,8 +67,7 @@ class Input(ABC):
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one value, without batch dimensions."""
-        shape = self.shape
-        return (shape,) if isinstance(shape, int) else shape
+        return (self.shape,) if isinstance(self.shape, int) else self.shape
 
     @property
     def numel(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,15 +90,15 @@ class _FromFactors(_Base):
     ) -> None:
         # Set by torch.amp.GradScaler if fused=True was asked for.
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and bool(found_inf):
-            return
-        left = gradient.left if scale is None else gradient.left / scale.to(gradient.device)
-        self._update(group, weight, left, gradient.right, *state)
+        if found_inf is None or not bool(found_inf):
+            left = gradient.left if scale is None else gradient.left / scale.to(gradient.device)
+            self._update(group, weight, left, gradient.right, *state)
 
+    @abstractmethod
     def _update(
         self, group: dict[str, Any], weight: Tensor, left: Tensor, right: Tensor, *state: Any
     ) -> None:
-        raise NotImplementedError
+        """Move the weight by one step; ``state`` is as ``torch.optim`` lists it."""
 
 
 class _AdamFromFactors(_FromFactors):
