@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,15 +42,13 @@ def gradients(net: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
-def run(work: Callable[..., None], *args: Any, processes: int, method: str = "forkserver") -> None:
+def run(work: Callable[..., None], *args: Any, processes: int) -> None:
     """Run ``work(rank, *args)`` in fresh processes; an error or a hang in one fails the test.
 
-    They are forked from a server that has imported what they need, as a process that is spawned
-    imports for longer than it works. What they are given is sent to them all the same.
+    They are spawned: one that is forked from a process with threads hangs now and then.
     """
-    preload()
     context = torch.multiprocessing.start_processes(
-        work, args=args, nprocs=processes, join=False, start_method=method
+        work, args=args, nprocs=processes, join=False, start_method="spawn"
     )
     end = datetime.datetime.now() + datetime.timedelta(seconds=LIMIT)
     try:
@@ -63,11 +60,6 @@ def run(work: Callable[..., None], *args: Any, processes: int, method: str = "fo
                 process.kill()
 
 
-def preload() -> None:
-    """Have the server import; a server that runs already is as good."""
-    multiprocessing.set_forkserver_preload(["hyperlight", "lightning_fabric", __name__])
-
-
 def answer(rank: int, net: hl.HyperModel, x: Tensor, folder: str) -> None:
     torch.set_num_threads(1)
     y = net(x, gamma=0.3, z=Z)
@@ -77,7 +69,7 @@ def answer(rank: int, net: hl.HyperModel, x: Tensor, folder: str) -> None:
 
 def test_a_model_that_was_sent_to_a_spawned_process_gives_the_same(tmp_path: Path) -> None:
     net, (x, _) = model(), batch()
-    run(answer, net, x, str(tmp_path), processes=1, method="spawn")
+    run(answer, net, x, str(tmp_path), processes=1)
     found, sent_back = torch.load(tmp_path / "0.pt", weights_only=True)
     y = net(x, gamma=0.3, z=Z)
     y.square().mean().backward()

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import hyperlight as hl
 from hyperlight.optim.outer import OuterProduct
-from tests.test_distributed import LIMIT, preload, run
+from tests.test_distributed import LIMIT, run
 
 STEPS = 4
 # name -> how to train
@@ -192,8 +192,7 @@ def with_fabric(fabric: Any, folder: str) -> None:
 @pytest.mark.skipif(not distributed.is_available(), reason="this build of torch has none")
 def test_lightning_fabric_trains_as_one(tmp_path: Path) -> None:
     fabric = pytest.importorskip("lightning_fabric", reason="the extra lab is not there")
-    preload()
-    strategy = fabric.strategies.DDPStrategy(start_method="forkserver")
+    strategy = fabric.strategies.DDPStrategy(start_method="spawn")
     runner = fabric.Fabric(accelerator="cpu", devices=2, strategy=strategy)
     runner.launch(with_fabric, str(tmp_path))
     for rank in range(2):
