@@ -129,18 +129,38 @@ def _without_sizes(place: Place | None) -> Place | None:
     return Place(Axis(dim, 1 if inner == 1 else 0, 1 if outer == 1 else 0), place.how)
 
 
-class _Run(threading.local):
-    """The call that is running in this thread."""
+class _Current(NamedTuple):
+    """A call that is running."""
 
-    plan: Plan | None = None
-    tracker: Tracker | None = None
+    plan: Plan
+    tracker: Tracker | None
+
+
+class _Running(threading.local):
+    """The calls that are running in this thread, by the sets of weights that they use."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, _Current] = {}
+
+
+_RUNNING = _Running()
+
+
+@contextlib.contextmanager
+def _running(sets: Sets, plan: Plan, tracker: Tracker | None = None) -> Iterator[None]:
+    _RUNNING.calls[id(sets)] = _Current(plan, tracker)
+    try:
+        yield
+    finally:
+        del _RUNNING.calls[id(sets)]
 
 
 class Sets:
     """The sets of weights of one bound network, and the calls that it runs.
 
     Args:
-        samples: ``B``, at least 2.
+        primary: the network that was bound.
+        samples: ``B``.
         found: the plans of the model.
         guarded: the parameters that stand where the sets are missing, with their names.
         owned: parameters that hold one entry per sample, ``(B, ...)``.
@@ -149,17 +169,17 @@ class Sets:
 
     def __init__(
         self,
+        primary: nn.Module,
         samples: int,
         found: Found,
         guarded: Sequence[tuple[str, Tensor]],
         owned: Sequence[Tensor],
         fresh: bool,
     ) -> None:
-        self.samples, self.found, self.guarded, self.owned = samples, found, guarded, owned
-        self.fresh = fresh
+        self.primary, self.samples, self.found = primary, samples, found
+        self.guarded, self.owned, self.fresh = guarded, owned, fresh
         self.used: list[Plan] = []
         self._record: dict[int, Any] = {}
-        self._run = _Run()
 
     # --- a call -----------------------------------------------------------------------------
 
@@ -172,7 +192,7 @@ class Sets:
         kwargs: dict[str, Any],
     ) -> Any:
         """Call a method of the bound network."""
-        if not torch.compiler.is_compiling() and self._run.plan is not None:
+        if self._current is not None:
             return method(*args, **kwargs)  # inside of another one
         given = open_arguments(args, kwargs, self.samples, method)
         if torch.compiler.is_compiling():
@@ -260,17 +280,11 @@ class Sets:
         return found
 
     def _follow(self, plan: Plan, method: Callable[..., Any], given: Arguments) -> Any:
-        self._run.plan = plan
         if plan not in self.used:
             self.used.append(plan)
-        try:
-            if not plan.reads:
-                return given.call(method)
-            watch = _Reads(None, list(plan.reads))
-            with watch:
-                return given.call(method)
-        finally:
-            self._run.plan = None
+        watch = _Reads(None, list(plan.reads)) if plan.reads else contextlib.nullcontext()
+        with _running(self, plan), watch:
+            return given.call(method)
 
     def _watch(
         self,
@@ -293,12 +307,8 @@ class Sets:
             tracker.know(tensor, fact)
         reads = _Reads(tracker, plan.reads)
         self.used.append(plan)
-        self._run.plan, self._run.tracker = plan, tracker
-        try:
-            with reads, tracker:
-                output = given.call(method, leaves)
-        finally:
-            self._run.plan = self._run.tracker = None
+        with _running(self, plan, tracker), reads, tracker:
+            output = given.call(method, leaves)
         if tracker.failed:
             raise Lost(tracker.failed)
         if tracker.open:
@@ -319,9 +329,9 @@ class Sets:
     def run_once(self, part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a part of a sweep for one set, if it does the same for all, and copy its results."""
         plain = functools.partial(part.original.forward, part)
-        plan, tracker = self._run.plan, self._run.tracker
-        if plan is None:
+        if self._current is None:
             return plain(*args, **kwargs)
+        plan, tracker = self._current
         leaves, structure = pytree.tree_flatten((args, kwargs))
         tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         key = (part.path_of_part, structure, tuple(leaves[i].shape for i in tensors))
@@ -347,16 +357,22 @@ class Sets:
     # --- what layers ask --------------------------------------------------------------------
 
     @property
+    def _current(self) -> _Current | None:
+        """The call of this thread; none while a graph is traced."""
+        return None if torch.compiler.is_compiling() else _RUNNING.calls.get(id(self))
+
+    @property
     def tracker(self) -> Tracker | None:
-        return None if torch.compiler.is_compiling() else self._run.tracker
+        current = self._current
+        return None if current is None else current.tracker
 
     def place(self, path: str, slot: Any, tensor: Tensor, expected: int) -> Place:
         """Where an argument of a layer holds the samples."""
         if torch.compiler.is_compiling():
             return self._traced(path, slot, tensor)
         key = (path, slot, tuple(tensor.shape))
-        run = self._run
-        if run.plan is None:
+        run = self._current
+        if run is None:
             return self._again(key)
         if run.tracker is None:
             found = run.plan.places.get(key)
@@ -407,7 +423,7 @@ class Sets:
 
         ``run`` runs it once for all samples, with theta0.
         """
-        key, current = (path, shapes), self._run
+        key, current = (path, shapes), self._current
         if torch.compiler.is_compiling():
             known = self.found.results_by_rank.get((path, tuple(map(len, shapes))))
             if known is None:
@@ -417,8 +433,8 @@ class Sets:
                 Place(Axis(a.dim, a.inner or like.inner, a.outer or like.outer, a.kind), how)
                 for a, how in known
             ]
-        if current.tracker is None:
-            plans = self.used if current.plan is None else [current.plan]
+        if current is None or current.tracker is None:
+            plans = self.used if current is None else [current.plan]
             found = next((plan.results[key] for plan in plans if key in plan.results), None)
             if found is None:
                 raise Changed(f"{path} is called as it was not before")
@@ -440,7 +456,6 @@ class Sets:
                 found.append(Place(Axis(0, tracker.rows), _EXPAND))
             else:
                 found.append(Place(Axis(0, tracker.rows, kind=ADDED), _ADD))
-        assert current.plan is not None
         current.plan.results[key] = found
         return found
 
@@ -601,7 +616,7 @@ class _Unit(NamedTuple):
     path: str
     names: dict[str, str]  # names of predicted tensors, by their names inside
     rule: Rule | None
-    module: nn.Module
+    kind: type[nn.Module]
     plan: BindPlan | None
 
 
@@ -654,7 +669,7 @@ class _Layer(Layer):
     def one(self, weights: Mapping[str, Weight]) -> Any:
         assert self._unit.plan is not None
         named = {self._unit.names[name]: weight for name, weight in weights.items()}
-        return self._unit.plan.bind(self._unit.module, named)
+        return self._unit.plan.bind(attribute(self._sets.primary, self.path), named)
 
     def give(self, output: Tensor, *axes: Axis) -> Tensor:
         tracker = self._sets.tracker
@@ -855,10 +870,10 @@ class BatchPlan:
             if path == "" and rule is None and beside:
                 own = ", ".join(sorted(owners.get("", inside)))
                 self.refused = f"{type(primary).__name__} uses the predicted {own} in its own forward"
-            self._units.append(_Unit(path, inside, rule, module, _sub_plan(module, inside)))
+            self._units.append(_Unit(path, inside, rule, type(module), _sub_plan(module, inside)))
         known = {unit.path for unit in self._units}
         self._dressed: dict[str, Any] = {
-            unit.path: _layer_class(type(unit.module)) for unit in self._units
+            unit.path: _layer_class(unit.kind) for unit in self._units
         }
         self._plain: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
         for path, module in primary.named_modules():
@@ -871,7 +886,7 @@ class BatchPlan:
                 self._plain[path] = (type(module), {"enable_nested_tensor": False})
             elif type(module) in WHOLE:
                 rule = find_rule(module)
-                self._units.append(_Unit(path, {}, rule, module, None))
+                self._units.append(_Unit(path, {}, rule, type(module), None))
                 self._dressed[path] = _layer_class(type(module))
         # Parts of the network without weights per sample, for sweeps.
         self._shared = [path for path, _ in primary.named_modules() if self._is_shared(primary, path)]
@@ -911,7 +926,7 @@ class BatchPlan:
         """
         if samples == 1:
             one = {name: dense(weight)[0] for name, weight in weights.items()}
-            sets = Sets(1, self.found, (), (), fresh)
+            sets = Sets(primary, 1, self.found, (), (), fresh)
             kind = type(primary)
             stand_in = (_network_class(kind, kind), {"sets_of_weights": sets})
             return self._plan.bind(primary, one, {"": stand_in})
@@ -920,7 +935,7 @@ class BatchPlan:
         owned = {name: dense(weights[name]).squeeze(1) for name in self._owned}
         tensors = {name: owned.get(name, own) for name, own in theta0.items()}
         guarded = [(n, theta0[n]) for unit in self._units for n in unit.names.values()]
-        sets = Sets(samples, self.found, guarded, list(owned.values()), fresh)
+        sets = Sets(primary, samples, self.found, guarded, list(owned.values()), fresh)
         stand_ins = dict(self._plain)
         for unit in self._units:
             own = {name: weights[full] for name, full in unit.names.items()}

@@ -49,7 +49,6 @@ class Many:
         self, primary: nn.Module, places: Mapping[str, tuple[str, ...]], plan: BindPlan
     ) -> None:
         self._places, self._plan = places, plan
-        self._kind = type(primary)
         self._batch: BatchPlan | None = None
         self._ways: dict[Any, Run] = {}
         self._warned: set[str] = set()
@@ -60,6 +59,10 @@ class Many:
             and module.padding_idx is not None
             for module in primary.modules()
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles find out again what calls have shown."""
+        return {**self.__dict__, "_batch": None, "_ways": {}, "_warned": set()}
 
     def bind(
         self,
