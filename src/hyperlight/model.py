@@ -25,6 +25,7 @@ from .hypernet import Activation, HyperNet
 from .init import Init, Zero, find_init
 from .inputs import Input
 from .many import refuse_mixing, run_each, split_samples
+from .signatures import SignatureOfForward, SignedMethod, arguments_of, keyword, with_keywords
 from .summary import Summary, summarize
 from .targets import Targets, attribute, select
 
@@ -44,7 +45,17 @@ class HyperModel(nn.Module):
     Attributes:
         primary: the network that was given; it holds ``theta0`` under its own names.
         hypernet: the hypernetwork; it holds ``omega``.
+
+    The signature of a model and of its ``forward`` is that of the primary's, with the inputs
+    among its keywords: trainers read it to choose the columns of a data set.
+
+    >>> import inspect
+    >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
+    >>> list(inspect.signature(model.forward).parameters)
+    ['input', 'scale']
     """
+
+    __signature__ = SignatureOfForward()
 
     def __init__(self, primary: nn.Module, hypernet: HyperNet) -> None:
         super().__init__()
@@ -76,7 +87,23 @@ class HyperModel(nn.Module):
             and module.padding_idx is not None
             for module in primary.modules()
         )
+        self._sign()
 
+    def _sign(self) -> None:
+        keywords = [keyword(name) for name in self.inputs]
+        signature = with_keywords(arguments_of(self.primary), keywords)
+        self.__dict__["_signed"] = vars(HyperModel)["forward"].signed(signature)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
+        state.pop("_signed", None)  # a function like this cannot be pickled
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._sign()
+
+    @SignedMethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the primary with the weights for the given inputs.
 
@@ -115,6 +142,12 @@ class HyperModel(nn.Module):
         arguments = split_samples(args, kwargs, len(features))
         output, self._loop = run_each(bind, theta, *arguments, loop=self._loop)
         return output
+
+    # The Trainer of transformers asks the class which arguments are labels, and evaluates no loss
+    # if it names none.
+    forward.function.__signature__ = with_keywords(
+        inspect.signature(forward.function), [keyword("labels", default=None)]
+    )
 
     @property
     def theta0(self) -> dict[str, Tensor]:
@@ -288,15 +321,12 @@ class HyperModel(nn.Module):
 
 
 def _refuse_clashes(primary: nn.Module, inputs: Mapping[str, Input]) -> None:
-    own: list[str] = []
-    try:
-        parameters = inspect.signature(primary.forward).parameters.values()
-    except (TypeError, ValueError):  # a forward that is not written in Python
-        parameters = {}.values()
-    for parameter in parameters:
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            own.append(parameter.name)
-    if isinstance(primary, (HyperModel, HyperNet)):
+    own = [
+        parameter.name
+        for parameter in arguments_of(primary).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if isinstance(primary, HyperNet):
         own.extend(primary.inputs)
     for name in inputs:
         if name in own:
