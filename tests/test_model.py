@@ -153,7 +153,7 @@ def test_sample_draws_every_input_and_fits_the_model() -> None:
     assert list(gamma) == ["a", "z", "v"]
     assert all(torch.equal(gamma[name], again[name]) for name in gamma)
     assert model(vectors(), **gamma).shape == (4, 2)
-    assert model.sample((6,))["z"].shape == (6, 4)
+    assert model.sample((6,))["z"].shape == model.sample(6)["z"].shape == (6, 4)
     assert model.double().sample()["a"].dtype == torch.float64
 
 

@@ -16,7 +16,7 @@ from .encodings import CosSin, Encoding, Identity
 from .errors import ConfigurationError, InputError, did_you_mean, listed
 from .heads import Dense, Head, find_head
 from .init import Init, find_init, gain_of, kaiming_fan_out_
-from .inputs import Categorical, Input
+from .inputs import Categorical, Input, as_batch_shape
 from .memory import refuse_oversize
 
 Activation = str | nn.Module | Callable[[], nn.Module]
@@ -251,18 +251,20 @@ class HyperNet(nn.Module):
         return self._like.device
 
     def sample(
-        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+        self, batch_shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Draw every input from its space: ``{name: batch_shape + event_shape}``.
 
-        On the device and in the dtype of the hypernetwork. A CPU generator can be used on any
-        device, so that runs on different devices see the same draws.
+        A single number of draws, such as 32, is the batch shape ``(32,)``. Draws are on the device
+        and in the dtype of the hypernetwork. A CPU generator can be used on any device, so that
+        runs on different devices see the same draws.
         """
+        shape = as_batch_shape(batch_shape)
         drawn_on = self.device if generator is None else generator.device
         return {
-            name: space.sample(
-                batch_shape, generator=generator, dtype=self.dtype, device=drawn_on
-            ).to(self.device)
+            name: space.sample(shape, generator=generator, dtype=self.dtype, device=drawn_on).to(
+                self.device
+            )
             for name, space in self.inputs.items()
         }
 

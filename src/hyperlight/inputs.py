@@ -27,6 +27,8 @@ from .precision import widen, widest
 # float32(1e-4) is smaller than 1e-4, also once it was cast to float64.
 _SLACK = 8.0
 
+_SIZES = (numbers.Integral, torch.SymInt)
+
 
 def _slack(dtype: torch.dtype) -> float:
     return _SLACK * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
@@ -40,6 +42,21 @@ def _event_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
             "tuple of them, such as 32 or (4, 4), or () for a scalar."
         )
     return sizes
+
+
+def as_batch_shape(given: int | Sequence[int]) -> tuple[int, ...]:
+    """The batch shape as a tuple; an integer is its only size.
+
+    >>> as_batch_shape(32)
+    (32,)
+    """
+    sizes: Sequence[Any] = given if isinstance(given, Sequence) else (given,)
+    if not all(isinstance(n, _SIZES) and type(n) is not bool and n >= 0 for n in sizes):
+        raise InputError(
+            f"The batch shape to sample was {given!r}; expected a number of draws, such as 32, or "
+            "a tuple such as (32,) or (4, 8); () is one draw without a batch dimension."
+        )
+    return tuple(sizes)
 
 
 def _finite(owner: str, **values: float) -> None:
@@ -106,19 +123,22 @@ class Input(ABC):
 
     def sample(
         self,
-        batch_shape: Sequence[int] = (),
+        batch_shape: int | Sequence[int] = (),
         *,
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Draw values of shape ``batch_shape + event_shape``.
+        """Draw values of shape ``batch_shape + event_shape``; 32 is the batch shape ``(32,)``.
 
         The draw is made in the widest precision that the device has (float32 on
         devices without float64) and rounded once, so that the same generator
         gives the same values in every dtype.
+
+        Raises:
+            InputError: ``batch_shape`` is neither a number of draws nor a shape.
         """
-        shape = tuple(batch_shape) + self.event_shape
+        shape = as_batch_shape(batch_shape) + self.event_shape
         like = torch.empty(shape, dtype=widest(device), device=device)
         return self._rounded(self._draw(like, generator), dtype)
 

@@ -171,9 +171,11 @@ class HyperModel(nn.Module):
         return self.hypernet.inputs
 
     def sample(
-        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+        self, batch_shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Draw every input from its space: ``{name: batch_shape + event_shape}``.
+
+        A single number of draws, such as 32, is the batch shape ``(32,)``.
 
         >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
         >>> model.sample(generator=torch.Generator().manual_seed(0))["scale"].shape
