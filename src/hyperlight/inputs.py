@@ -27,7 +27,7 @@ from .precision import widen, widest
 # float32(1e-4) is smaller than 1e-4, also once it was cast to float64.
 _SLACK = 8.0
 
-_SIZES = (numbers.Integral, torch.SymInt)
+_SIZES: tuple[type[Any], ...] = (numbers.Integral, torch.SymInt)
 
 
 def _slack(dtype: torch.dtype) -> float:
@@ -51,7 +51,7 @@ def as_batch_shape(given: int | Sequence[int]) -> tuple[int, ...]:
     (32,)
     """
     sizes: Sequence[Any] = given if isinstance(given, Sequence) else (given,)
-    if not all(isinstance(n, _SIZES) and type(n) is not bool and n >= 0 for n in sizes):
+    if not all(isinstance(n, _SIZES) and not isinstance(n, bool) and n >= 0 for n in sizes):
         raise InputError(
             f"The batch shape to sample was {given!r}; expected a number of draws, such as 32, or "
             "a tuple such as (32,) or (4, 8); () is one draw without a batch dimension."
