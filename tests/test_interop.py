@@ -213,3 +213,84 @@ def test_recurrent_primaries_run_under_no_grad_and_inference_mode() -> None:
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             assert torch.allclose(model(x, scale=0.2, z=Z), expected, atol=1e-6)
+
+
+# --- dynamic shapes, and transforms of torch.func --------------------------------------
+
+SPACES = {
+    "uniform": hl.Uniform(0.5, 2.0),
+    "log-uniform": hl.LogUniform(1e-3, 1.0),
+    "normal": hl.Normal(2),
+    "categorical": hl.Categorical(4),
+    "simplex": hl.Simplex(3),
+}
+
+
+@one_graph
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+def test_one_graph_serves_batches_of_any_size(space: hl.Input) -> None:
+    model = hl.hypernetize(mlp(), {"gamma": space, "scale": hl.Uniform(0.0, 1.0)})
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
+    for size in (4, 7, 9):
+        x, gamma = torch.randn(size, 3), model.sample()
+        assert torch.allclose(compiled(x, **gamma), model(x, **gamma), atol=1e-6)
+        gamma["scale"] = size / 10  # a number in place of a tensor
+        assert torch.allclose(compiled(x, **gamma), model(x, **gamma), atol=1e-6)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+def test_gradients_of_single_samples_by_vmap_of_grad(space: hl.Input) -> None:
+    model = hl.hypernetize(mlp(), {"gamma": space, "scale": hl.Uniform(0.0, 1.0)})
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    x, gamma = torch.randn(5, 3), model.sample(5)
+
+    def loss(parameters: dict[str, Tensor], x: Tensor, gamma: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, parameters, (x[None],), gamma).square().sum()
+
+    found = torch.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, x, gamma)
+    for i in range(5):
+        one = torch.func.grad(loss)(parameters, x[i], {n: v[i] for n, v in gamma.items()})
+        for name, gradient in one.items():
+            assert torch.allclose(found[name][i], gradient, rtol=1e-4, atol=1e-6), name
+
+
+def test_forward_mode_keeps_the_dtype_of_a_scalar() -> None:
+    """PyTorch gives the tangent of a float32 scalar times a number in float64."""
+    model = hl.hypernetize(mlp(), {"g": hl.Uniform(0.0, 1.0), "l": hl.LogUniform(0.1, 1.0)})
+    x = vectors()
+
+    def output(g: Tensor) -> Tensor:
+        return model(x, g=g, l=g).sum()
+
+    g = torch.tensor(0.4)
+    _, tangent = torch.func.jvp(output, (g,), (torch.ones_like(g),))
+    assert torch.allclose(tangent, torch.func.grad(output)(g), rtol=1e-4)
+    assert torch.allclose(torch.func.jacfwd(output)(g), torch.func.grad(output)(g), rtol=1e-4)
+    values = torch.tensor([0.2, 0.5, 0.9])
+    slopes = torch.vmap(torch.func.grad(output))(values)
+    assert torch.allclose(torch.vmap(torch.func.jacfwd(output))(values), slopes, rtol=1e-4)
+    curvature = torch.func.hessian(output)(g)
+    near = [torch.func.grad(output)(g + step) for step in (-1e-2, 1e-2)]
+    assert torch.allclose(curvature, (near[1] - near[0]) / 2e-2, rtol=1e-2, atol=1e-2)
+
+
+def test_a_value_that_a_gradient_is_taken_by_is_still_checked() -> None:
+    model = hl.hypernetize(mlp(), {"g": hl.Uniform(0.0, 1.0)})
+    with pytest.raises(hl.InputError, match=r"was 3; expected values in \[0, 1\]"):
+        torch.func.grad(lambda g: model(vectors(), g=g).sum())(torch.tensor(3.0))
+
+
+def test_the_row_of_padding_gets_no_gradient_under_vmap_of_grad() -> None:
+    primary = nn.Sequential(nn.Embedding(4, 3, padding_idx=1), nn.Linear(3, 2))
+    model = hl.hypernetize(primary, {"g": hl.Uniform(0.0, 1.0)})
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    tokens, gammas = torch.tensor([1, 2, 0]), torch.tensor([0.2, 0.5, 0.9])
+
+    def loss(parameters: dict[str, Tensor], g: Tensor) -> Tensor:
+        call = torch.func.functional_call(model, parameters, (tokens,), {"g": g})
+        return call.square().sum()
+
+    found = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, gammas)
+    for i, g in enumerate(gammas):
+        for name, gradient in torch.func.grad(loss)(parameters, g).items():
+            assert torch.allclose(found[name][i], gradient, rtol=1e-4, atol=1e-6), name

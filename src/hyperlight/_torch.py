@@ -79,15 +79,23 @@ def onednn_linear(features: Tensor, weight: Tensor) -> Tensor | None:
 
 # --- many sets of weights ---------------------------------------------------------------
 
-# Whether torch.vmap maps over a tensor. Nothing public tells.
-is_batched: Any = torch._C._functorch.is_batchedtensor
+# What torch.func wraps tensors in. Nothing public tells whether torch.vmap maps over one.
+_functorch = torch._C._functorch
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a vmap maps over this tensor, be it behind the wrappers of other transforms."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
 
 
 def is_mapped(tensor: Tensor) -> bool:
     """Whether the innermost transform is a vmap that maps over this tensor."""
-    functorch = torch._C._functorch
-    level = functorch.maybe_get_level(tensor)
-    return bool(is_batched(tensor) and level == functorch.maybe_current_level())
+    level = _functorch.maybe_get_level(tensor)
+    return bool(_functorch.is_batchedtensor(tensor) and level == _functorch.maybe_current_level())
 
 
 class VmapLevel:
@@ -103,7 +111,7 @@ class VmapLevel:
 
     def open(self, tensor: Tensor) -> tuple[Tensor, bool]:
         """The tensor with the mapped dimension first, and whether it has one at this level."""
-        inside, dim = torch._C._functorch._unwrap_batched(tensor, self._level)
+        inside, dim = _functorch._unwrap_batched(tensor, self._level)
         return (inside, False) if dim is None else (inside.movedim(dim, 0), True)
 
     def below(self) -> Any:
@@ -112,7 +120,7 @@ class VmapLevel:
 
     def close(self, tensor: Tensor, dim: int) -> Tensor:
         """Undo :meth:`open`: map over that dimension again."""
-        return torch._C._functorch._add_batch_dim(tensor, dim, self._level)
+        return _functorch._add_batch_dim(tensor, dim, self._level)
 
 
 # --- the rest ---------------------------------------------------------------------------

@@ -164,7 +164,9 @@ class HyperNet(nn.Module):
                 value = F.normalize(next(embeddings)(value), dim=-1)
                 size *= value.shape[-1]
             elif normalized:
-                value = space.normalize(value)
+                # With a dimension: PyTorch (2.13) gives the tangent of a float32 scalar that meets
+                # a number in float64.
+                value = space.normalize(value if value.ndim else value.reshape(1))
             (embedded if space.discrete else numbers).append(value.reshape((*batch_shape, size)))
         if len(values) > 1:
             batch_shape = self._common_batch_shape(values)

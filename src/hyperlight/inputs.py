@@ -99,7 +99,8 @@ class Input(ABC):
     @property
     def bounded(self) -> bool:
         """Whether the support is a finite interval."""
-        return all(math.isfinite(end) for end in self.support)
+        # Not math.isfinite: in a graph with dynamic shapes the ends are symbols.
+        return all(-math.inf < end < math.inf for end in self.support)
 
     @abstractmethod
     def standardize(self, value: Tensor) -> Tensor:
