@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import hyperlight as hl
 from tests.models import PRIMARIES, Recurrent, convolutional, mlp, one_graph, vectors
@@ -294,3 +299,116 @@ def test_the_row_of_padding_gets_no_gradient_under_vmap_of_grad() -> None:
     for i, g in enumerate(gammas):
         for name, gradient in torch.func.grad(loss)(parameters, g).items():
             assert torch.allclose(found[name][i], gradient, rtol=1e-4, atol=1e-6), name
+
+
+# --- values outside the space, where none can be refused -------------------------------
+
+BOUNDED = {
+    "u": hl.Uniform(0.5, 2.0),
+    "log": hl.LogUniform(1e-3, 1.0),
+    "v": hl.Uniform(0.0, 1.0, 3),
+    "ray": hl.Simplex(3),
+    "c": hl.Categorical(3),
+}
+# What is given, and what it counts as; None for NaN.
+OUTSIDE = [
+    ("u", -3.0, 0.5),
+    ("u", 3.0, 2.0),
+    ("u", math.inf, 2.0),
+    ("log", -1.0, 1e-3),
+    ("log", 50.0, 1.0),
+    ("v", [-1.0, 0.3, 7.0], [0.0, 0.3, 1.0]),
+    ("ray", [2.0, 1.0, -5.0], [2 / 3, 1 / 3, 0.0]),
+    ("ray", [0.0, 0.0, -1.0], None),
+    ("c", -1, None),
+    ("c", 3, None),
+    ("u", math.nan, None),
+]
+
+
+def bounded() -> tuple[hl.HyperModel, Tensor, dict[str, Tensor]]:
+    torch.manual_seed(0)  # the same every time
+    model = hl.hypernetize(mlp(), BOUNDED).eval()
+    return model, vectors(), model.sample(generator=torch.Generator().manual_seed(1))
+
+
+def answers_for_the_nearest(run: Callable[..., Tensor]) -> None:
+    """``run(x, **gamma)``: values inside are as they were, others count as the nearest inside."""
+    model, x, valid = bounded()
+    assert torch.allclose(run(x, **valid), model(x, **valid), atol=1e-5)
+    for name, value, inside in OUTSIDE:
+        given = valid | {name: torch.tensor(value)}
+        with pytest.raises(hl.InputError):
+            model(x, **given)
+        found = run(x, **given)
+        if inside is None:
+            assert found.isnan().all(), (name, value)
+        else:
+            expected = model(x, **valid | {name: torch.tensor(inside)})
+            assert torch.allclose(found, expected, atol=1e-5), (name, value)
+
+
+@one_graph
+def test_a_compiled_model_answers_for_the_nearest_value() -> None:
+    model, x, valid = bounded()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    answers_for_the_nearest(compiled)
+    with_number = compiled(x, **valid | {"u": 3.0})  # not a tensor, and not read either
+    assert torch.allclose(with_number, model(x, **valid | {"u": 2.0}), atol=1e-5)
+
+
+def test_an_exported_model_answers_for_the_nearest_value() -> None:
+    model, x, valid = bounded()
+    exported = torch.export.export(model, (x,), valid).module()
+    answers_for_the_nearest(exported)
+
+
+def test_an_onnx_model_answers_for_the_nearest_value(tmp_path: Path) -> None:
+    model, x, valid = bounded()
+    program = torch.onnx.export(model, (x,), kwargs=valid, dynamo=True, verbose=False)
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert [entry.name for entry in session.get_inputs()] == ["input", *valid]
+
+    def run(x: Tensor, **gamma: Tensor) -> Tensor:
+        (y,) = session.run(None, {"input": x.numpy()} | {n: v.numpy() for n, v in gamma.items()})
+        return torch.from_numpy(y)
+
+    answers_for_the_nearest(run)
+
+
+def test_a_traced_or_mapped_model_answers_for_the_nearest_value() -> None:
+    model, x, valid = bounded()
+    graph = make_fx(lambda x, gamma: model(x, **gamma))(x, valid)
+    answers_for_the_nearest(lambda x, **gamma: graph(x, gamma))
+
+    class Positional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor, *gamma: Tensor) -> Tensor:
+            return self.model(x, **dict(zip(valid, gamma, strict=True)))
+
+    traced = torch.jit.trace(Positional(), (x, *valid.values()))
+    answers_for_the_nearest(lambda x, **gamma: traced(x, *gamma.values()))
+
+    def mapped(x: Tensor, **gamma: Tensor) -> Tensor:
+        several = {name: value[None] for name, value in gamma.items()}
+        return torch.vmap(lambda gamma: model(x, **gamma))(several)[0]
+
+    answers_for_the_nearest(mapped)
+
+
+def test_the_gradient_at_the_ends_of_a_space_survives_the_graph() -> None:
+    model, x = hl.hypernetize(mlp(), {"g": hl.Uniform(0.1, 0.7), "ray": hl.Simplex(2)}), vectors()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+
+    def slopes(run: Callable[..., Tensor], end: float) -> tuple[Tensor, ...]:
+        g, ray = torch.tensor(end).requires_grad_(), torch.tensor([0.3, 0.7]).requires_grad_()
+        return torch.autograd.grad(run(x, g=g, ray=ray).sum(), (g, ray))
+
+    for end in (0.1, 0.7):
+        for found, expected in zip(slopes(compiled, end), slopes(model, end), strict=True):
+            assert expected.any()
+            assert torch.allclose(found, expected, rtol=1e-4)

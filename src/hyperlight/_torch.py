@@ -58,6 +58,18 @@ tracing_state: Any = torch._C._get_tracing_state
 transforms_active: Any = torch._C._are_functorch_transforms_active
 forward_mode_level: Any = functools.partial(operator.attrgetter("_current_level"), forward_ad)
 
+
+_dispatch_mode: Any = torch._C._get_dispatch_mode
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # the mode of make_fx
+
+
+def is_traced() -> bool:
+    """Whether what runs becomes a graph: by torch.compile, export, ONNX, a jit trace or make_fx."""
+    if torch.compiler.is_compiling():
+        return True
+    return tracing_state() is not None or _dispatch_mode(_PROXY) is not None
+
+
 # PyTorch's fused optimizer steps, called on a part of a weight. torch.optim has them for whole
 # parameters only, for which it needs the whole dense gradient.
 fused_adam: Any = torch._fused_adam_
