@@ -60,6 +60,25 @@ def test_compile_makes_one_graph_with_gradients(name: str) -> None:
             assert a is None or torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+class Breaking(nn.Module):
+    """Stops the graph capture in the middle, as printing does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        torch._dynamo.graph_break()
+        return self.second(y)
+
+
+def test_a_primary_that_breaks_the_graph_compiles_in_parts() -> None:
+    model, x = hl.hypernetize(Breaking(), INPUTS), vectors()
+    compiled = torch.compile(model, backend="aot_eager")
+    assert torch.allclose(compiled(x, scale=0.2, z=Z), model(x, scale=0.2, z=Z), atol=1e-6)
+
+
 @one_graph
 def test_compile_does_not_start_over_for_every_number() -> None:
     model = hl.hypernetize(mlp(), {"scale": hl.Uniform(0.0, 0.5)})

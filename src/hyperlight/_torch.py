@@ -70,6 +70,21 @@ def is_traced() -> bool:
     return tracing_state() is not None or _dispatch_mode(_PROXY) is not None
 
 
+_eval_frame: Any = torch._C._dynamo.eval_frame
+
+
+def never_compile_alone(function: Any) -> Any:
+    """Decorate a function that torch.compile may inline but is not to compile on its own.
+
+    After a graph break it tries that with every function that runs. For a ``__get__`` it then
+    reads the attribute that is being read, without end.
+    """
+    action = _eval_frame._FrameAction
+    strategy = _eval_frame._FrameExecStrategy(action.SKIP, action.DEFAULT)
+    _eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    return function
+
+
 # PyTorch's fused optimizer steps, called on a part of a weight. torch.optim has them for whole
 # parameters only, for which it needs the whole dense gradient.
 fused_adam: Any = torch._fused_adam_

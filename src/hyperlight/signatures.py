@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from ._torch import never_compile_alone
+
 
 def arguments_of(primary: nn.Module) -> Signature:
     """The signature of the primary's forward; any arguments if it is not written in Python."""
@@ -57,10 +59,12 @@ class SignedMethod:
     def __init__(self, function: Any) -> None:
         self.function = function
 
+    @never_compile_alone
     def __get__(self, instance: Any, owner: type | None = None) -> Callable[..., Any]:
         if instance is None:
             return self.function  # type: ignore[no-any-return]
         function = instance.__dict__.get("_signed", self.function)
+        # Unlike types.MethodType, torch.compile can follow this.
         return function.__get__(instance, owner)  # type: ignore[no-any-return]
 
     def signed(self, signature: Signature) -> Callable[..., Any]:
