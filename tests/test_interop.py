@@ -20,6 +20,7 @@ import hyperlight as hl
 from tests.models import PRIMARIES, Recurrent, convolutional, mlp, one_graph, vectors
 
 INPUTS = {"scale": hl.Uniform(0.0, 0.5), "z": hl.Normal(2)}
+SPACE = {"g": hl.Uniform(0.0, 1.0)}
 Z = torch.tensor([0.2, -1.0])
 
 # what torch.compile of a plain primary accepts as one graph
@@ -431,3 +432,46 @@ def test_the_gradient_at_the_ends_of_a_space_survives_the_graph() -> None:
         for found, expected in zip(slopes(compiled, end), slopes(model, end), strict=True):
             assert expected.any()
             assert torch.allclose(found, expected, rtol=1e-4)
+
+
+# --- sparse gradients ------------------------------------------------------------------
+
+
+class Looked(nn.Module):
+    """Looks rows up in a weight of its own, with a sparse gradient."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        self.weight, self.sparse = nn.Parameter(torch.randn(5, 3)), sparse
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return nn.functional.embedding(rows, self.weight, sparse=self.sparse)
+
+
+SPARSE = {
+    "embedding": lambda sparse: nn.Embedding(5, 3, sparse=sparse),
+    "bag": lambda sparse: nn.EmbeddingBag(5, 3, sparse=sparse, mode="sum"),
+    "own": Looked,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(1), hl.Chunked(16)], ids=repr)
+@pytest.mark.parametrize("make", SPARSE.values(), ids=SPARSE.keys())
+def test_sparse_gradients_of_an_embedding_reach_the_hypernetwork(
+    make: Callable[[bool], nn.Module], head: hl.Head, dtype: torch.dtype
+) -> None:
+    rows = torch.tensor([[0, 1], [4, 1]])
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        primary = nn.Sequential(make(sparse), nn.Linear(3, 2)).to(dtype)
+        model = hl.hypernetize(primary, SPACE, head=head, dtype=torch.float32)
+        optimizer = hl.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(rows, g=0.3).square().sum().backward()
+            optimizer.step()
+        found.append([p.detach() for p in model.parameters()])
+    for dense, other in zip(*found, strict=True):
+        assert torch.allclose(dense, other, rtol=1e-5, atol=1e-6)

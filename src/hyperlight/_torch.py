@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import functools
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
@@ -35,6 +37,30 @@ ConvTranspose = nn.modules.conv._ConvTransposeNd
 # Flattens and rebuilds nested arguments and outputs, with the containers that other libraries
 # register (ModelOutput of transformers). Its public twin is newer than the oldest supported torch.
 pytree = _pytree
+
+# Stands in Tensor for a method that it has not. Classes that have one answer operations themselves.
+_NO_DISPATCH: Any = torch._C._disabled_torch_dispatch_impl
+
+
+def is_wrapper(tensor: Tensor) -> bool:
+    """Whether a subclass answers every operation itself: torchao's weights, DTensor, FakeTensor.
+
+    Subclasses that only carry attributes or methods do not.
+    """
+    kind = type(tensor)
+    return kind not in (Tensor, nn.Parameter) and kind.__torch_dispatch__ is not _NO_DISPATCH
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it stands for a tensor of that shape, in a graph that is being made."""
+    return isinstance(tensor, FakeTensor)
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, whose module takes long to import."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
 
 # --- the gradient as factors ------------------------------------------------------------
 
