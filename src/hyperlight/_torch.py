@@ -56,10 +56,34 @@ def is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+def _is_a(value: object, module: str, name: str) -> bool:
+    """Whether it is of a class in a module that takes long to import, and need not be."""
+    found = sys.modules.get(module)
+    return found is not None and isinstance(value, getattr(found, name))
+
+
 def is_distributed(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, whose module takes long to import."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    """Whether it is a DTensor, of which each process holds a part."""
+    return _is_a(tensor, "torch.distributed.tensor", "DTensor")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether parameters that the module reads are in parts now, as ``fully_shard`` leaves them.
+
+    Those of a submodule that is sharded on its own do not count: its call gathers them.
+    """
+    if torch.compiler.is_compiling() or not (
+        torch.distributed.is_available() and torch.distributed.is_initialized()
+    ):
+        return False
+    modules = [module]
+    for own in modules:  # grows
+        modules += [
+            child
+            for child in own.children()
+            if not _is_a(child, "torch.distributed.fsdp", "FSDPModule")
+        ]
+    return any(is_distributed(p) for own in modules for p in own.parameters(recurse=False))
 
 
 # --- the gradient as factors ------------------------------------------------------------

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._torch import pytree
-from .errors import ConfigurationError, check_integer, did_you_mean, listed
+from ._torch import is_sharded, pytree
+from .errors import ConfigurationError, check_integer, did_you_mean, listed, sharded
 from .init import Initialization
 from .optim import dense_product, is_ordinary
 from .precision import rms, widest
@@ -385,6 +385,8 @@ class LowRank(_Rows):
         return left.reshape(*batch, rows, self.rank), right.reshape(*batch, self.rank, columns)
 
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
+        if is_sharded(self):
+            raise sharded("The LowRank head is")
         weights: dict[str, Weight] = {}
         for name, code in self._split_rows(F.linear(features, self.weight), -1):
             own, matrix = theta0[name], self._matrix(name)
@@ -558,6 +560,8 @@ class Mixed(Head):
         return self.head_of(name).parameter_count(name)
 
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
+        if is_sharded(self):
+            raise sharded("A head of several is")
         weights: dict[str, Weight] = {}
         for head in self.heads():
             weights |= head.add_to(theta0, features)

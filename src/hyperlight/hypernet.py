@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._torch import is_sharded
 from .encodings import CosSin, Encoding, Identity
-from .errors import ConfigurationError, InputError, did_you_mean, listed
+from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
 from .heads import Dense, Head, find_head
 from .init import Init, find_init, gain_of, kaiming_fan_out_
 from .inputs import Categorical, Input, as_batch_shape, is_read
@@ -150,6 +151,8 @@ class HyperNet(nn.Module):
 
     def features(self, **gamma: Any) -> Tensor:
         """What the head reads: ``batch_shape + (K,)``."""
+        if is_sharded(self):
+            raise sharded("The hypernetwork is")
         features: Tensor = self.trunk(self.encode(**gamma))
         return features
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import pytree
+from ._torch import is_distributed, pytree
 from .bind import BindPlan
 from .encodings import CosSin
-from .errors import ConfigurationError, InputError, did_you_mean, listed
+from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
 from .heads import Dense, Head, dense, find_head
 from .hypernet import Activation, HyperNet
 from .init import Init, Zero, find_init
@@ -159,11 +159,19 @@ class HyperModel(nn.Module):
         ``model.primary.load_state_dict``. In the classical formulation (``residual=False``) they
         start at zero and are the bias of the hypernetwork's last layer.
 
+        Raises:
+            ConfigurationError: one of them is sharded apart from the model.
+
         >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
         >>> model.theta0["weight"] is model.primary.weight
         True
         """
-        return {name: attribute(self.primary, name) for name in self._names}
+        theta0 = {name: attribute(self.primary, name) for name in self._names}
+        if not torch.compiler.is_compiling():
+            for name, parameter in theta0.items():
+                if is_distributed(parameter):
+                    raise sharded(f"Parameter {name!r} of the primary is")
+        return theta0
 
     @property
     def inputs(self) -> dict[str, Input]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from ._torch import NormBase, is_distributed, is_fake, is_wrapper
-from .errors import TargetError, did_you_mean, listed
+from .errors import TargetError, did_you_mean, listed, sharded
 
 NORMALIZATION: tuple[type[nn.Module], ...] = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Normalisation layers, whose gains and biases are learned as usual (paper, section A.2)."""
@@ -108,6 +108,7 @@ def select(primary: nn.Module, targets: Targets = None) -> tuple[Target, ...]:
 
     Raises:
         TargetError: a selector matches nothing, or matches what cannot be predicted.
+        ConfigurationError: a parameter to predict is sharded.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     >>> [target.name for target in select(net)]
@@ -174,6 +175,8 @@ def select(primary: nn.Module, targets: Targets = None) -> tuple[Target, ...]:
     for key, parameter in parameters.items():
         if key not in chosen:
             continue
+        if is_distributed(parameter):
+            raise sharded(f"Parameter {aliases[key][0]!r} of the primary is")
         obstacle = _obstacle(parameter)
         if obstacle:
             raise TargetError(
