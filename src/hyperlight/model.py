@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import pytree
+from ._torch import is_distributed, pytree
 from .bind import BindPlan
 from .encodings import CosSin
-from .errors import ConfigurationError, InputError, did_you_mean, listed
+from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
 from .heads import Dense, Head, dense, find_head
 from .hypernet import Activation, HyperNet
 from .init import Init, Zero, find_init
 from .inputs import Input
 from .many import Many, Run, open_arguments
+from .signatures import SignatureOfForward, SignedMethod, arguments_of, keyword, with_keywords
 from .summary import Summary, summarize
 from .targets import Targets, attribute, select
 
@@ -44,7 +45,17 @@ class HyperModel(nn.Module):
     Attributes:
         primary: the network that was given; it holds ``theta0`` under its own names.
         hypernet: the hypernetwork; it holds ``omega``.
+
+    The signature of a model and of its ``forward`` is that of the primary's, with the inputs
+    among its keywords: trainers read it to choose the columns of a data set.
+
+    >>> import inspect
+    >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
+    >>> list(inspect.signature(model.forward).parameters)
+    ['input', 'scale']
     """
+
+    __signature__ = SignatureOfForward()
 
     def __init__(self, primary: nn.Module, hypernet: HyperNet) -> None:
         super().__init__()
@@ -70,7 +81,23 @@ class HyperModel(nn.Module):
         self._plan = BindPlan(primary, {target.name: target.aliases for target in targets})
         self._many = Many(primary, self._plan.places, self._plan)
         self.last_run: Run | None = None
+        self._sign()
 
+    def _sign(self) -> None:
+        keywords = [keyword(name) for name in self.inputs]
+        signature = with_keywords(arguments_of(self.primary), keywords)
+        self.__dict__["_signed"] = vars(HyperModel)["forward"].signed(signature)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
+        state.pop("_signed", None)  # a function like this cannot be pickled
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._sign()
+
+    @SignedMethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the primary with the weights for the given inputs.
 
@@ -115,6 +142,12 @@ class HyperModel(nn.Module):
             self.last_run = run
         return output
 
+    # The Trainer of transformers asks the class which arguments are labels, and evaluates no loss
+    # if it names none.
+    forward.function.__signature__ = with_keywords(
+        inspect.signature(forward.function), [keyword("labels", default=None)]
+    )
+
     @property
     def theta0(self) -> dict[str, Tensor]:
         r"""The predicted parameters as the primary holds them, :math:`\theta^0`, by name.
@@ -125,11 +158,19 @@ class HyperModel(nn.Module):
         ``model.primary.load_state_dict``. In the classical formulation (``residual=False``) they
         start at zero and are the bias of the hypernetwork's last layer.
 
+        Raises:
+            ConfigurationError: one of them is sharded apart from the model.
+
         >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
         >>> model.theta0["weight"] is model.primary.weight
         True
         """
-        return {name: attribute(self.primary, name) for name in self._names}
+        theta0 = {name: attribute(self.primary, name) for name in self._names}
+        if not torch.compiler.is_compiling():
+            for name, parameter in theta0.items():
+                if is_distributed(parameter):
+                    raise sharded(f"Parameter {name!r} of the primary is")
+        return theta0
 
     @property
     def inputs(self) -> dict[str, Input]:
@@ -137,9 +178,11 @@ class HyperModel(nn.Module):
         return self.hypernet.inputs
 
     def sample(
-        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+        self, batch_shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Draw every input from its space: ``{name: batch_shape + event_shape}``.
+
+        A single number of draws, such as 32, is the batch shape ``(32,)``.
 
         >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
         >>> model.sample(generator=torch.Generator().manual_seed(0))["scale"].shape
@@ -293,15 +336,12 @@ class HyperModel(nn.Module):
 
 
 def _refuse_clashes(primary: nn.Module, inputs: Mapping[str, Input]) -> None:
-    own: list[str] = []
-    try:
-        parameters = inspect.signature(primary.forward).parameters.values()
-    except (TypeError, ValueError):  # a forward that is not written in Python
-        parameters = {}.values()
-    for parameter in parameters:
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            own.append(parameter.name)
-    if isinstance(primary, (HyperModel, HyperNet)):
+    own = [
+        parameter.name
+        for parameter in arguments_of(primary).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if isinstance(primary, HyperNet):
         own.extend(primary.inputs)
     for name in inputs:
         if name in own:
