@@ -7,11 +7,18 @@ not predicted are shared. The predicted tensors stand where the parameters were,
 never changed, so exceptions, nested use, threads and activation checkpointing are right by
 construction. Swapping tensors in and back, as :func:`torch.func.functional_call` does, is not.
 
-References that a module keeps outside its registered children (a bound method as an attribute, a
-partial, a list or dict of modules or parameters) are followed and rewritten to the copies. A
-reference that cannot be followed, such as a closure over a module, is refused when the plan is
-made. Hooks are given the bound module as their argument; bound methods and partials among them
-are rewritten too.
+Nothing stale: references that a module keeps outside its registered children (a bound method as
+an attribute, a partial, a list or dict of modules or parameters, a weak reference) are followed
+and rewritten to the copies. Whatever else could reach a predicted weight is refused when the plan
+is made: see :mod:`~hyperlight.references`. Hooks are given the bound module as their argument, and
+are followed and refused alike.
+
+Nothing shared: containers (a dict, list, set or deque, as an attribute) are the bound module's
+own, and so are the dictionaries of :class:`torch.nn.Module`. What one bound network caches, no other
+reads. A tensor that an earlier forward has cached in an attribute that starts as None, or in a
+container that starts empty, is not taken over: see :mod:`~hyperlight.caches`. Objects of other
+classes are shared, and so are buffers: a forward that assigns a new tensor to one, instead of
+writing into it, does so for the bound network alone.
 
 Activation checkpointing must be the kind that PyTorch recommends, ``use_reentrant=False``. The
 reentrant kind runs a backward pass for each segment, all the way through the hypernetwork, and
@@ -20,35 +27,42 @@ PyTorch stops at the second.
 
 from __future__ import annotations
 
-import copy
 import functools
-import types
-import weakref
+import inspect
+import operator
+import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ._torch import is_batched
+from .caches import Absent, Habits, is_telling
 from .errors import BindError, did_you_mean, listed
 from .heads import LowRankWeight, Weight, dense
+from .references import ATOMS, Reached, Search, described, is_inert, rebuild
 from .targets import attribute
 
 _M = TypeVar("_M", bound=nn.Module)
 
-_ATOMS = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-# The attributes of nn.Module itself. The plan handles children and parameters, and hooks apart.
+# The attributes of nn.Module itself, which are copied one by one.
 _OWN = frozenset(nn.Module().__dict__)
 _HOOKS = tuple(sorted(name for name in _OWN if name.endswith("_hooks")))
-
-# Hooks run by __call__; copied, since a forward (as in transformers) or a caller may add some.
+# Hooks run by __call__. The others serve state_dict, which no weight goes through.
 _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-_Signature = tuple[type[nn.Module], int, int, int, int]
+_TABLES = tuple(name for name in _OWN if isinstance(nn.Module().__dict__[name], OrderedDict))
+_tables = operator.itemgetter(*_TABLES)
+# Attributes that name modules without running them. A GraphModule's code reads self.<name>.
+_HARMLESS = {torch.fx.GraphModule: {"_graph"}}
+# Hooks of torch that compute an attribute from parameters before every forward.
+_COMPUTING = (WeightNorm, SpectralNorm, BasePruningMethod)
 
 
 class _LowRankLinear(nn.Linear):
@@ -78,21 +92,57 @@ class _PaddedEmbedding(nn.Embedding):
         )
 
 
-@dataclass(frozen=True)
+class _Predicted(dict[str, Any]):
+    """The parameters of a bound module, some of them predicted."""
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise BindError(_NO_COPY)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise BindError(_NO_COPY)
+
+
+_NO_COPY = (
+    "A bound network cannot be copied or pickled: its weights are results of the hypernetwork, and "
+    "gradients flow through them. Use model.at(...) for an independent network with these weights, "
+    "or copy the model itself."
+)
+
+
+@dataclass(frozen=True, slots=True)
 class _Node:
     """A module of the tree, by name and not by identity.
 
     The plan then fits any module of the same structure: a deep copy, or a copy that an outer bind
     has made.
+
+    Attributes:
+        path: its name in the tree.
+        leaves: its parameters that are replaced, each with the name of the tensor.
+        children: its children, by name.
+        watch: its attributes and hooks that may hold references.
+        starts: its attributes that hold what an earlier forward computed, and how they start.
+        computed: the hooks of torch that compute an attribute from replaced parameters.
+        kind: its class.
+        sizes: how many attributes, children, forward hooks and parameters it has.
+        types: of its attributes; None for classes of torch, which keep to theirs.
+        affected: whether what it computes depends on the tensors.
+        weight: which tensor is its weight, if the layer may need a stand-in.
+        busy: whether a copy has anything to be rewritten.
     """
 
     path: str
     leaves: tuple[tuple[str, str], ...]
     children: tuple[tuple[str, _Node], ...]
     watch: tuple[str, ...]
-    signature: _Signature
+    starts: tuple[tuple[str, Any], ...]
+    computed: tuple[str, ...]
+    kind: type[nn.Module]
+    sizes: tuple[int, ...]
+    types: tuple[type, ...] | None
     affected: bool
-    weight: str | None  # which tensor is its weight, if the layer may need a stand-in
+    weight: str | None
+    busy: bool
 
 
 class BindPlan:
@@ -109,21 +159,67 @@ class BindPlan:
 
     def __init__(self, module: nn.Module, places: Mapping[str, Iterable[str]]) -> None:
         self.places = {name: tuple(aliases) for name, aliases in places.items()}
-        self._root = _plan(module, self.places)
+        self._told: set[tuple[str, str]] = set()
+        self._make(module)
+
+    def _make(self, module: nn.Module) -> None:
+        self._root, judged = _Planner(module, self.places).plan()
+        # What was found harmless though it cannot be followed, by identity; None after a copy.
+        self._judged: dict[int, Any] | None = {id(value): value for value in judged}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_judged": None}
 
     def bind(self, module: _M, tensors: Mapping[str, Weight]) -> _M:
         """A bound copy of ``module`` with ``tensors`` in place of its parameters.
 
         A low-rank weight of a linear layer stays in its factors.
         """
-        copies: _Copies = {}
-        compiling = torch.compiler.is_compiling()
-        bound: _M | None = _copy(module, self._root, tensors, copies, compiling)
-        if bound is None:
-            self._root = _plan(module, self.places)
-            return self.bind(module, tensors)
-        _rewrite(copies, tensors)
+        bound: _M = self._bind(module, tensors)[0]
         return bound
+
+    def run(
+        self, module: nn.Module, tensors: Mapping[str, Weight], args: Any, kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Call a bound copy once, and warn of results that it leaves on itself.
+
+        Nobody can read them there, since the copy is gone after the call.
+        """
+        bound, copies = self._bind(module, tensors)
+        if torch.compiler.is_compiling():
+            return bound(*args, **kwargs)
+        before = _snapshot(copies)
+        output = bound(*args, **kwargs)
+        for path, kind, name in _assigned(copies, before):
+            if (path, name) not in self._told:
+                self._told.add((path, name))
+                where = f"the submodule {path!r}" if path else "itself"
+                warnings.warn(
+                    f"The forward of the primary assigned the attribute {name!r} of {where} "
+                    f"({kind}). It did so on a bound copy, which is gone after the call: "
+                    "model.primary and later calls do not see it. To read it, keep the bound "
+                    f"network: net = model.bind(...); net(x); net.{path}{'.' if path else ''}{name}. "
+                    "To update a buffer, write into it (copy_, add_).",
+                    stacklevel=3,
+                )
+        return output
+
+    def _bind(self, module: Any, tensors: Mapping[str, Weight]) -> tuple[Any, _Copies]:
+        compiling = torch.compiler.is_compiling()
+        if self._judged is None and not compiling:
+            self._make(module)
+        for _ in range(3):
+            copies: _Copies = {}
+            try:
+                bound = _copy(module, self._root, tensors, copies, compiling)
+                _rewrite(copies, tensors, None if compiling else self._judged)
+                return bound, copies
+            except _ChangedError:  # since the plan was made
+                self._make(module)
+        raise BindError(
+            f"The attributes of {type(module).__name__} change while it is bound. Do not change "
+            "the primary in another thread."
+        )
 
 
 def bind(module: _M, tensors: Mapping[str, Tensor]) -> _M:
@@ -167,162 +263,257 @@ def bind(module: _M, tensors: Mapping[str, Tensor]) -> _M:
 # --- the plan ---------------------------------------------------------------
 
 
-def _plan(module: nn.Module, places: Mapping[str, tuple[str, ...]]) -> _Node:
-    owners: dict[int, dict[tuple[str, str], None]] = {}
-    tensors: set[int] = set()
-    for name, aliases in places.items():
-        for alias in aliases:
-            path, _, leaf = alias.rpartition(".")
-            owner = attribute(module, path)
-            owners.setdefault(id(owner), {})[leaf, name] = None
-            tensors.add(id(getattr(owner, leaf)))
+class _ChangedError(Exception):
+    """The module is no longer the one that the plan was made for."""
 
-    affected = _affected(module, set(owners), tensors)
-    stale = affected | tensors
-    nodes: dict[int, _Node] = {}
 
-    def visit(current: nn.Module, path: str) -> _Node:
-        if id(current) in nodes:
+class _Planner:
+    """Looks at a module tree once, and says for each module what a bind has to do."""
+
+    def __init__(self, module: nn.Module, places: Mapping[str, tuple[str, ...]]) -> None:
+        self.root = module
+        self.owners: dict[int, dict[tuple[str, str], None]] = {}
+        targets: dict[str, Tensor] = {}
+        for name, aliases in places.items():
+            for alias in aliases:
+                owner, leaf, parameter = _parameter(module, alias)
+                if targets.setdefault(name, parameter) is not parameter:
+                    raise BindError(
+                        f"The parameters {name!r} and {alias!r} of the primary were one when the "
+                        "model was made and are two now. Tie them again, or make the model again."
+                    )
+                self.owners.setdefault(id(owner), {})[leaf, name] = None
+        self.paths = {id(m): path for path, m in module.named_modules()}
+        self.modules = list(module.modules())
+        self.targets = targets
+        self.search = Search(self.modules, targets)
+        self.habits: Habits | None = None
+        self._refuse_shared_memory()
+        self.reached = {
+            id(current): dict(self._references(current)) for current in self.modules
+        }
+        self.affected = self._affected()
+        self.stale = self.affected | set(map(id, targets.values()))
+
+    def plan(self) -> tuple[_Node, list[Any]]:
+        """The root of the plan, and what was met that cannot be followed."""
+        nodes: dict[int, _Node] = {}
+
+        def visit(current: nn.Module, path: str) -> _Node:
+            if id(current) not in nodes:
+                nodes[id(current)] = self._node(current, path, visit)
             return nodes[id(current)]
+
+        return visit(self.root, ""), self.search.judged
+
+    def _node(
+        self, current: nn.Module, path: str, visit: Callable[[nn.Module, str], _Node]
+    ) -> _Node:
         if isinstance(current, torch.jit.ScriptModule):
             raise BindError(
                 f"{_where(path)} is a TorchScript module, whose weights cannot be predicted. "
                 "Hypernetize the eager module it was made from."
             )
+        reached_all, held = self.reached[id(current)], current.__dict__
+        for name, reached in reached_all.items():
+            obstacle = next((r.obstacle for r in reached if r.key in self.stale and r.obstacle), "")
+            if not obstacle or (name in _HOOKS and name not in _CALL_HOOKS):
+                continue
+            if name not in _HOOKS and self._habits().only_read_outside(name):
+                continue  # a result of an earlier forward
+            self._refuse(path, name, obstacle)
+        affected = id(current) in self.affected
+        starts = dict(self._starts(current, path)) if affected else {}
         children = tuple(
             (name, visit(child, f"{path}.{name}" if path else name))
             for name, child in current._modules.items()
             if child is not None
-            and (id(child) in affected or not isinstance(child, torch.jit.ScriptModule))
+            and (id(child) in self.affected or not isinstance(child, torch.jit.ScriptModule))
         )
-        watch = tuple(
-            name
-            for name, value in current.__dict__.items()
-            if name not in _OWN and not _is_plain(value)
-        )
-        for name in watch:
-            reason = _unfollowable(current.__dict__[name], stale)
-            if reason:
-                raise BindError(
-                    f"{_where(path)} keeps {reason} in its attribute {name!r}, which refers to a "
-                    "module or parameter whose weights are to be predicted and would silently go "
-                    "on using the old ones. Keep the module itself as the attribute (or a bound "
-                    "method, a functools.partial, a list or a dict of modules), leave those "
-                    "parameters out of targets, or hypernetize the module before it is compiled "
-                    "or wrapped."
-                )
-        hooks = tuple(name for name in _HOOKS if current.__dict__[name])
-        leaves = tuple(owners.get(id(current), ()))
+        leaves = tuple(self.owners.get(id(current), ()))
+        own = type(current).__module__.startswith("torch.nn.modules")
+        linear = type(current) in (nn.Linear, _LowRankLinear)
         padded = type(current) is nn.Embedding and current.padding_idx is not None
         weight = next((name for leaf, name in leaves if leaf == "weight"), None)
-        weight = weight if padded or type(current) is nn.Linear else None
-        signature, reached = _signature(current), id(current) in affected
-        node = _Node(path, leaves, children, watch + hooks, signature, reached, weight)
-        return nodes.setdefault(id(current), node)
+        watch = tuple(name for name in reached_all if name not in starts)
+        computed = tuple(hook for hook, _ in _computing(current)) if affected else ()
+        return _Node(
+            path=path,
+            leaves=leaves,
+            children=children,
+            watch=watch,
+            starts=tuple(starts.items()),
+            computed=computed,
+            kind=type(current),
+            sizes=_sizes(held),
+            types=None if own else tuple(map(type, held.values())),
+            affected=affected,
+            weight=weight if linear or padded else None,
+            busy=bool(watch or starts or computed),
+        )
 
-    return visit(module, "")
+    def _references(self, current: nn.Module) -> Iterator[tuple[str, list[Reached]]]:
+        """The attributes and hooks that may hold references, with what they reach."""
+        skipped = {name for _, name in _computing(current)}
+        for kind, names in _HARMLESS.items():
+            if isinstance(current, kind):
+                skipped |= names
+        for name, value in current.__dict__.items():
+            hook = name in _HOOKS and value
+            if hook or not (name in _OWN or name in skipped or is_inert(value)):
+                yield name, self.search.from_value(value)
+
+    def _affected(self) -> set[int]:
+        """The modules whose outputs depend on the tensors.
+
+        These are the owners of targets, the modules that refer to one of those from an attribute,
+        and every module above one.
+        """
+        stale = set(self.owners) | set(map(id, self.targets.values()))
+        needs = {
+            id(m): {
+                *map(id, m._modules.values()),
+                *(r.key for found in self.reached[id(m)].values() for r in found),
+            }
+            for m in self.modules
+        }
+        while True:
+            more = {key for key, held in needs.items() if key not in stale and held & stale}
+            if not more:
+                return {key for key in needs if key in stale} | {id(self.root)}
+            stale |= more
+
+    def _refuse_shared_memory(self) -> None:
+        """Refuse parameters and buffers that have memory in common with a target."""
+        for current in self.modules:
+            for name, tensor in (*current._parameters.items(), *current._buffers.items()):
+                other = None if tensor is None else self.search.sharing(tensor)
+                if other is None or self.targets[other] is tensor:
+                    continue
+                raise BindError(
+                    f"{_where(self.paths[id(current)])} keeps {name!r} in the memory of the "
+                    f"parameter {other!r}: both always have the same values, but they would be "
+                    "predicted apart, or one alone. Make them one object (a.weight = b.weight), "
+                    "or give one a memory of its own (nn.Parameter(tensor.clone()))."
+                )
+
+    def _starts(self, current: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
+        """The attributes that hold what an earlier forward has computed, and how they start."""
+        for name, value in (*current.__dict__.items(), *current._buffers.items()):
+            if name in _OWN:
+                continue
+            cached = inspect.getattr_static(type(current), name, None)
+            if isinstance(cached, functools.cached_property):
+                yield name, Absent
+            elif any(map(is_telling, self._tensors(value))) and self._is_kept(name, value):
+                try:
+                    yield name, self._habits().start(current, name, value)
+                except LookupError:
+                    if name not in current._buffers:
+                        self._refuse_cached(path, name)
+
+    def _is_kept(self, name: str, value: Any) -> bool:
+        habits = self._habits()
+        return habits.is_kept(name) if isinstance(value, Tensor) else habits.is_filled(name)
+
+    def _habits(self) -> Habits:
+        if self.habits is None:
+            self.habits = Habits.of(self.modules)
+        return self.habits
+
+    def _tensors(self, value: Any) -> list[Tensor]:
+        """The tensors in an attribute that are not registered."""
+        if type(value) in ATOMS or isinstance(value, nn.Module):
+            return []
+        found: list[Tensor] = []
+
+        def visit(part: Any) -> Any:
+            if isinstance(part, Tensor):
+                if not isinstance(part, nn.Parameter):
+                    found.append(part)
+            elif not isinstance(part, nn.Module) and not is_inert(part) and id(part) not in seen:
+                seen[id(part)] = part
+                rebuild(part, visit, {})
+            return part
+
+        seen: dict[int, Any] = {}
+        visit(value)
+        return found
+
+    def _refuse(self, path: str, name: str, what: str) -> NoReturn:
+        if what.startswith("a tensor"):
+            remedy = (
+                "which would silently stay as it is when the weights change. Compute it in forward "
+                "from the parameter itself; or, if no forward reads it, delete the attribute."
+            )
+        else:
+            remedy = (
+                "which refers to a module or parameter whose weights are to be predicted and would "
+                "silently go on using the old ones. Keep the module itself as the attribute (or a "
+                "bound method, a functools.partial, a list or a dict of modules), leave those "
+                "parameters out of targets, or hypernetize the module before it is compiled or "
+                "wrapped."
+            )
+        where = "hooks" if name in _HOOKS else "attribute"
+        raise BindError(f"{_where(path)} keeps {what} in its {where} {name!r}, {remedy}")
+
+    def _refuse_cached(self, path: str, name: str) -> NoReturn:
+        raise BindError(
+            f"{_where(path)} keeps a tensor in its attribute {name!r} that its code writes after "
+            "__init__ and reads again: it may have been computed from weights that are to be "
+            "predicted, and would silently stay as it is. Reset the attribute before hypernetize "
+            "(to zeros, None or whatever it starts with), or, if it does not depend on weights, "
+            "make it a buffer."
+        )
 
 
-def _signature(module: nn.Module) -> _Signature:
-    """Changes when an attribute, a forward hook or a child is added or removed."""
-    held = module.__dict__
+def _parameter(module: nn.Module, path: str) -> tuple[nn.Module, str, Tensor]:
+    """The owner of a parameter, its name there, and what stands there now."""
+    parent, _, leaf = path.rpartition(".")
+    try:
+        owner = attribute(module, parent)
+        value = getattr(owner, leaf)
+    except AttributeError:
+        owner = value = None
+    if isinstance(owner, _LowRankLinear) and leaf == "weight":
+        return owner, leaf, value
+    if isinstance(owner, nn.Module) and isinstance(value, Tensor):
+        if owner._parameters.get(leaf) is not None:
+            return owner, leaf, owner._parameters[leaf]
+        # FullyShardedDataParallel keeps its parameters as plain tensors while it runs.
+        computed = any(name == leaf for _, name in _computing(owner))
+        computed |= hasattr(type(owner), leaf) or any(leaf in name for name in owner._parameters)
+        if not computed:
+            return owner, leaf, value
+    raise BindError(
+        f"{path!r} is no parameter of the primary any more: since the model was made it was "
+        "removed, or is computed from other parameters (pruning, weight or spectral normalisation, "
+        "a parametrization, quantization). Undo that, or do it before hypernetize, or to the "
+        "network that model.at(...) returns."
+    )
+
+
+def _computing(module: nn.Module) -> list[tuple[str, str]]:
+    """The hooks of torch that compute an attribute before every forward, with its name."""
+    return [
+        (key, getattr(hook, "name", None) or hook._tensor_name)
+        for key, hook in module._forward_pre_hooks.items()
+        if isinstance(hook, _COMPUTING)
+    ]
+
+
+def _sizes(held: Mapping[str, Any]) -> tuple[int, ...]:
     return (
-        type(module),
         len(held),
         len(held["_modules"]),
         len(held["_forward_hooks"]),
         len(held["_forward_pre_hooks"]),
+        len(held["_parameters"]),
     )
 
 
 def _where(path: str) -> str:
     return f"The submodule {path!r} of the primary" if path else "The primary"
-
-
-def _affected(module: nn.Module, owners: set[int], tensors: set[int]) -> set[int]:
-    """The modules whose outputs depend on the tensors.
-
-    These are the owners of targets, the modules that refer to one of those from an attribute, and
-    every module above one.
-    """
-    found, stale = set(owners), owners | tensors
-    modules = list(module.modules())
-    while True:
-        before = len(found)
-        for current in reversed(modules):
-            if id(current) in found:
-                continue
-            if any(id(child) in found for child in current._modules.values()) or any(
-                name not in _OWN and not _is_plain(value) and _refers(value, stale)
-                for name, value in current.__dict__.items()
-            ):
-                found.add(id(current))
-                stale.add(id(current))
-        if len(found) == before:
-            return found | {id(module)}
-
-
-def _is_plain(value: object) -> bool:
-    """Whether the value can hold no reference to a module, now or later."""
-    if isinstance(value, _ATOMS):
-        return value is not None
-    if isinstance(value, (tuple, frozenset)):
-        return all(_is_plain(item) or item is None for item in value)
-    if isinstance(value, list):  # an empty one may be filled later
-        return bool(value) and all(isinstance(item, _ATOMS) for item in value)
-    if isinstance(value, types.FunctionType):
-        return not (value.__closure__ or value.__defaults__ or value.__kwdefaults__)
-    return isinstance(value, (type, types.BuiltinFunctionType, types.ModuleType, weakref.ref))
-
-
-def _parts(value: object) -> tuple[list[object], str]:
-    """What a value directly holds, and a name for it if it cannot be rewritten."""
-    if isinstance(value, Mapping):
-        return [*value.keys(), *value.values()], ""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return list(value), ""
-    if isinstance(value, types.MethodType):
-        return [value.__self__], ""
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values(), vars(value)], ""
-    if isinstance(value, types.FunctionType):
-        cells = []
-        for cell in value.__closure__ or ():
-            try:
-                cells.append(cell.cell_contents)
-            except ValueError:  # a cell that is not filled yet
-                continue
-        return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()], (
-            f"the function {value.__qualname__!r}, a closure"
-        )
-    if isinstance(value, (Tensor, weakref.ref, types.ModuleType, type)):
-        return [], ""
-    held = getattr(value, "__dict__", None)
-    if isinstance(held, dict):
-        return list(held.values()), f"an object of class {type(value).__name__}"
-    return [], ""
-
-
-def _refers(value: object, stale: set[int], seen: set[int] | None = None) -> bool:
-    seen = set() if seen is None else seen
-    if id(value) in stale:
-        return True
-    if isinstance(value, _ATOMS) or id(value) in seen:
-        return False
-    seen.add(id(value))
-    return any(_refers(part, stale, seen) for part in _parts(value)[0])
-
-
-def _unfollowable(value: object, stale: set[int], seen: set[int] | None = None) -> str:
-    """The object between ``value`` and a stale reference that cannot be rewritten, or ``""``."""
-    seen = set() if seen is None else seen
-    if id(value) in stale or isinstance(value, _ATOMS) or id(value) in seen:
-        return ""
-    seen.add(id(value))
-    parts, obstacle = _parts(value)
-    if obstacle:
-        return obstacle if any(_refers(part, stale) for part in parts) else ""
-    return next(filter(None, (_unfollowable(part, stale, seen) for part in parts)), "")
 
 
 # --- the copy ---------------------------------------------------------------
@@ -332,21 +523,22 @@ _Copies = dict[str, tuple[_Node, nn.Module, nn.Module]]
 
 
 def _copy(
-    module: Any,
-    node: _Node,
-    tensors: Mapping[str, Weight],
-    copies: _Copies,
-    compiling: bool,
+    module: Any, node: _Node, tensors: Mapping[str, Weight], copies: _Copies, compiling: bool
 ) -> Any:
-    """The copy, or None if the module is no longer the one that the plan was made for."""
     if node.path in copies:
         return copies[node.path][2]
     if module is None:
-        return None
+        raise _ChangedError
     held = module.__dict__
-    if not compiling and node.signature != _signature(module):
-        return None
-    kind = type(module) if node.weight is None else _kind(module, tensors[node.weight], compiling)
+    kind: Any = type(module)
+    if not compiling and (
+        kind is not node.kind
+        or node.sizes != _sizes(held)
+        or (node.types is not None and node.types != tuple(map(type, held.values())))
+    ):
+        raise _ChangedError
+    if node.weight is not None:
+        kind = _kind(module, tensors[node.weight], compiling)
     new: Any = object.__new__(kind)
     if compiling:  # Dynamo cannot follow the faster way
         attributes = new.__dict__
@@ -355,109 +547,104 @@ def _copy(
         attributes = held.copy()
         object.__setattr__(new, "__dict__", attributes)
     copies[node.path] = (node, module, new)
-    for name in _CALL_HOOKS:
-        hooks = held[name]
-        attributes[name] = OrderedDict(hooks) if hooks else OrderedDict()
-    if node.leaves:
-        attributes["_parameters"] = parameters = dict(held["_parameters"])
-        for leaf, name in node.leaves:
-            weight = tensors[name]
-            if isinstance(weight, LowRankWeight):
-                if kind is _LowRankLinear and leaf == "weight":
-                    del parameters[leaf]
-                    attributes["_low_rank"] = weight
-                    continue
-                weight = weight.dense()
-            # Found at once as an attribute, and listed among the parameters.
-            attributes[leaf] = parameters[leaf] = weight
-    if not node.children:
-        return new
-    attributes["_modules"] = modules = dict(held["_modules"])
+    for name, table in zip(_TABLES, _tables(held), strict=True):
+        attributes[name] = OrderedDict(table) if table else OrderedDict()
+    attributes["_non_persistent_buffers_set"] = held["_non_persistent_buffers_set"].copy()
+    attributes["_buffers"] = held["_buffers"].copy()
+    parameters = held["_parameters"].copy()
+    attributes["_modules"] = modules = held["_modules"].copy()
+    for leaf, name in node.leaves:
+        weight = tensors[name]
+        if isinstance(weight, LowRankWeight):
+            if kind is _LowRankLinear and leaf == "weight":
+                del parameters[leaf]
+                attributes["_low_rank"] = weight
+                continue
+            weight = weight.dense()
+        if not compiling:
+            if leaf not in parameters:
+                attributes.pop("_low_rank", None)
+                attributes.pop(leaf, None)
+            if weight.grad_fn is not None and type(parameters) is dict:
+                parameters = _Predicted(parameters)
+        parameters[leaf] = weight
+    attributes["_parameters"] = parameters
     for name, child in node.children:
         if not child.affected and compiling:
             continue  # a graph capture traces more code in modules that are copied
-        copied = _copy(modules.get(name), child, tensors, copies, compiling)
-        if copied is None:
-            return None
-        modules[name] = copied
+        modules[name] = _copy(modules.get(name), child, tensors, copies, compiling)
     return new
 
 
 def _kind(module: nn.Module, weight: Weight, compiling: bool) -> type:
     """The class of the bound copy: that of the module, or of its stand-in."""
-    if type(module) is nn.Linear:
+    if isinstance(module, nn.Linear):
         return _LowRankLinear if isinstance(weight, LowRankWeight) else nn.Linear
     batched = compiling or is_batched(dense(weight))
     return _PaddedEmbedding if batched else nn.Embedding
 
 
-def _rewrite(copies: _Copies, tensors: Mapping[str, Weight]) -> None:
-    watched = [
-        (new, name, original.__dict__[name])
-        for node, original, new in copies.values()
-        for name in node.watch
-        if original.__dict__[name] is not None
-    ]
-    if not watched:
+def _rewrite(
+    copies: _Copies, tensors: Mapping[str, Weight], judged: Mapping[int, Any] | None
+) -> None:
+    """Give the copies their own containers, and references to each other.
+
+    Args:
+        judged: what is known to be harmless, by identity; None if nothing is to be checked.
+    """
+    busy = [entry for entry in copies.values() if entry[0].busy]
+    if not busy:
         return
-    fresh: dict[int, object] = {}
+    fresh: dict[int, Any] = {}
     for node, original, new in copies.values():
         fresh[id(original)] = new
-        for leaf, name in node.leaves:
-            fresh[id(getattr(original, leaf))] = dense(tensors[name])
-    for new, name, value in watched:
-        moved, changed = _rebound(value, fresh)
-        if changed:
-            new.__dict__[name] = moved
+        for leaf, _ in node.leaves:
+            fresh[id(getattr(original, leaf))] = getattr(new, leaf)
+
+    def move(value: Any) -> Any:
+        if type(value) in ATOMS:
+            return value
+        key = id(value)
+        if key in fresh:
+            return fresh[key]
+        moved, known = rebuild(value, move, fresh)
+        if not known and judged is not None and key not in judged and not is_inert(value):
+            raise _ChangedError
+        return moved
+
+    for node, original, new in busy:
+        for name in node.watch:
+            new.__dict__[name] = move(original.__dict__[name])
+        for name, start in node.starts:
+            if start is Absent:
+                new.__dict__.pop(name, None)
+            elif name in new._buffers:
+                new._buffers[name] = None
+            else:
+                new.__dict__[name] = None if start is None else type(start)()
+        for key in node.computed:
+            _compute(new, key)
 
 
-def _rebound(value: Any, fresh: Mapping[int, object]) -> tuple[Any, bool]:
-    """``value`` with every reference to an original replaced, and whether there was one.
-
-    A value without such a reference is returned as it is, not copied.
-    """
-    if isinstance(value, _ATOMS):
-        return value, False
-    if id(value) in fresh:
-        return fresh[id(value)], True
-    kind: Any = type(value)
-    if isinstance(value, Mapping):
-        entries, changed = _all_rebound([*value.keys(), *value.values()], fresh)
-        if not changed:
-            return value, False
-        items = list(zip(entries[: len(value)], entries[len(value) :], strict=True))
-        if kind is dict or not isinstance(value, MutableMapping):
-            return kind(items), True
-        made: Any = copy.copy(value)  # keeps a default factory
-        made.clear()
-        made.update(items)
-        return made, True
-    if isinstance(value, (list, tuple, set, frozenset)):
-        entries, changed = _all_rebound(list(value), fresh)
-        if not changed:
-            return value, False
-        return (kind(*entries) if hasattr(value, "_fields") else kind(entries)), True
-    if isinstance(value, types.MethodType):
-        owner, changed = _rebound(value.__self__, fresh)
-        if not changed:
-            return value, False
-        if torch.compiler.is_compiling():  # a graph capture knows partials but not this class
-            return functools.partial(value.__func__, owner), True
-        return types.MethodType(value.__func__, owner), True
-    if isinstance(value, functools.partial):
-        # A graph capture cannot read a partial's own attributes; calling one does not either.
-        own = {} if torch.compiler.is_compiling() else vars(value)
-        held = (value.func, value.args, value.keywords, own)
-        (func, args, keywords, attributes), changed = _all_rebound(held, fresh)
-        if not changed:
-            return value, False
-        made = functools.partial(func, *args, **keywords)
-        if attributes:
-            vars(made).update(attributes)
-        return made, True
-    return value, False
+def _compute(module: nn.Module, key: Any) -> None:
+    """Compute once what a hook of torch computes before every forward."""
+    hook: Any = module._forward_pre_hooks[key]
+    if isinstance(hook, SpectralNorm):  # without a step of its power iteration
+        setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
+    else:
+        hook(module, ())
 
 
-def _all_rebound(values: Iterable[Any], fresh: Mapping[int, object]) -> tuple[list[Any], bool]:
-    pairs = [_rebound(value, fresh) for value in values]
-    return [value for value, _ in pairs], any(changed for _, changed in pairs)
+# --- what a forward leaves behind -------------------------------------------
+
+
+def _snapshot(copies: _Copies) -> list[tuple[Any, ...]]:
+    """What the copies hold, to be compared after a forward."""
+    return [
+        (node, new, tuple(new.__dict__.values()), tuple(new._buffers.values()))
+        for node, _, new in copies.values()
+    ]
+
+
+def _assigned(copies: _Copies, before: list[tuple[Any, ...]]) -> Iterator[tuple[str, str, str]]:
+    return iter(())
