@@ -57,7 +57,9 @@ _OWN = frozenset(nn.Module().__dict__)
 _HOOKS = tuple(sorted(name for name in _OWN if name.endswith("_hooks")))
 # Hooks run by __call__. The others serve state_dict, which no weight goes through.
 _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_TABLES = tuple(name for name in _OWN if isinstance(nn.Module().__dict__[name], OrderedDict))
+_TABLES = tuple(
+    name for name in sorted(_OWN) if name.startswith(("_forward_", "_backward_")) and "hooks" in name
+)
 _tables = operator.itemgetter(*_TABLES)
 # Attributes that name modules without running them. A GraphModule's code reads self.<name>.
 _HARMLESS = {torch.fx.GraphModule: {"_graph"}}
@@ -310,10 +312,7 @@ class _Planner:
         self, current: nn.Module, path: str, visit: Callable[[nn.Module, str], _Node]
     ) -> _Node:
         if isinstance(current, torch.jit.ScriptModule):
-            raise BindError(
-                f"{_where(path)} is a TorchScript module, whose weights cannot be predicted. "
-                "Hypernetize the eager module it was made from."
-            )
+            _refuse_script(path)
         reached_all, held = self.reached[id(current)], current.__dict__
         for name, reached in reached_all.items():
             obstacle = next((r.obstacle for r in reached if r.key in self.stale and r.obstacle), "")
@@ -475,6 +474,8 @@ def _parameter(module: nn.Module, path: str) -> tuple[nn.Module, str, Tensor]:
         value = getattr(owner, leaf)
     except AttributeError:
         owner = value = None
+    if isinstance(owner, torch.jit.ScriptModule):
+        _refuse_script(parent)
     if isinstance(owner, _LowRankLinear) and leaf == "weight":
         return owner, leaf, value
     if isinstance(owner, nn.Module) and isinstance(value, Tensor):
@@ -512,6 +513,13 @@ def _sizes(held: Mapping[str, Any]) -> tuple[int, ...]:
     )
 
 
+def _refuse_script(path: str) -> NoReturn:
+    raise BindError(
+        f"{_where(path)} is a TorchScript module, whose weights cannot be predicted. "
+        "Hypernetize the eager module it was made from."
+    )
+
+
 def _where(path: str) -> str:
     return f"The submodule {path!r} of the primary" if path else "The primary"
 
@@ -543,12 +551,13 @@ def _copy(
     if compiling:  # Dynamo cannot follow the faster way
         attributes = new.__dict__
         attributes.update(held)
+        for name in _TABLES:
+            attributes[name] = OrderedDict(held[name])
     else:
         attributes = held.copy()
         object.__setattr__(new, "__dict__", attributes)
+        attributes.update(zip(_TABLES, map(OrderedDict.copy, _tables(held)), strict=True))
     copies[node.path] = (node, module, new)
-    for name, table in zip(_TABLES, _tables(held), strict=True):
-        attributes[name] = OrderedDict(table) if table else OrderedDict()
     attributes["_non_persistent_buffers_set"] = held["_non_persistent_buffers_set"].copy()
     attributes["_buffers"] = held["_buffers"].copy()
     parameters = held["_parameters"].copy()
