@@ -14,11 +14,12 @@ is made: see :mod:`~hyperlight.references`. Hooks are given the bound module as 
 are followed and refused alike.
 
 Nothing shared: containers (a dict, list, set or deque, as an attribute) are the bound module's
-own, and so are the dictionaries of :class:`torch.nn.Module`. What one bound network caches, no other
-reads. A tensor that an earlier forward has cached in an attribute that starts as None, or in a
-container that starts empty, is not taken over: see :mod:`~hyperlight.caches`. Objects of other
-classes are shared, and so are buffers: a forward that assigns a new tensor to one, instead of
-writing into it, does so for the bound network alone.
+own, and so are the tables of :class:`torch.nn.Module`, but those of hooks for ``state_dict``. What
+one bound network caches, no other reads. A tensor that an earlier forward has cached in an
+attribute that starts as None, or in a container that starts empty, is not taken over: see
+:mod:`~hyperlight.caches`. Objects of other classes are shared, and so are tensors, buffers above
+all: a forward that assigns a new tensor to a buffer, instead of writing into it, does so for the
+bound network alone.
 
 Activation checkpointing must be the kind that PyTorch recommends, ``use_reentrant=False``. The
 reentrant kind runs a backward pass for each segment, all the way through the hypernetwork, and
@@ -27,11 +28,12 @@ PyTorch stops at the second.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import operator
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -47,7 +49,7 @@ from ._torch import is_batched
 from .caches import Absent, Habits, is_telling
 from .errors import BindError, did_you_mean, listed
 from .heads import LowRankWeight, Weight, dense
-from .references import ATOMS, Reached, Search, described, is_inert, rebuild
+from .references import ATOMS, Reached, Search, is_inert, rebuild
 from .targets import attribute
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -58,7 +60,9 @@ _HOOKS = tuple(sorted(name for name in _OWN if name.endswith("_hooks")))
 # Hooks run by __call__. The others serve state_dict, which no weight goes through.
 _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TABLES = tuple(
-    name for name in sorted(_OWN) if name.startswith(("_forward_", "_backward_")) and "hooks" in name
+    name
+    for name in sorted(_OWN)
+    if name.startswith(("_forward_", "_backward_")) and "hooks" in name
 )
 _tables = operator.itemgetter(*_TABLES)
 # Attributes that name modules without running them. A GraphModule's code reads self.<name>.
@@ -138,7 +142,7 @@ class _Node:
     children: tuple[tuple[str, _Node], ...]
     watch: tuple[str, ...]
     starts: tuple[tuple[str, Any], ...]
-    computed: tuple[str, ...]
+    computed: tuple[tuple[int, str], ...]
     kind: type[nn.Module]
     sizes: tuple[int, ...]
     types: tuple[type, ...] | None
@@ -162,15 +166,22 @@ class BindPlan:
     def __init__(self, module: nn.Module, places: Mapping[str, Iterable[str]]) -> None:
         self.places = {name: tuple(aliases) for name, aliases in places.items()}
         self._told: set[tuple[str, str]] = set()
+        self._root: _Node | None = None
+        # What was found harmless though it cannot be followed, by identity.
+        self._judged: dict[int, Any] = {}
         self._make(module)
 
     def _make(self, module: nn.Module) -> None:
-        self._root, judged = _Planner(module, self.places).plan()
-        # What was found harmless though it cannot be followed, by identity; None after a copy.
-        self._judged: dict[int, Any] | None = {id(value): value for value in judged}
+        root, judged = _Planner(module, self.places).plan()
+        self._root, self._judged = root, {id(value): value for value in judged}
+
+    def renew(self, module: nn.Module) -> None:
+        """Make the plan again after a copy; what stands in its way is said at the next bind."""
+        with contextlib.suppress(BindError):
+            self._make(module)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_judged": None}
+        return {**self.__dict__, "_root": None, "_judged": {}}
 
     def bind(self, module: _M, tensors: Mapping[str, Weight]) -> _M:
         """A bound copy of ``module`` with ``tensors`` in place of its parameters.
@@ -192,27 +203,28 @@ class BindPlan:
             return bound(*args, **kwargs)
         before = _snapshot(copies)
         output = bound(*args, **kwargs)
-        for path, kind, name in _assigned(copies, before):
+        for path, name in _assigned(before):
             if (path, name) not in self._told:
                 self._told.add((path, name))
-                where = f"the submodule {path!r}" if path else "itself"
+                where = f"submodule {path!r} of the primary" if path else "primary"
+                read = f"{path}.{name}" if path else name
                 warnings.warn(
-                    f"The forward of the primary assigned the attribute {name!r} of {where} "
-                    f"({kind}). It did so on a bound copy, which is gone after the call: "
-                    "model.primary and later calls do not see it. To read it, keep the bound "
-                    f"network: net = model.bind(...); net(x); net.{path}{'.' if path else ''}{name}. "
-                    "To update a buffer, write into it (copy_, add_).",
-                    stacklevel=3,
+                    f"The forward of the {where} wrote its attribute {name!r}, on a bound copy "
+                    "that lasts for this call: model.primary and later calls do not see it. "
+                    "To read it, or to keep a state from call to call, keep the bound network: "
+                    f"net = model.bind(...); y = net(x); net.{read}. A buffer that is written in "
+                    "place (copy_, add_) is seen by all.",
+                    stacklevel=5,
                 )
         return output
 
     def _bind(self, module: Any, tensors: Mapping[str, Weight]) -> tuple[Any, _Copies]:
         compiling = torch.compiler.is_compiling()
-        if self._judged is None and not compiling:
-            self._make(module)
         for _ in range(3):
             copies: _Copies = {}
             try:
+                if self._root is None:
+                    raise _ChangedError
                 bound = _copy(module, self._root, tensors, copies, compiling)
                 _rewrite(copies, tensors, None if compiling else self._judged)
                 return bound, copies
@@ -291,9 +303,7 @@ class _Planner:
         self.search = Search(self.modules, targets)
         self.habits: Habits | None = None
         self._refuse_shared_memory()
-        self.reached = {
-            id(current): dict(self._references(current)) for current in self.modules
-        }
+        self.reached = {id(current): dict(self._references(current)) for current in self.modules}
         self.affected = self._affected()
         self.stale = self.affected | set(map(id, targets.values()))
 
@@ -314,15 +324,17 @@ class _Planner:
         if isinstance(current, torch.jit.ScriptModule):
             _refuse_script(path)
         reached_all, held = self.reached[id(current)], current.__dict__
+        affected = id(current) in self.affected
+        starts = dict(self._starts(current, path)) if affected else {}
         for name, reached in reached_all.items():
+            if name in starts:
+                continue
             obstacle = next((r.obstacle for r in reached if r.key in self.stale and r.obstacle), "")
             if not obstacle or (name in _HOOKS and name not in _CALL_HOOKS):
                 continue
             if name not in _HOOKS and self._habits().only_read_outside(name):
                 continue  # a result of an earlier forward
             self._refuse(path, name, obstacle)
-        affected = id(current) in self.affected
-        starts = dict(self._starts(current, path)) if affected else {}
         children = tuple(
             (name, visit(child, f"{path}.{name}" if path else name))
             for name, child in current._modules.items()
@@ -335,7 +347,7 @@ class _Planner:
         padded = type(current) is nn.Embedding and current.padding_idx is not None
         weight = next((name for leaf, name in leaves if leaf == "weight"), None)
         watch = tuple(name for name in reached_all if name not in starts)
-        computed = tuple(hook for hook, _ in _computing(current)) if affected else ()
+        computed = tuple(_computing(current)) if affected else ()
         return _Node(
             path=path,
             leaves=leaves,
@@ -443,7 +455,7 @@ class _Planner:
         if what.startswith("a tensor"):
             remedy = (
                 "which would silently stay as it is when the weights change. Compute it in forward "
-                "from the parameter itself; or, if no forward reads it, delete the attribute."
+                "from the parameter itself, or reset the attribute before hypernetize."
             )
         else:
             remedy = (
@@ -479,8 +491,9 @@ def _parameter(module: nn.Module, path: str) -> tuple[nn.Module, str, Tensor]:
     if isinstance(owner, _LowRankLinear) and leaf == "weight":
         return owner, leaf, value
     if isinstance(owner, nn.Module) and isinstance(value, Tensor):
-        if owner._parameters.get(leaf) is not None:
-            return owner, leaf, owner._parameters[leaf]
+        registered = owner._parameters.get(leaf)
+        if registered is not None:
+            return owner, leaf, registered
         # FullyShardedDataParallel keeps its parameters as plain tensors while it runs.
         computed = any(name == leaf for _, name in _computing(owner))
         computed |= hasattr(type(owner), leaf) or any(leaf in name for name in owner._parameters)
@@ -494,10 +507,10 @@ def _parameter(module: nn.Module, path: str) -> tuple[nn.Module, str, Tensor]:
     )
 
 
-def _computing(module: nn.Module) -> list[tuple[str, str]]:
+def _computing(module: nn.Module) -> list[tuple[int, str]]:
     """The hooks of torch that compute an attribute before every forward, with its name."""
     return [
-        (key, getattr(hook, "name", None) or hook._tensor_name)
+        (key, hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name)
         for key, hook in module._forward_pre_hooks.items()
         if isinstance(hook, _COMPUTING)
     ]
@@ -598,8 +611,7 @@ def _rewrite(
 ) -> None:
     """Give the copies their own containers, and references to each other.
 
-    Args:
-        judged: what is known to be harmless, by identity; None if nothing is to be checked.
+    ``judged`` is what is known to be harmless, by identity; None if nothing is to be checked.
     """
     busy = [entry for entry in copies.values() if entry[0].busy]
     if not busy:
@@ -631,11 +643,11 @@ def _rewrite(
                 new._buffers[name] = None
             else:
                 new.__dict__[name] = None if start is None else type(start)()
-        for key in node.computed:
+        for key, _ in node.computed:
             _compute(new, key)
 
 
-def _compute(module: nn.Module, key: Any) -> None:
+def _compute(module: nn.Module, key: int) -> None:
     """Compute once what a hook of torch computes before every forward."""
     hook: Any = module._forward_pre_hooks[key]
     if isinstance(hook, SpectralNorm):  # without a step of its power iteration
@@ -647,13 +659,74 @@ def _compute(module: nn.Module, key: Any) -> None:
 # --- what a forward leaves behind -------------------------------------------
 
 
-def _snapshot(copies: _Copies) -> list[tuple[Any, ...]]:
-    """What the copies hold, to be compared after a forward."""
-    return [
-        (node, new, tuple(new.__dict__.values()), tuple(new._buffers.values()))
-        for node, _, new in copies.values()
-    ]
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What one bound module held before a forward."""
+
+    node: _Node
+    now: dict[str, Any]  # its attributes, as they are at any time
+    size: int
+    attributes: dict[str, Any] | None = None
+    buffers: dict[str, Any] | None = None
+    entries: dict[str, tuple[Any, ...]] | None = None
 
 
-def _assigned(copies: _Copies, before: list[tuple[Any, ...]]) -> Iterator[tuple[str, str, str]]:
-    return iter(())
+def _snapshot(copies: _Copies) -> list[_Held]:
+    found = []
+    for node, _, new in copies.values():
+        held = new.__dict__
+        if node.types is None:  # a class of torch, which assigns nothing itself
+            found.append(_Held(node, held, len(held)))
+            continue
+        entries = {name: _entries(held[name]) for name in node.watch if name not in _HOOKS}
+        found.append(_Held(node, held, len(held), held.copy(), held["_buffers"].copy(), entries))
+    return found
+
+
+def _entries(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, dict):
+        return tuple(value.values())
+    return tuple(value) if isinstance(value, (list, set, deque)) else ()
+
+
+def _assigned(before: list[_Held]) -> Iterator[tuple[str, str]]:
+    """The results that a forward left on bound modules: ``(path, attribute)``.
+
+    Results are tensors and numbers, alone or in containers. In a module that no predicted weight
+    reaches, such as one that keeps a rotary table, only a tensor with a graph is one.
+    """
+    for held in before:
+        if held.attributes is None or held.buffers is None or held.entries is None:
+            if len(held.now) == held.size:
+                continue
+            changed = list(held.now.items())[held.size :]
+        else:
+            buffers = held.now["_buffers"]
+            changed = [*_changed(held.attributes, held.now), *_changed(held.buffers, buffers)]
+            for name, entries in held.entries.items():
+                value = held.now.get(name)
+                if value is held.attributes[name] and not _same(entries, _entries(value)):
+                    changed.append((name, value))
+        computed = [name for _, name in held.node.computed]
+        for name, value in changed:
+            if name not in _OWN and name not in computed and _is_result(value, held.node.affected):
+                yield held.node.path, name
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any]]:
+    if len(before) == len(now) and all(map(operator.is_, before.values(), now.values())):
+        return []
+    return [(name, v) for name, v in now.items() if name not in before or before[name] is not v]
+
+
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _is_result(value: Any, affected: bool) -> bool:
+    if isinstance(value, Tensor):
+        return affected or value.requires_grad
+    if isinstance(value, (dict, list, set, tuple, deque)):
+        parts = value.values() if isinstance(value, dict) else value
+        return any(_is_result(part, affected) for part in parts)
+    return affected and isinstance(value, (int, float)) and not isinstance(value, bool)

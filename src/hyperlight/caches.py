@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_FILLING = frozenset({"append", "appendleft", "extend", "insert", "setdefault", "update", "add", "copy_"})
+_FILLING = frozenset(
+    {"append", "appendleft", "extend", "insert", "setdefault", "update", "add", "copy_"}
+)
 _SETUP = ("__init__", "__post_init__", "reset_parameters", "__setstate__", "__new__")
 
 
@@ -111,7 +113,7 @@ def is_telling(value: Any) -> bool:
     if value.device.type == "meta" or not value.numel():
         return False
     try:
-        found = value.detach().unique()
+        found = torch.unique(value.detach())
     except (RuntimeError, NotImplementedError):
         return True
     if value.numel() > 2 and len(found) <= 2:
@@ -129,7 +131,7 @@ def _functions(kinds: Iterable[type]) -> Iterator[types.FunctionType]:
         for value in vars(base).values():
             for part in (getattr(value, "fget", None), getattr(value, "func", None), value):
                 while hasattr(part, "__wrapped__") or hasattr(part, "__func__"):
-                    part = getattr(part, "__wrapped__", None) or part.__func__
+                    part = getattr(part, "__wrapped__", None) or getattr(part, "__func__", None)
                 if isinstance(part, types.FunctionType):
                     yield part
                     break

@@ -109,12 +109,16 @@ class HyperModel(nn.Module):
             )
         theta = self.hypernet.head.add_to(theta0, features)
         if features.ndim == 1:
-            return self._plan.bind(self.primary, theta)(*args, **kwargs)
+            return self._plan.run(self.primary, theta, args, kwargs)
         refuse_mixing(self.primary)
         bind = functools.partial(self._plan.bind, self.primary)
         arguments = split_samples(args, kwargs, len(features))
         output, self._loop = run_each(bind, theta, *arguments, loop=self._loop)
         return output
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._plan.renew(self.primary)
 
     @property
     def theta0(self) -> dict[str, Tensor]:

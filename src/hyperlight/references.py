@@ -275,8 +275,9 @@ class Search:
             return _held_by_function(value)
         if isinstance(value, types.FrameType):
             return list(value.f_locals.values())
-        if self.sharing(value) is not None:
-            return [self.targets[self.sharing(value)]]
+        name = self.sharing(value)
+        if name is not None:
+            return [self.targets[name]]
         if _is_array(value):  # of objects: the garbage collector does not see them
             return list(value.ravel())
         parts = gc.get_referents(value)
@@ -314,7 +315,9 @@ def _held_by_function(function: types.FunctionType) -> Iterator[Any]:
 @functools.lru_cache(maxsize=4096)
 def globals_read(code: types.CodeType) -> tuple[str, ...]:
     """The global names that a function reads, those of its inner functions included."""
-    found = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    found = {
+        i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }
     for part in code.co_consts:
         if isinstance(part, types.CodeType):
             found.update(globals_read(part))
