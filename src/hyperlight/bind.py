@@ -130,7 +130,7 @@ class _Node:
         starts: its attributes that hold what an earlier forward computed, and how they start.
         computed: the hooks of torch that compute an attribute from replaced parameters.
         kind: its class.
-        sizes: how many attributes, children, forward hooks and parameters it has.
+        sizes: how many attributes, children, hooks and parameters it has.
         types: of its attributes; None for classes of torch, which keep to theirs.
         affected: whether what it computes depends on the tensors.
         weight: which tensor is its weight, if the layer may need a stand-in.
@@ -165,6 +165,11 @@ class BindPlan:
 
     def __init__(self, module: nn.Module, places: Mapping[str, Iterable[str]]) -> None:
         self.places = {name: tuple(aliases) for name, aliases in places.items()}
+        self._ties = [
+            [alias.rpartition(".") for alias in aliases]
+            for aliases in self.places.values()
+            if len(aliases) > 1
+        ]
         self._told: set[tuple[str, str]] = set()
         self._root: _Node | None = None
         # What was found harmless though it cannot be followed, by identity.
@@ -218,6 +223,13 @@ class BindPlan:
                 )
         return output
 
+    def _check_ties(self, module: nn.Module) -> None:
+        for aliases in self._ties:
+            owners = [(attribute(module, path), leaf) for path, _, leaf in aliases]
+            found = [owner._parameters.get(leaf) for owner, leaf in owners]
+            if any(parameter is not found[0] for parameter in found):
+                raise _ChangedError
+
     def _bind(self, module: Any, tensors: Mapping[str, Weight]) -> tuple[Any, _Copies]:
         compiling = torch.compiler.is_compiling()
         for _ in range(3):
@@ -225,6 +237,8 @@ class BindPlan:
             try:
                 if self._root is None:
                     raise _ChangedError
+                if not compiling:
+                    self._check_ties(module)
                 bound = _copy(module, self._root, tensors, copies, compiling)
                 _rewrite(copies, tensors, None if compiling else self._judged)
                 return bound, copies
@@ -291,7 +305,8 @@ class _Planner:
         for name, aliases in places.items():
             for alias in aliases:
                 owner, leaf, parameter = _parameter(module, alias)
-                if targets.setdefault(name, parameter) is not parameter:
+                low_rank = isinstance(owner, _LowRankLinear)
+                if targets.setdefault(name, parameter) is not parameter and not low_rank:
                     raise BindError(
                         f"The parameters {name!r} and {alias!r} of the primary were one when the "
                         "model was made and are two now. Tie them again, or make the model again."
@@ -342,7 +357,7 @@ class _Planner:
             and (id(child) in self.affected or not isinstance(child, torch.jit.ScriptModule))
         )
         leaves = tuple(self.owners.get(id(current), ()))
-        own = type(current).__module__.startswith("torch.nn.modules")
+        own = _is_torchs(type(current))
         linear = type(current) in (nn.Linear, _LowRankLinear)
         padded = type(current) is nn.Embedding and current.padding_idx is not None
         weight = next((name for leaf, name in leaves if leaf == "weight"), None)
@@ -416,16 +431,21 @@ class _Planner:
             cached = inspect.getattr_static(type(current), name, None)
             if isinstance(cached, functools.cached_property):
                 yield name, Absent
-            elif any(map(is_telling, self._tensors(value))) and self._is_kept(name, value):
+            elif self._may_be_computed(current, name, value) and self._is_kept(name, value):
                 try:
                     yield name, self._habits().start(current, name, value)
                 except LookupError:
                     if name not in current._buffers:
                         self._refuse_cached(path, name)
 
+    def _may_be_computed(self, current: nn.Module, name: str, value: Any) -> bool:
+        if value is None:  # a buffer that is assigned later; any other attribute is then looked at
+            return name in current._buffers and not _is_torchs(type(current))
+        return any(map(is_telling, self._tensors(value)))
+
     def _is_kept(self, name: str, value: Any) -> bool:
-        habits = self._habits()
-        return habits.is_kept(name) if isinstance(value, Tensor) else habits.is_filled(name)
+        alone = value is None or isinstance(value, Tensor)
+        return self._habits().is_kept(name) if alone else self._habits().is_filled(name)
 
     def _habits(self) -> Habits:
         if self.habits is None:
@@ -516,12 +536,18 @@ def _computing(module: nn.Module) -> list[tuple[int, str]]:
     ]
 
 
+def _is_torchs(kind: type[nn.Module]) -> bool:
+    return kind.__module__.startswith("torch.nn.modules")
+
+
 def _sizes(held: Mapping[str, Any]) -> tuple[int, ...]:
     return (
         len(held),
         len(held["_modules"]),
         len(held["_forward_hooks"]),
         len(held["_forward_pre_hooks"]),
+        len(held["_backward_hooks"]),
+        len(held["_backward_pre_hooks"]),
         len(held["_parameters"]),
     )
 

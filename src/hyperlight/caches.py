@@ -156,6 +156,8 @@ def _read_code(code: types.CodeType, name: str) -> _Code:
                 found["filled"].add(step.argval)
             if _tests(following):
                 found["tested"].add(step.argval)
+            if step.argval == "register_buffer":
+                found["empty"].update(_nothing_registered(following))
         elif step.opname == "LOAD_GLOBAL" and step.argval in ("setattr", "getattr", "hasattr"):
             # By name: the strings of the function are taken for the attributes.
             names = {text for text in code.co_consts if isinstance(text, str)}
@@ -176,6 +178,12 @@ def _tests(following: list[dis.Instruction]) -> bool:
     if names and "NONE" in names[0] and names[0].startswith("POP_JUMP"):
         return True
     return names[1:] == ["IS_OP"] and following[0].argval is None
+
+
+def _nothing_registered(following: list[dis.Instruction]) -> list[str]:
+    """The name in ``register_buffer(name, None)``."""
+    consts = [step.argval for step in following if step.opname == "LOAD_CONST"]
+    return [consts[0]] if len(consts) > 1 and consts[1] is None else []
 
 
 def _fills(following: list[dis.Instruction]) -> bool:

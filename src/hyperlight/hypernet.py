@@ -325,7 +325,13 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer, activation in zip(self.layers, self.activations, strict=True):
-            y = _activated(activation, layer(x))
+            # A layer that was quantized takes no vectors.
+            y = (
+                layer(x)
+                if type(layer) is nn.Linear
+                else layer(torch.atleast_2d(x)).view(*x.shape[:-1], -1)
+            )
+            y = _activated(activation, y)
             x = x + y if self.skip and y.shape == x.shape else y
         return x
 

@@ -134,7 +134,20 @@ class HyperModel(nn.Module):
         >>> model.theta0["weight"] is model.primary.weight
         True
         """
-        return {name: attribute(self.primary, name) for name in self._names}
+        found = {}
+        for name in self._names:
+            try:
+                value = attribute(self.primary, name)
+            except AttributeError:
+                value = None
+            if not isinstance(value, Tensor):
+                raise ConfigurationError(
+                    f"{name!r} is no parameter of the primary any more: its layer was replaced since "
+                    "the model was made, as quantization does. Change the network that "
+                    "model.at(...) returns, or the primary before hypernetize."
+                )
+            found[name] = value
+        return found
 
     @property
     def inputs(self) -> dict[str, Input]:

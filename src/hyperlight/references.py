@@ -372,7 +372,7 @@ class _Spans:
         except (RuntimeError, NotImplementedError):
             return None
         space: Any = value.device
-        if not first:  # no memory behind it, as on the meta device
+        if not storage.data_ptr():  # no memory behind it, as on the meta device
             self._alive.append(storage)
             space, first = id(storage), value.storage_offset() * value.element_size()
         return space, first, first + (sum(steps) + 1) * value.element_size()
