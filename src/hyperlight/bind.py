@@ -29,6 +29,7 @@ PyTorch stops at the second.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import operator
@@ -46,10 +47,20 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ._torch import is_batched
-from .caches import Absent, Habits, is_telling
+from .caches import SETUP, Absent, Habits, functions_of, is_telling
 from .errors import BindError, did_you_mean, listed
 from .heads import LowRankWeight, Weight, dense
-from .references import ATOMS, Reached, Search, is_inert, rebuild
+from .references import (
+    ATOMS,
+    Reached,
+    Search,
+    has_changed,
+    is_container,
+    is_inert,
+    rebuild,
+    state_of,
+    variables_of,
+)
 from .targets import attribute
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -127,6 +138,7 @@ class _Node:
         leaves: its parameters that are replaced, each with the name of the tensor.
         children: its children, by name.
         watch: its attributes and hooks that may hold references.
+        objects: those of them that hold an object of another class, which code writes into.
         starts: its attributes that hold what an earlier forward computed, and how they start.
         computed: the hooks of torch that compute an attribute from replaced parameters.
         kind: its class.
@@ -141,6 +153,7 @@ class _Node:
     leaves: tuple[tuple[str, str], ...]
     children: tuple[tuple[str, _Node], ...]
     watch: tuple[str, ...]
+    objects: tuple[str, ...]
     starts: tuple[tuple[str, Any], ...]
     computed: tuple[tuple[int, str], ...]
     kind: type[nn.Module]
@@ -165,11 +178,6 @@ class BindPlan:
 
     def __init__(self, module: nn.Module, places: Mapping[str, Iterable[str]]) -> None:
         self.places = {name: tuple(aliases) for name, aliases in places.items()}
-        self._ties = [
-            [alias.rpartition(".") for alias in aliases]
-            for aliases in self.places.values()
-            if len(aliases) > 1
-        ]
         self._told: set[tuple[str, str]] = set()
         self._root: _Node | None = None
         # What was found harmless though it cannot be followed, by identity.
@@ -178,7 +186,7 @@ class BindPlan:
 
     def _make(self, module: nn.Module) -> None:
         root, judged = _Planner(module, self.places).plan()
-        self._root, self._judged = root, {id(value): value for value in judged}
+        self._root, self._judged = root, {id(value): (value, state_of(value)) for value in judged}
 
     def renew(self, module: nn.Module) -> None:
         """Make the plan again after a copy; what stands in its way is said at the next bind."""
@@ -223,13 +231,6 @@ class BindPlan:
                 )
         return output
 
-    def _check_ties(self, module: nn.Module) -> None:
-        for aliases in self._ties:
-            owners = [(attribute(module, path), leaf) for path, _, leaf in aliases]
-            found = [owner._parameters.get(leaf) for owner, leaf in owners]
-            if any(parameter is not found[0] for parameter in found):
-                raise _ChangedError
-
     def _bind(self, module: Any, tensors: Mapping[str, Weight]) -> tuple[Any, _Copies]:
         compiling = torch.compiler.is_compiling()
         for _ in range(3):
@@ -237,8 +238,6 @@ class BindPlan:
             try:
                 if self._root is None:
                     raise _ChangedError
-                if not compiling:
-                    self._check_ties(module)
                 bound = _copy(module, self._root, tensors, copies, compiling)
                 _rewrite(copies, tensors, None if compiling else self._judged)
                 return bound, copies
@@ -301,26 +300,22 @@ class _Planner:
     def __init__(self, module: nn.Module, places: Mapping[str, tuple[str, ...]]) -> None:
         self.root = module
         self.owners: dict[int, dict[tuple[str, str], None]] = {}
-        targets: dict[str, Tensor] = {}
+        found: dict[int, tuple[str, Tensor]] = {}
         for name, aliases in places.items():
             for alias in aliases:
                 owner, leaf, parameter = _parameter(module, alias)
-                low_rank = isinstance(owner, _LowRankLinear)
-                if targets.setdefault(name, parameter) is not parameter and not low_rank:
-                    raise BindError(
-                        f"The parameters {name!r} and {alias!r} of the primary were one when the "
-                        "model was made and are two now. Tie them again, or make the model again."
-                    )
+                found.setdefault(id(parameter), (alias, parameter))
                 self.owners.setdefault(id(owner), {})[leaf, name] = None
         self.paths = {id(m): path for path, m in module.named_modules()}
         self.modules = list(module.modules())
-        self.targets = targets
-        self.search = Search(self.modules, targets)
+        self.targets = dict(found.values())
+        self.search = Search(self.modules, self.targets)
         self.habits: Habits | None = None
+        self.methods: dict[type[nn.Module], list[tuple[str, Any]]] = {}
         self._refuse_shared_memory()
         self.reached = {id(current): dict(self._references(current)) for current in self.modules}
         self.affected = self._affected()
-        self.stale = self.affected | set(map(id, targets.values()))
+        self.stale = self.affected | set(found)
 
     def plan(self) -> tuple[_Node, list[Any]]:
         """The root of the plan, and what was met that cannot be followed."""
@@ -361,13 +356,15 @@ class _Planner:
         linear = type(current) in (nn.Linear, _LowRankLinear)
         padded = type(current) is nn.Embedding and current.padding_idx is not None
         weight = next((name for leaf, name in leaves if leaf == "weight"), None)
-        watch = tuple(name for name in reached_all if name not in starts)
+        methods = {name for name, _ in self._methods(type(current))}
+        watch = tuple(name for name in reached_all if name not in starts and name not in methods)
         computed = tuple(_computing(current)) if affected else ()
         return _Node(
             path=path,
             leaves=leaves,
             children=children,
             watch=watch,
+            objects=tuple(self._objects(held, watch)) if affected else (),
             starts=tuple(starts.items()),
             computed=computed,
             kind=type(current),
@@ -384,10 +381,51 @@ class _Planner:
         for kind, names in _HARMLESS.items():
             if isinstance(current, kind):
                 skipped |= names
+        torchs = _is_torchs(type(current))
         for name, value in current.__dict__.items():
             hook = name in _HOOKS and value
-            if hook or not (name in _OWN or name in skipped or is_inert(value)):
-                yield name, self.search.from_value(value)
+            # A tuple may be replaced by one of other contents.
+            inert = is_inert(value) and (torchs or not isinstance(value, tuple))
+            if hook or not (name in _OWN or name in skipped or inert):
+                reached = self.search.from_value(value)
+                if skipped and name == "_flat_weights":  # kept in step by nn.RNNBase
+                    reached = [each for each in reached if not each.obstacle]
+                yield name, reached
+        for name, value in self._inherited(current):
+            if name not in current.__dict__:
+                reached = self.search.from_value(value)
+                if reached or self._habits().is_filled(name):
+                    yield name, reached
+        for name, function in self._methods(type(current)):
+            reached = self.search.from_value(function)
+            if reached:
+                yield name, reached
+
+    def _inherited(self, current: nn.Module) -> Iterator[tuple[str, Any]]:
+        """The containers, modules and tensors that its class holds."""
+        for base in type(current).__mro__:
+            if base.__module__.partition(".")[0] not in ("torch", "builtins"):
+                for name, value in vars(base).items():
+                    if is_container(value) and not name.startswith("__"):
+                        yield name, value
+
+    def _methods(self, kind: type[nn.Module]) -> Iterator[tuple[str, Any]]:
+        """The methods of a class that read variables from where they were defined."""
+        if kind not in self.methods:
+            self.methods[kind] = [
+                (function.__name__, function)
+                for function in functions_of([kind])
+                if function.__name__ not in SETUP and any(map(is_container, variables_of(function)))
+            ]
+        yield from self.methods[kind]
+
+    def _objects(self, held: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
+        """The attributes with an object that code writes into, and that can be copied."""
+        for name in names:
+            value = held.get(name)
+            plain = type(getattr(value, "__dict__", None)) is dict and not callable(value)
+            if plain and not is_container(value) and self._habits().is_entered(name, value):
+                yield name
 
     def _affected(self) -> set[int]:
         """The modules whose outputs depend on the tensors.
@@ -425,13 +463,14 @@ class _Planner:
 
     def _starts(self, current: nn.Module, path: str) -> Iterator[tuple[str, Any]]:
         """The attributes that hold what an earlier forward has computed, and how they start."""
-        for name, value in (*current.__dict__.items(), *current._buffers.items()):
+        inherited = [pair for pair in self._inherited(current) if pair[0] not in current.__dict__]
+        for name, value in (*current.__dict__.items(), *current._buffers.items(), *inherited):
             if name in _OWN:
                 continue
             cached = inspect.getattr_static(type(current), name, None)
             if isinstance(cached, functools.cached_property):
                 yield name, Absent
-            elif self._may_be_computed(current, name, value) and self._is_kept(name, value):
+            elif self._may_be_computed(current, name, value) and self._habits().is_kept(name):
                 try:
                     yield name, self._habits().start(current, name, value)
                 except LookupError:
@@ -442,10 +481,6 @@ class _Planner:
         if value is None:  # a buffer that is assigned later; any other attribute is then looked at
             return name in current._buffers and not _is_torchs(type(current))
         return any(map(is_telling, self._tensors(value)))
-
-    def _is_kept(self, name: str, value: Any) -> bool:
-        alone = value is None or isinstance(value, Tensor)
-        return self._habits().is_kept(name) if alone else self._habits().is_filled(name)
 
     def _habits(self) -> Habits:
         if self.habits is None:
@@ -643,6 +678,7 @@ def _rewrite(
     if not busy:
         return
     fresh: dict[int, Any] = {}
+    held: list[Any] = []
     for node, original, new in copies.values():
         fresh[id(original)] = new
         for leaf, _ in node.leaves:
@@ -655,13 +691,28 @@ def _rewrite(
         if key in fresh:
             return fresh[key]
         moved, known = rebuild(value, move, fresh)
-        if not known and judged is not None and key not in judged and not is_inert(value):
-            raise _ChangedError
+        if not known:
+            unknown = judged is not None and (
+                key not in judged or has_changed(value, judged[key][1])
+            )
+            if unknown and not is_inert(value):
+                raise _ChangedError
+            fresh[key] = value
         return moved
 
+    for node, original, _ in busy:
+        for name in node.objects:
+            value = original.__dict__[name]
+            if id(value) not in fresh:
+                fresh[id(value)] = copied = copy.copy(value)
+                held.append(copied)
+    for copied in held:
+        for name, value in vars(copied).items():
+            vars(copied)[name] = move(value)
     for node, original, new in busy:
+        own = original.__dict__
         for name in node.watch:
-            new.__dict__[name] = move(original.__dict__[name])
+            new.__dict__[name] = move(own[name] if name in own else getattr(node.kind, name))
         for name, start in node.starts:
             if start is Absent:
                 new.__dict__.pop(name, None)
@@ -712,6 +763,8 @@ def _snapshot(copies: _Copies) -> list[_Held]:
 def _entries(value: Any) -> tuple[Any, ...]:
     if isinstance(value, dict):
         return tuple(value.values())
+    if type(getattr(value, "__dict__", None)) is dict:  # an object of its own
+        return tuple(vars(value).values())
     return tuple(value) if isinstance(value, (list, set, deque)) else ()
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 _FILLING = frozenset(
     {"append", "appendleft", "extend", "insert", "setdefault", "update", "add", "copy_"}
 )
-_SETUP = ("__init__", "__post_init__", "reset_parameters", "__setstate__", "__new__")
+SETUP = ("__init__", "__post_init__", "reset_parameters", "__setstate__", "__new__")
 
 
 class Absent:
@@ -36,6 +36,7 @@ class _Code:
     stored: frozenset[str] = frozenset()
     read: frozenset[str] = frozenset()
     filled: frozenset[str] = frozenset()  # the container that it holds is given an entry
+    entered: frozenset[str] = frozenset()  # the object that it holds is given an attribute
     tested: frozenset[str] = frozenset()  # compared with None, or asked for with hasattr
     empty: frozenset[str] = frozenset()  # stored as None or an empty container
     solid: frozenset[str] = frozenset()  # stored as anything else
@@ -51,8 +52,10 @@ class Habits:
     @classmethod
     def of(cls, modules: Iterable[nn.Module]) -> Habits:
         """Read the code of all classes in a tree, but those of torch itself."""
-        codes = [_read_code(f.__code__, f.__name__) for f in _functions({type(m) for m in modules})]
-        reached = {code.name for code in codes if code.name in _SETUP}
+        codes = [
+            _read_code(f.__code__, f.__name__) for f in functions_of({type(m) for m in modules})
+        ]
+        reached = {code.name for code in codes if code.name in SETUP}
         while True:
             more = {n for code in codes if code.name in reached for n in code.read} - reached
             more &= {code.name for code in codes}
@@ -62,7 +65,7 @@ class Habits:
         # What other code calls as well belongs to both.
         while True:
             again = {n for code in codes if code.name not in reached for n in code.read} & reached
-            again -= set(_SETUP)
+            again -= set(SETUP)
             if not again:
                 break
             reached -= again
@@ -80,6 +83,13 @@ class Habits:
     def is_filled(self, name: str) -> bool:
         """Whether code after setup puts entries into the container that the attribute holds."""
         return self._any("filled", name, self.after)
+
+    def is_entered(self, name: str, value: Any) -> bool:
+        """Whether code after setup writes into the object that the attribute holds."""
+        if self._any("entered", name, self.after) or self.is_filled(name):
+            return True
+        codes = [_read_code(f.__code__, f.__name__) for f in functions_of([type(value)])]
+        return any(c.stored or c.filled for c in codes if c.name not in SETUP)
 
     def only_read_outside(self, name: str) -> bool:
         """Whether the code assigns the attribute and never reads it: a result, as a loss."""
@@ -122,11 +132,11 @@ def is_telling(value: Any) -> bool:
     return not bool(plain.all())
 
 
-def _functions(kinds: Iterable[type]) -> Iterator[types.FunctionType]:
+def functions_of(kinds: Iterable[type]) -> Iterator[types.FunctionType]:
     """The methods and property getters of classes and their bases, but those of torch."""
     bases = {base for kind in kinds for base in kind.__mro__}
     for base in sorted(bases, key=lambda base: base.__qualname__):
-        if base.__module__.partition(".")[0] in ("torch", "builtins"):
+        if base.__module__.partition(".")[0] in ("torch", "builtins", "abc", "typing"):
             continue
         for value in vars(base).values():
             for part in (getattr(value, "fget", None), getattr(value, "func", None), value):
@@ -139,11 +149,16 @@ def _functions(kinds: Iterable[type]) -> Iterator[types.FunctionType]:
 
 @functools.lru_cache(maxsize=4096)
 def _read_code(code: types.CodeType, name: str) -> _Code:
-    found: dict[str, set[str]] = {part: set() for part in ("stored", "read", "filled", "tested")}
+    found: dict[str, set[str]] = {
+        part: set() for part in ("stored", "read", "filled", "entered", "tested")
+    }
     found["empty"], found["solid"] = set(), set()
     steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "NOP", "PRECALL")]
+    variables: dict[str, str] = {}  # local ones that hold an attribute
     for at, step in enumerate(steps):
         following = steps[at + 1 : at + 7]
+        if step.opname.startswith("LOAD_FAST") and step.argval in variables and _fills(following):
+            found["filled"].add(variables[step.argval])
         if step.opname == "STORE_ATTR":
             found["stored"].add(step.argval)
             before = steps[at - 2] if at > 1 else step
@@ -152,8 +167,12 @@ def _read_code(code: types.CodeType, name: str) -> _Code:
             found["empty" if nothing else "solid"].add(step.argval)
         elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             found["read"].add(step.argval)
+            if following and following[0].opname == "STORE_FAST":
+                variables[following[0].argval] = step.argval
             if _fills(following):
                 found["filled"].add(step.argval)
+            if _enters(following):
+                found["entered"].add(step.argval)
             if _tests(following):
                 found["tested"].add(step.argval)
             if step.argval == "register_buffer":
@@ -161,12 +180,12 @@ def _read_code(code: types.CodeType, name: str) -> _Code:
         elif step.opname == "LOAD_GLOBAL" and step.argval in ("setattr", "getattr", "hasattr"):
             # By name: the strings of the function are taken for the attributes.
             names = {text for text in code.co_consts if isinstance(text, str)}
-            parts = {"setattr": ("stored", "solid"), "getattr": ("read",)}
-            for part in parts.get(step.argval, ("read", "tested")):
+            touched = {"setattr": ("stored", "solid"), "getattr": ("read",)}
+            for part in touched.get(step.argval, ("read", "tested")):
                 found[part].update(names)
-    for part in code.co_consts:
-        if isinstance(part, types.CodeType):
-            inner = _read_code(part, name)
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            inner = _read_code(const, name)
             for key, names in found.items():
                 names.update(getattr(inner, key))
     return _Code(name, **{key: frozenset(names) for key, names in found.items()})
@@ -178,6 +197,18 @@ def _tests(following: list[dis.Instruction]) -> bool:
     if names and "NONE" in names[0] and names[0].startswith("POP_JUMP"):
         return True
     return names[1:] == ["IS_OP"] and following[0].argval is None
+
+
+def _enters(following: list[dis.Instruction]) -> bool:
+    """Whether something is written into the object just read, at any depth."""
+    for at, step in enumerate(following):
+        if step.opname == "STORE_ATTR":
+            return True
+        if step.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+            return False
+        if _fills(following[at + 1 :]):
+            return True
+    return False
 
 
 def _nothing_registered(following: list[dis.Instruction]) -> list[str]:

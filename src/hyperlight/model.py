@@ -142,8 +142,8 @@ class HyperModel(nn.Module):
                 value = None
             if not isinstance(value, Tensor):
                 raise ConfigurationError(
-                    f"{name!r} is no parameter of the primary any more: its layer was replaced since "
-                    "the model was made, as quantization does. Change the network that "
+                    f"{name!r} is no parameter of the primary any more: its layer was replaced "
+                    "since the model was made, as quantization does. Change the network that "
                     "model.at(...) returns, or the primary before hypernetize."
                 )
             found[name] = value

@@ -10,6 +10,7 @@ followed.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import copy
 import dis
 import enum
@@ -25,6 +26,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ._torch import version_of
 
 ATOMS = frozenset(
     {int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size}
@@ -286,6 +289,26 @@ class Search:
         return parts
 
 
+def state_of(value: Any) -> Any:
+    """What tells whether a value that is not followed has changed inside since it was looked at."""
+    if isinstance(value, Tensor):
+        return version_of(value)
+    if isinstance(value, (nn.Module, types.FunctionType)):
+        return None
+    held = getattr(value, "__dict__", None)
+    return tuple(held.values()) if type(held) is dict else None
+
+
+def has_changed(value: Any, before: Any) -> bool:
+    """Whether a value has changed since :func:`state_of`, and not only in numbers and text."""
+    now = state_of(value)
+    if not isinstance(before, tuple) or not isinstance(now, tuple):
+        return bool(now != before)
+    if len(now) != len(before):
+        return True
+    return any(a is not b and not is_inert(a) for a, b in zip(now, before, strict=True))
+
+
 def described(value: Any) -> str:
     """A value that cannot be followed, in words."""
     if isinstance(value, types.FunctionType):
@@ -294,13 +317,26 @@ def described(value: Any) -> str:
     return f"an object of class {type(value).__name__}"
 
 
+def is_container(value: Any) -> bool:
+    """Whether the value is a module, a tensor, or something that is made to hold others."""
+    kinds = (nn.Module, Tensor, tuple, frozenset, functools.partial, types.MethodType, weakref.ref)
+    return not is_inert(value) and (isinstance(value, kinds) or _emptied(value) is not None)
+
+
+def variables_of(function: types.FunctionType) -> Iterator[Any]:
+    """The variables outside of it that a function reads, but functions and classes."""
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a cell that is not filled yet
+            yield cell.cell_contents
+    for name in globals_read(function.__code__):
+        yield function.__globals__.get(name)
+
+
 def _held_by_function(function: types.FunctionType) -> Iterator[Any]:
     """The cells, defaults, attributes and global variables of a function."""
     for cell in function.__closure__ or ():
-        try:
+        with contextlib.suppress(ValueError):  # a cell that is not filled yet
             yield cell.cell_contents
-        except ValueError:  # a cell that is not filled yet
-            continue
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     yield from vars(function).values()
