@@ -199,6 +199,14 @@ def canonical_mask(mask: Any, name: str, other: Any, dtype: torch.dtype) -> Any:
     )
 
 
+# --- binding ----------------------------------------------------------------------------
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written in place; nothing public tells. 0 if it is not counted."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 # --- the rest ---------------------------------------------------------------------------
 
 # Draws from Gamma(alpha, 1) with a generator, which torch.distributions.Gamma does not take.

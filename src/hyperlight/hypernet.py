@@ -302,6 +302,12 @@ class HyperNet(nn.Module):
         return f"inputs: {spaces}\npredicts: {total:,} entries in {len(self.shapes)} tensors"
 
 
+def _by_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer that was exchanged: a quantized one takes no vectors."""
+    y: Tensor = layer(x if x.ndim > 1 else x.unsqueeze(0))
+    return y if x.ndim > 1 else y.squeeze(0)
+
+
 class Trunk(nn.Module):
     r"""Fully connected layers, each followed by the activation (paper, eq. 1).
 
@@ -337,7 +343,8 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer, activation in zip(self.layers, self.activations, strict=True):
-            y = _activated(activation, layer(x))
+            y = layer(x) if type(layer) is nn.Linear else _by_rows(layer, x)
+            y = _activated(activation, y)
             x = x + y if self.skip and y.shape == x.shape else y
         return x
 

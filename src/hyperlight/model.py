@@ -95,6 +95,7 @@ class HyperModel(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._plan.renew(self.primary)
         self._sign()
 
     @SignedMethod
@@ -135,7 +136,9 @@ class HyperModel(nn.Module):
             features = features[0]
         theta = self.hypernet.head.add_to(theta0, features)
         if features.ndim == 1:
-            output, run = self._plan.bind(self.primary, theta)(*args, **kwargs), Run("one")
+            network, tell = self._plan.bind_once(self.primary, theta)
+            output, run = network(*args, **kwargs), Run("one")
+            tell()
         else:
             output, run = self._many.run(self.primary, theta0, theta, samples, args, kwargs)
         if not torch.compiler.is_compiling():
@@ -165,12 +168,22 @@ class HyperModel(nn.Module):
         >>> model.theta0["weight"] is model.primary.weight
         True
         """
-        theta0 = {name: attribute(self.primary, name) for name in self._names}
-        if not torch.compiler.is_compiling():
-            for name, parameter in theta0.items():
-                if is_distributed(parameter):
-                    raise sharded(f"Parameter {name!r} of the primary is")
-        return theta0
+        found = {}
+        for name in self._names:
+            try:
+                value = attribute(self.primary, name)
+            except AttributeError:
+                value = None
+            if not isinstance(value, Tensor):
+                raise ConfigurationError(
+                    f"{name!r} is no parameter of the primary any more: its layer was replaced "
+                    "since the model was made, as quantization does. Change the network that "
+                    "model.at(...) returns, or the primary before hypernetize."
+                )
+            if not torch.compiler.is_compiling() and is_distributed(value):
+                raise sharded(f"Parameter {name!r} of the primary is")
+            found[name] = value
+        return found
 
     @property
     def inputs(self) -> dict[str, Input]:
