@@ -28,6 +28,8 @@ ORDER = [
     "init",
     "optim",
     "heads",
+    "references",
+    "caches",
     "bind",
     "memory",
     "hypernet",

@@ -32,6 +32,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import itertools
 import operator
 import warnings
 from collections import OrderedDict, deque
@@ -750,22 +751,40 @@ class _Held:
 
 def _snapshot(copies: _Copies) -> list[_Held]:
     found = []
+    seen: set[int] = set()  # an object of many modules, such as a configuration, counts once
     for node, _, new in copies.values():
         held = new.__dict__
         if node.types is None:  # a class of torch, which assigns nothing itself
             found.append(_Held(node, held, len(held)))
             continue
-        entries = {name: _entries(held[name]) for name in node.watch if name not in _HOOKS}
+        entries = {}
+        for name in node.watch:
+            value = held.get(name)
+            if name not in _HOOKS and id(value) not in seen and _is_own(value, name, node):
+                seen.add(id(value))
+                entries[name] = _entries(value)
         found.append(_Held(node, held, len(held), held.copy(), held["_buffers"].copy(), entries))
     return found
 
 
-def _entries(value: Any) -> tuple[Any, ...]:
+def _is_own(value: Any, name: str, node: _Node) -> bool:
+    return name in node.objects or isinstance(value, (dict, list, set, tuple, deque))
+
+
+def _entries(value: Any, depth: int = 0) -> tuple[Any, ...]:
+    """What is in a container, or in an object that is the bound network's own, and in these."""
+    if depth > 3:
+        return ()
     if isinstance(value, dict):
-        return tuple(value.values())
-    if type(getattr(value, "__dict__", None)) is dict:  # an object of its own
-        return tuple(vars(value).values())
-    return tuple(value) if isinstance(value, (list, set, deque)) else ()
+        parts = tuple(value.values())
+    elif isinstance(value, (list, set, tuple, deque)):
+        parts = tuple(value)
+    elif depth == 0 and type(getattr(value, "__dict__", None)) is dict:
+        parts = tuple(vars(value).values())
+    else:
+        return ()
+    inner = (_entries(part, depth + 1) for part in parts if type(part) not in ATOMS)
+    return parts + tuple(itertools.chain.from_iterable(inner))
 
 
 def _assigned(before: list[_Held]) -> Iterator[tuple[str, str]]:
@@ -784,8 +803,11 @@ def _assigned(before: list[_Held]) -> Iterator[tuple[str, str]]:
             changed = [*_changed(held.attributes, held.now), *_changed(held.buffers, buffers)]
             for name, entries in held.entries.items():
                 value = held.now.get(name)
-                if value is held.attributes[name] and not _same(entries, _entries(value)):
-                    changed.append((name, value))
+                after = _entries(value) if value is held.attributes[name] else entries
+                if not _same(entries, after):
+                    before_ids = set(map(id, entries))
+                    new = [part for part in after if id(part) not in before_ids]
+                    changed.append((name, new))
         computed = [name for _, name in held.node.computed]
         for name, value in changed:
             if name not in _OWN and name not in computed and _is_result(value, held.node.affected):
