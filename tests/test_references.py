@@ -400,6 +400,12 @@ def test_two_parts_of_one_memory_are_two_parameters() -> None:
     check_right(lambda: OneMemory("beside"))
 
 
+def test_tensors_without_memory_are_told_apart() -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(linear(), linear())
+    hl.hypernetize(net, SPACE, ["0.*"], device="cpu")
+
+
 # --- what an earlier forward has computed -----------------------------------
 
 
