@@ -29,6 +29,8 @@ ORDER = [
     "init",
     "optim",
     "heads",
+    "references",
+    "caches",
     "bind",
     "memory",
     "hypernet",

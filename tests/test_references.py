@@ -400,6 +400,12 @@ def test_two_parts_of_one_memory_are_two_parameters() -> None:
     check_right(lambda: OneMemory("beside"))
 
 
+def test_tensors_without_memory_are_told_apart() -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(linear(), linear())
+    hl.hypernetize(net, SPACE, ["0.*"], device="cpu")
+
+
 # --- what an earlier forward has computed -----------------------------------
 
 
@@ -837,3 +843,146 @@ def test_nothing_is_said_of_what_no_weight_reaches_and_of_ordinary_layers() -> N
         model = hl.hypernetize(recurrent, SPACE)
         model(inputs(), g=0.5)
         model.bind(g=0.5).flatten_parameters()
+
+
+# --- classes, objects and variables -----------------------------------------
+
+
+class Memo:
+    def __init__(self) -> None:
+        self.table: dict[str, Tensor] = {}
+
+    def get(self, weight: Tensor) -> Tensor:
+        if "w" not in self.table:
+            self.table["w"] = weight * 2
+        return self.table["w"]
+
+
+class Remembers(nn.Module):
+    """Caches a product of its weight in an object or a container: by ``how``."""
+
+    table: dict[str, Tensor]
+    layers: list[nn.Module]
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.how = linear(), how
+        self.memo, self.space = Memo(), types.SimpleNamespace(w=None)
+        self.user: UserDict[str, Tensor] = UserDict()
+        self.pair: tuple[Tensor | None, ...] = (None,)
+        type(self).table, type(self).layers = {}, [self.a]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "object":
+            return x @ self.memo.get(self.a.weight)
+        if self.how == "namespace":
+            if self.space.w is None:
+                self.space.w = self.a.weight * 2
+            return x @ self.space.w
+        if self.how == "user dict":
+            if "w" not in self.user:
+                self.user["w"] = self.a.weight * 2
+            return x @ self.user["w"]
+        if self.how == "variable":
+            table = self.table
+            if "w" not in table:
+                table["w"] = self.a.weight * 2
+            return x @ table["w"]
+        if self.how == "class":
+            if "w" not in self.table:
+                self.table["w"] = self.a.weight * 2
+            return x @ self.table["w"]
+        return self.layers[0](x)
+
+
+@pytest.mark.filterwarnings("ignore:The forward of the ")
+@pytest.mark.parametrize(
+    "how", ["object", "namespace", "user dict", "variable", "class", "layers of the class"]
+)
+def test_objects_that_code_writes_into_and_containers_of_a_class_are_its_own(how: str) -> None:
+    check_right(lambda: Remembers(how))
+
+
+@pytest.mark.parametrize("how", ["object", "namespace", "user dict"])
+def test_what_a_forward_leaves_in_an_object_is_warned_of(how: str) -> None:
+    model = hl.hypernetize(Remembers(how), SPACE)
+    with pytest.warns(UserWarning, match="wrote its attribute '(memo|space|user)'"):
+        model(inputs(), g=0.5)
+
+
+def test_a_method_that_reads_a_layer_from_where_it_was_defined_is_refused() -> None:
+    layer = linear()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return layer(x)
+
+    check_refused(Net, "'forward'", "a closure")
+
+    class Factory(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x)
+
+    check_right(Factory)
+
+
+def test_an_object_that_is_given_a_layer_later_is_refused() -> None:
+    record = types.SimpleNamespace(layer=None)
+    net, x = held(lambda net: [record], lambda kept, x: x), inputs()
+    model = hl.hypernetize(net, SPACE)
+    model(x, g=0.5)
+    record.layer = net.a
+    with pytest.raises(hl.BindError, match="SimpleNamespace in its attribute 'kept'"):
+        model(x, g=0.5)
+
+
+def test_a_kept_tensor_that_is_written_in_place_later_is_looked_at_again() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.full = linear(), False
+            self.w = torch.zeros(3, 3, dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.full:
+                self.w.copy_(self.a.weight.detach() * 2)
+                self.full = True
+            return x @ self.w + self.a(x)
+
+    net, x = Net(), inputs()
+    model = hl.hypernetize(net, SPACE)
+    net(x)
+    with pytest.raises(hl.BindError, match="keeps a tensor in its attribute 'w'"):
+        model(x, g=0.5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_whose_targets_were_quantized_is_refused_and_a_quantized_trunk_works() -> None:
+    from torch.ao.quantization import quantize_dynamic
+
+    x = torch.randn(2, 1, 4, 4)
+    model = hl.hypernetize(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), SPACE).eval()
+    with pytest.raises(hl.ConfigurationError, match=r"'1.weight' is no parameter .* model.at"):
+        quantize_dynamic(model, {nn.Linear})(x, g=0.5)
+    model = hl.hypernetize(nn.Conv2d(1, 2, 3), SPACE).eval()
+    quantized = quantize_dynamic(model, {nn.Linear})
+    for g in (torch.tensor(0.5), torch.tensor([0.1, 0.9])):
+        torch.testing.assert_close(quantized(x, g=g), model(x, g=g), atol=0.02, rtol=0.02)
+
+
+def test_a_weight_normed_recurrent_layer_is_right() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        net = nn.utils.weight_norm(nn.LSTM(3, 4, dtype=torch.float64), "weight_hh_l0")
+    model, x = hl.hypernetize(net, SPACE), inputs()
+    y, _ = model(x, g=0.9)
+    theta = {name: t.detach() for name, t in model.predict(g=0.9).items()}
+    torch.testing.assert_close(y, in_place(net, theta, x)[0])

@@ -32,6 +32,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import itertools
 import operator
 import warnings
 from collections import OrderedDict, deque
@@ -772,36 +773,47 @@ def _compute(module: nn.Module, key: int) -> None:
 # --- what a forward leaves behind -------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """What one bound module held before a forward."""
-
-    node: _Node
-    now: dict[str, Any]  # its attributes, as they are at any time
-    size: int
-    attributes: dict[str, Any] | None = None
-    buffers: dict[str, Any] | None = None
-    entries: dict[str, tuple[Any, ...]] | None = None
+# For one bound module: its node, its attributes as they are at any time, and how many they were;
+# then what its attributes, buffers and containers held, or None for a class of torch.
+_Held = tuple[_Node, dict[str, Any], int, tuple[dict[str, Any], ...] | None]
 
 
 def _snapshot(copies: _Copies) -> list[_Held]:
-    found = []
+    found: list[_Held] = []
+    seen: set[int] = set()  # an object of many modules, such as a configuration, counts once
     for node, _, new in copies.values():
         held = new.__dict__
         if node.types is None:  # a class of torch, which assigns nothing itself
-            found.append(_Held(node, held, len(held)))
+            found.append((node, held, len(held), None))
             continue
-        entries = {name: _entries(held[name]) for name in node.watch if name not in _HOOKS}
-        found.append(_Held(node, held, len(held), held.copy(), held["_buffers"].copy(), entries))
+        entries = {}
+        for name in node.watch:
+            value = held.get(name)
+            if name not in _HOOKS and id(value) not in seen and _is_own(value, name, node):
+                seen.add(id(value))
+                entries[name] = _entries(value)
+        found.append((node, held, len(held), (held.copy(), held["_buffers"].copy(), entries)))
     return found
 
 
-def _entries(value: Any) -> tuple[Any, ...]:
+def _is_own(value: Any, name: str, node: _Node) -> bool:
+    return name in node.objects or isinstance(value, (dict, list, set, tuple, deque))
+
+
+def _entries(value: Any, depth: int = 0) -> tuple[Any, ...]:
+    """What is in a container, or in an object that is the bound network's own, and in these."""
+    if depth > 3:
+        return ()
     if isinstance(value, dict):
-        return tuple(value.values())
-    if type(getattr(value, "__dict__", None)) is dict:  # an object of its own
-        return tuple(vars(value).values())
-    return tuple(value) if isinstance(value, (list, set, deque)) else ()
+        parts = tuple(value.values())
+    elif isinstance(value, (list, set, tuple, deque)):
+        parts = tuple(value)
+    elif depth == 0 and type(getattr(value, "__dict__", None)) is dict:
+        parts = tuple(vars(value).values())
+    else:
+        return ()
+    inner = (_entries(part, depth + 1) for part in parts if type(part) not in ATOMS)
+    return parts + tuple(itertools.chain.from_iterable(inner))
 
 
 def _assigned(before: list[_Held]) -> Iterator[tuple[str, str]]:
@@ -810,22 +822,22 @@ def _assigned(before: list[_Held]) -> Iterator[tuple[str, str]]:
     Results are tensors and numbers, alone or in containers. In a module that no predicted weight
     reaches, such as one that keeps a rotary table, only a tensor with a graph is one.
     """
-    for held in before:
-        if held.attributes is None or held.buffers is None or held.entries is None:
-            if len(held.now) == held.size:
-                continue
-            changed = list(held.now.items())[held.size :]
+    for node, now, size, was in before:
+        if was is None:
+            changed = list(now.items())[size:] if len(now) != size else []
         else:
-            buffers = held.now["_buffers"]
-            changed = [*_changed(held.attributes, held.now), *_changed(held.buffers, buffers)]
-            for name, entries in held.entries.items():
-                value = held.now.get(name)
-                if value is held.attributes[name] and not _same(entries, _entries(value)):
-                    changed.append((name, value))
-        computed = [name for _, name in held.node.computed]
+            attributes, buffers, contents = was
+            changed = [*_changed(attributes, now), *_changed(buffers, now["_buffers"])]
+            for name, entries in contents.items():
+                value = now.get(name)
+                after = _entries(value) if value is attributes[name] else entries
+                if not _same(entries, after):
+                    known = set(map(id, entries))
+                    changed.append((name, [part for part in after if id(part) not in known]))
+        computed = [name for _, name in node.computed] if changed else []
         for name, value in changed:
-            if name not in _OWN and name not in computed and _is_result(value, held.node.affected):
-                yield held.node.path, name
+            if name not in _OWN and name not in computed and _is_result(value, node.affected):
+                yield node.path, name
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any]]:

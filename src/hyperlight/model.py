@@ -109,6 +109,10 @@ class HyperModel(nn.Module):
         stacked, where a leading dimension of 1 is that of the batch. Dropout draws for every
         sample separately.
 
+        What the primary's forward leaves on ``self`` (an auxiliary loss, a state) is gone after
+        the call, with a warning the first time. To read it, keep the bound network:
+        ``net = model.bind(...); y = net(x); net.aux_loss``.
+
         Args:
             args: passed to the primary.
             kwargs: the inputs of the hypernetwork, by name, each a number or a tensor of
@@ -223,10 +227,11 @@ class HyperModel(nn.Module):
         """The primary with the weights for ``gamma`` in place, predicted once.
 
         The bound network is a module of the primary's own class: call it, call its other methods,
-        keep it. Its modules, mode (train or eval) and hooks are its own, and what its forward
-        assigns to ``self`` stays on it. Buffers and parameters that are not predicted are those
+        keep it. Its modules, mode (train or eval), hooks and containers (a dict or list as an
+        attribute) are its own, and what its forward assigns to ``self`` stays on it: read an
+        auxiliary loss or a state there. Buffers and parameters that are not predicted are those
         of the primary: move or cast the model, not the bound network. Gradients flow to the
-        hypernetwork and to ``theta0``.
+        hypernetwork and to ``theta0``. It cannot be copied or pickled: see :meth:`at`.
 
         Args:
             gamma: every input, by name, without batch dimensions.
