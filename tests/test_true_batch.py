@@ -1,0 +1,264 @@
+"""One set of weights per sample, on random networks: the loop's result or a refusal, never else.
+
+``HYPOTHESIS_PROFILE=long`` looks at more than two thousand networks, others each time. ``-s``
+shows how many were right and how many were refused, and why.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from torch import Tensor, nn
+
+import hyperlight as hl
+from tests.reference.networks import (
+    CROSSING,
+    LAYERS,
+    PLACES,
+    SHUFFLED,
+    STEPS,
+    TIME,
+    Case,
+    cases,
+    smaller,
+)
+
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+NETWORKS = 1200 if LONG else 60  # of each family
+search = settings(
+    max_examples=NETWORKS,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
+quiet = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def _model(case: Case) -> hl.HyperModel:
+    return hl.hypernetize(
+        case.network(),
+        {"g": hl.Uniform(0.0, 1.0)},
+        targets=case.targets,
+        hidden=(4,),
+        head=hl.LowRank(1) if case.low_rank else hl.Dense(),
+        init=hl.Relative(0.5),
+        generator=torch.Generator().manual_seed(case.seed),
+    )
+
+
+def _gamma(case: Case, call: int) -> Tensor:
+    generator = torch.Generator().manual_seed(case.seed + 100 + call)
+    return torch.rand(case.calls[call][0], dtype=torch.float64, generator=generator)
+
+
+def _copied(data: tuple[Tensor, ...]) -> list[Tensor]:
+    return [tensor.clone() for tensor in data]
+
+
+def _loop(model: hl.HyperModel, data: tuple[Tensor, ...], g: Tensor) -> Tensor:
+    """One sample after another, each with its single set of weights."""
+    rows = [model(*(tensor[i : i + 1].clone() for tensor in data), g=g[i]) for i in range(len(g))]
+    return torch.cat(rows)
+
+
+def _gradients(model: hl.HyperModel, output: Tensor) -> list[Tensor]:
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    found = torch.autograd.grad(
+        (output * weights).sum(), list(model.parameters()), allow_unused=True, retain_graph=True
+    )
+    return [
+        torch.zeros_like(p) if g is None else g
+        for p, g in zip(model.parameters(), found, strict=True)
+    ]
+
+
+def _equal(found: Any, expected: Tensor) -> bool:
+    return (
+        isinstance(found, Tensor)
+        and found.shape == expected.shape
+        and torch.allclose(found, expected, rtol=1e-7, atol=1e-9, equal_nan=True)
+    )
+
+
+@dataclass
+class Tally:
+    """What became of the calls, and the reasons of refusals."""
+
+    found: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    ways: Counter[str] = field(default_factory=Counter)
+
+    def share(self, what: str) -> float:
+        return self.found[what] / max(sum(self.found.values()), 1)
+
+    def show(self, title: str) -> None:
+        print(f"\n{title}: {dict(self.found)}; ways of model(x): {dict(self.ways)}")
+        for reason, count in self.reasons.most_common(30 if LONG else 8):
+            print(f"    {count} x {reason}")
+
+
+def _native(model: hl.HyperModel, data: tuple[Tensor, ...], g: Tensor) -> Tensor:
+    return model.bind(g=g)(*_copied(data))
+
+
+Run = Callable[[hl.HyperModel, tuple[Tensor, ...], Tensor], Tensor]
+
+
+def _judge(case: Case, run: Run, tally: Tally) -> Iterator[str]:
+    """Every call of a case by ``run`` against the loop: ``"right"``, ``"refused"``, or what else.
+
+    Outputs and, where the seed is odd, gradients. A last call has the data of the second in the
+    other gradient mode.
+    """
+    model, grad = _model(case), case.seed % 2 == 1
+    for call, mode in ((0, grad), (1, grad), (2, grad), (3, grad), (1, not grad)):
+        data, g = case.data(call), _gamma(case, call)
+        with torch.set_grad_enabled(mode):
+            try:
+                expected = _loop(model, data, g)
+                gradients = _gradients(model, expected) if mode else []
+            except Exception:  # the network itself does not run on one sample
+                tally.found["no reference"] += 1
+                continue
+            try:
+                output = run(model, data, g)
+                found = _gradients(model, output) if mode and _equal(output, expected) else []
+            except hl.HyperLightError as refusal:
+                result = "refused"
+                tally.reasons[" ".join(str(refusal).split())[:200]] += 1
+            except Exception as error:
+                result = f"failed with {type(error).__name__}: {error}"
+            else:
+                result = "right" if _equal(output, expected) else "silently wrong"
+                if not all(_equal(a, b) for a, b in zip(found, gradients, strict=False)):
+                    result = "right, with silently wrong gradients"
+        tally.found[result.partition(":")[0]] += 1
+        yield f"call {call}, {'grad' if mode else 'no grad'}: {result}"
+
+
+def _check(case: Case, run: Run, tally: Tally, allowed: tuple[str, ...]) -> None:
+    """Raise for the first call that is not as allowed, with the smallest network that fails."""
+
+    def wrong(case: Case, tally: Tally) -> list[str]:
+        return [line for line in _judge(case, run, tally) if not line.endswith(allowed)]
+
+    lines = wrong(case, tally)
+    while lines:
+        for less in smaller(case):
+            if found := wrong(less, Tally()):
+                case, lines = less, found
+                break
+        else:
+            raise AssertionError(f"{lines[0]}\n{case}")
+
+
+# --- what must hold -----------------------------------------------------------------------------
+
+
+@quiet
+@pytest.mark.parametrize("crossing", [False, True], ids=["ordinary", "crossing"])
+def test_a_bound_network_is_right_or_refuses(crossing: bool) -> None:
+    tally = Tally()
+
+    @search
+    @given(cases(crossing))
+    def check(case: Case) -> None:
+        _check(case, _native, tally, ("right", "refused"))
+
+    check()
+    tally.show(f"bind, {'crossing' if crossing else 'ordinary'}")
+    if not crossing:
+        assert tally.share("refused") <= 0.2
+
+
+@quiet
+@pytest.mark.parametrize("crossing", [False, True], ids=["ordinary", "crossing"])
+def test_the_model_is_always_right(crossing: bool) -> None:
+    tally = Tally()
+
+    def run(model: hl.HyperModel, data: tuple[Tensor, ...], g: Tensor) -> Tensor:
+        output: Tensor = model(*_copied(data), g=g)
+        tally.ways[model.last_run.way] += 1
+        return output
+
+    @search
+    @given(cases(crossing))
+    def check(case: Case) -> None:
+        _check(case, run, tally, ("right",))
+
+    check()
+    tally.show(f"model, {'crossing' if crossing else 'ordinary'}")
+
+
+# --- the check itself -----------------------------------------------------------------------
+
+
+def _trusting(model: hl.HyperModel, data: tuple[Tensor, ...], g: Tensor) -> Tensor:
+    """What must be found out: every layer takes dimension 0 for the batch where its size is B."""
+    networks = [model.bind(g=one) for one in g]
+    host = copy.deepcopy(model.primary)
+    for name, module in host.named_modules():
+        if next(module.parameters(recurse=False), None) is None:
+            continue
+        own = [network.get_submodule(name) for network in networks]
+
+        def forward(*args: Any, own: list[nn.Module] = own, **kwargs: Any) -> Any:
+            x = args[0]
+            if len(x) == 1:
+                x = x.expand(len(own), *x.shape[1:])
+            if len(x) != len(own):
+                raise hl.InputError(f"dimension 0 has size {len(x)}")
+            rest = [args[1:] for _ in own] if len(args) < 2 else None
+            if rest is None:
+                raise hl.InputError("several arguments")
+            return torch.cat([layer(x[i : i + 1], **kwargs) for i, layer in enumerate(own)])
+
+        module.forward = forward
+    output: Tensor = host(*_copied(data))
+    return output
+
+
+@pytest.mark.parametrize("crossing", [False, True], ids=["ordinary", "crossing"])
+def test_dimension_0_on_trust_would_be_found_out(crossing: bool) -> None:
+    tally = Tally()
+
+    @settings(search, max_examples=60)
+    @given(cases(crossing))
+    def check(case: Case) -> None:
+        for _ in _judge(case, _trusting, tally):
+            pass
+
+    check()
+    tally.show(f"dimension 0 on trust, {'crossing' if crossing else 'ordinary'}")
+    assert tally.found["right"] > 0
+    assert tally.share("silently wrong") > (0.1 if crossing else 0.02)
+
+
+SINGLE = [
+    *(("placed", place, ("linear",)) for place in PLACES),
+    *(("placed", "as it is", (layer,)) for layer in LAYERS),
+    *((step, variant) for step in STEPS for variant in range(4)),
+    *(("time", which) for which in range(len(TIME))),
+    *(("shuffled", name, ("linear",)) for name in SHUFFLED),
+    ("packed",),
+    *(("crossing", name) for name in CROSSING),
+]
+
+
+def test_steps_keep_samples_apart_and_crossings_mix_them() -> None:
+    for step in SINGLE:
+        apart = True
+        for seed in range(6):
+            case = Case(4, (step,), ((4, 4, seed == 0),), False, False, seed)
+            network, data = case.network(), case.data(0)
+            with torch.no_grad():
+                rows = [network(*(t[i : i + 1].clone() for t in data)) for i in range(4)]
+                apart &= _equal(network(*_copied(data)), torch.cat(rows))
+        assert apart == (step[0] != "crossing"), step
