@@ -26,7 +26,7 @@ from .hypernet import HyperNet
 from .init import Initialization, Relative
 from .inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
 from .io import load, save
-from .many import Shared
+from .many import PerSample, Shared
 from .model import HyperModel, hypernetize
 from .optim import FactorExchange, exchange_factors
 from .regularizer import OutputRegularizer
@@ -38,6 +38,7 @@ __all__ = [
     "hypernetize",
     "HyperModel",
     "HyperNet",
+    "PerSample",
     "Shared",
     # inputs and the spaces they live in
     "Input",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
+from torch.multiprocessing import reductions
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 
@@ -31,6 +32,9 @@ NormBase = nn.modules.batchnorm._NormBase
 BatchNorm = nn.modules.batchnorm._BatchNorm
 InstanceNorm = nn.modules.instancenorm._InstanceNorm
 ConvTranspose = nn.modules.conv._ConvTransposeNd
+
+# Tells whether a storage is still the one that was seen, without keeping it alive.
+StorageWeakRef: Any = reductions.StorageWeakRef
 
 # Flattens and rebuilds nested arguments and outputs, with the containers that other libraries
 # register (ModelOutput of transformers). Its public twin is newer than the oldest supported torch.
@@ -88,6 +92,32 @@ def is_mapped(tensor: Tensor) -> bool:
     functorch = torch._C._functorch
     level = functorch.maybe_get_level(tensor)
     return bool(is_batched(tensor) and level == functorch.maybe_current_level())
+
+
+def hint(size: Any) -> int:
+    """A size as a number; while a graph is traced, that of the example."""
+    return size if type(size) is int else int(getattr(size, "node", size).hint)
+
+
+# Whether a backward pass is running in this thread, as when a checkpoint is recomputed.
+graph_task: Any = torch._C._current_graph_task_id
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device was too small; the CPU's allocator has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def canonical_mask(mask: Any, name: str, other: Any, dtype: torch.dtype) -> Any:
+    """A mask of attention as the numbers that are added to its scores."""
+    return nn.functional._canonical_mask(
+        mask=mask,
+        mask_name=name,
+        other_type=nn.functional._none_or_dtype(other),
+        other_name="attn_mask",
+        target_type=dtype,
+        check_other=False,
+    )
 
 
 class VmapLevel:

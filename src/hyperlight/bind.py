@@ -27,6 +27,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +48,8 @@ _HOOKS = tuple(sorted(name for name in _OWN if name.endswith("_hooks")))
 
 # Hooks run by __call__; copied, since a forward (as in transformers) or a caller may add some.
 _CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+StandIn = tuple[type[nn.Module], Mapping[str, Any]]
 
 _Signature = tuple[type[nn.Module], int, int, int, int]
 
@@ -111,17 +114,28 @@ class BindPlan:
         self.places = {name: tuple(aliases) for name, aliases in places.items()}
         self._root = _plan(module, self.places)
 
-    def bind(self, module: _M, tensors: Mapping[str, Weight]) -> _M:
+    def bind(
+        self,
+        module: _M,
+        tensors: Mapping[str, Weight],
+        stand_ins: Mapping[str, StandIn] = MappingProxyType({}),
+    ) -> _M:
         """A bound copy of ``module`` with ``tensors`` in place of its parameters.
 
         A low-rank weight of a linear layer stays in its factors.
+
+        Args:
+            module: of the structure that the plan was made for.
+            tensors: by the names of the plan.
+            stand_ins: for modules of the tree, by path: the class of the copy, and attributes
+                that it has beside those of the module.
         """
         copies: _Copies = {}
         compiling = torch.compiler.is_compiling()
-        bound: _M | None = _copy(module, self._root, tensors, copies, compiling)
+        bound: _M | None = _copy(module, self._root, tensors, copies, compiling, stand_ins)
         if bound is None:
             self._root = _plan(module, self.places)
-            return self.bind(module, tensors)
+            return self.bind(module, tensors, stand_ins)
         _rewrite(copies, tensors)
         return bound
 
@@ -337,6 +351,7 @@ def _copy(
     tensors: Mapping[str, Weight],
     copies: _Copies,
     compiling: bool,
+    stand_ins: Mapping[str, StandIn],
 ) -> Any:
     """The copy, or None if the module is no longer the one that the plan was made for."""
     if node.path in copies:
@@ -346,7 +361,9 @@ def _copy(
     held = module.__dict__
     if not compiling and node.signature != _signature(module):
         return None
-    kind = type(module) if node.weight is None else _kind(module, tensors[node.weight], compiling)
+    kind, extra = stand_ins.get(node.path, (type(module), None))
+    if extra is None and node.weight is not None:
+        kind = _kind(module, tensors[node.weight], compiling)
     new: Any = object.__new__(kind)
     if compiling:  # Dynamo cannot follow the faster way
         attributes = new.__dict__
@@ -354,6 +371,8 @@ def _copy(
     else:
         attributes = held.copy()
         object.__setattr__(new, "__dict__", attributes)
+    if extra:
+        attributes.update(extra)
     copies[node.path] = (node, module, new)
     for name in _CALL_HOOKS:
         hooks = held[name]
@@ -376,7 +395,7 @@ def _copy(
     for name, child in node.children:
         if not child.affected and compiling:
             continue  # a graph capture traces more code in modules that are copied
-        copied = _copy(modules.get(name), child, tensors, copies, compiling)
+        copied = _copy(modules.get(name), child, tensors, copies, compiling, stand_ins)
         if copied is None:
             return None
         modules[name] = copied

@@ -24,7 +24,7 @@ from .heads import Dense, Head, dense, find_head
 from .hypernet import Activation, HyperNet
 from .init import Init, Zero, find_init
 from .inputs import Input
-from .many import refuse_mixing, run_each, split_samples
+from .many import Many, Run, open_arguments
 from .summary import Summary, summarize
 from .targets import Targets, attribute, select
 
@@ -68,14 +68,8 @@ class HyperModel(nn.Module):
         self.hypernet = hypernet
         self._names = tuple(target.name for target in targets)
         self._plan = BindPlan(primary, {target.name: target.aliases for target in targets})
-        # Whether sets of weights run one by one: True once vmap has failed. It would fail silently
-        # for these embeddings: see bind._PaddedEmbedding.
-        self._loop = any(
-            isinstance(module, nn.Embedding)
-            and type(module) is not nn.Embedding
-            and module.padding_idx is not None
-            for module in primary.modules()
-        )
+        self._many = Many(primary, self._plan.places, self._plan)
+        self.last_run: Run | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the primary with the weights for the given inputs.
@@ -107,13 +101,18 @@ class HyperModel(nn.Module):
                 "expected () for one set of weights, or (B,) for one per sample. Flatten them, or "
                 "use model.sweep for the same data under every set."
             )
+        samples = None if features.ndim == 1 else features.shape[0]
+        if samples == 1:  # the batch is one sample: one set of weights
+            opened = open_arguments(args, kwargs, 1, self.primary.forward)
+            args, kwargs = opened.args, opened.kwargs
+            features = features[0]
         theta = self.hypernet.head.add_to(theta0, features)
         if features.ndim == 1:
-            return self._plan.bind(self.primary, theta)(*args, **kwargs)
-        refuse_mixing(self.primary)
-        bind = functools.partial(self._plan.bind, self.primary)
-        arguments = split_samples(args, kwargs, len(features))
-        output, self._loop = run_each(bind, theta, *arguments, loop=self._loop)
+            output, run = self._plan.bind(self.primary, theta)(*args, **kwargs), Run("one")
+        else:
+            output, run = self._many.run(self.primary, theta0, theta, samples, args, kwargs)
+        if not torch.compiler.is_compiling():
+            self.last_run = run
         return output
 
     @property
@@ -184,17 +183,16 @@ class HyperModel(nn.Module):
         >>> type(net).__name__, net(torch.zeros(4, 2)).shape
         ('Linear', torch.Size([4, 1]))
         """
-        features = self.hypernet.features(**gamma)
-        batch_shape = tuple(features.shape[:-1])
-        if batch_shape:
+        theta0, features = self.theta0, self.hypernet.features(**gamma)
+        if features.ndim > 2:
             raise InputError(
-                f"The inputs {listed(self.inputs)} have batch shape {batch_shape}: that is "
-                f"{' x '.join(map(str, batch_shape))} sets of weights, and one network holds one. "
-                "Pass a single value for each input (batch shape ()); model(x, ...) takes one "
-                "value per sample, model.sweep the same data under all of them."
+                f"The inputs {listed(self.inputs)} have batch shape {tuple(features.shape[:-1])}; "
+                "expected () for one set of weights, or (B,) for one per sample."
             )
-        theta = self.hypernet.head.add_to(self.theta0, features)
-        return self._plan.bind(self.primary, {name: dense(w) for name, w in theta.items()})
+        theta = self.hypernet.head.add_to(theta0, features)
+        if features.ndim == 1:
+            return self._plan.bind(self.primary, {name: dense(w) for name, w in theta.items()})
+        return self._many.bind(self.primary, theta0, theta, features.shape[0])
 
     def at(self, **gamma: Any) -> Any:
         """The primary for one ``gamma`` as an independent module, to export and ship.
@@ -216,10 +214,17 @@ class HyperModel(nn.Module):
         True
         """
         with torch.no_grad():
-            bound = self.bind(**gamma)
+            features = self.hypernet.features(**gamma)
+            if features.ndim > 1:
+                raise InputError(
+                    f"The inputs {listed(self.inputs)} have batch shape "
+                    f"{tuple(features.shape[:-1])}: that is several sets of weights, and a module "
+                    "of its own holds one. Pass a single value for each input (batch shape ())."
+                )
+            theta = self.hypernet.head.add_to(self.theta0, features)
             plain = _copied(self.primary, "model.at copies the primary")
             for name in self._names:
-                plain.get_parameter(name).copy_(attribute(bound, name))
+                plain.get_parameter(name).copy_(dense(theta[name]))
         return plain
 
     def sweep(self, *args: Any, **kwargs: Any) -> Any:
@@ -251,11 +256,11 @@ class HyperModel(nn.Module):
                 "weights. Pass the values to sweep over as tensors with a batch dimension, or "
                 "call model(x, ...)."
             )
-        refuse_mixing(self.primary)
-        theta = self.hypernet.head.add_to(self.theta0, features.flatten(0, -2))
-        leaves, structure = pytree.tree_flatten((args, kwargs))
-        bind, split = functools.partial(self._plan.bind, self.primary), [False] * len(leaves)
-        output, self._loop = run_each(bind, theta, leaves, split, structure, loop=self._loop)
+        theta0, flat = self.theta0, features.flatten(0, -2)
+        theta = self.hypernet.head.add_to(theta0, flat)
+        output, run = self._many.sweep(self.primary, theta0, theta, len(flat), args, kwargs)
+        if not torch.compiler.is_compiling():
+            self.last_run = run
         return pytree.tree_map_only(Tensor, lambda t: t.unflatten(0, batch_shape), output)
 
     def summary(self) -> Summary:

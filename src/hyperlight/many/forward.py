@@ -1,156 +1,184 @@
-"""The run: the bound network once under :func:`torch.vmap`, over the predicted tensors.
-
-What vmap cannot follow (control flow on values, say) runs once for each set instead: slower, with
-the same result.
-"""
+"""Which way a call with many sets of weights runs: on the true batch, under vmap, or in a loop."""
 
 from __future__ import annotations
 
-import contextlib
-import operator
+import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._torch import BatchNorm, InstanceNorm, pytree
-from ..errors import InputError
+from .._torch import is_out_of_memory, pytree, transforms_active
+from ..bind import BindPlan
+from ..errors import BindError, HyperLightError, InputError
 from ..heads import Weight
-from .convolutions import SetConvolutions
+from .arguments import Arguments, open_arguments
+from .batch import BatchPlan, Changed
+from .fallback import refuse_mixing, run_each
+from .track import SHARED, Axis, Lost
 
 
 @dataclass(frozen=True)
-class Shared:
-    """A tensor argument that all samples share, in a forward with one set of weights per sample.
+class Run:
+    """How a call of a model ran.
 
-    There, every tensor among the arguments is taken to hold one entry per sample in its first
-    dimension. Wrap those that do not, such as a mask: ``model(x, hl.Shared(mask), gamma=g)``.
-
-    >>> model = hl.hypernetize(nn.Bilinear(2, 3, 4), inputs={"g": hl.Uniform(0.0, 1.0)})
-    >>> model(torch.rand(5, 2), hl.Shared(torch.rand(1, 3)), g=torch.rand(5)).shape
-    torch.Size([5, 4])
+    Attributes:
+        way: ``"one"`` (one set of weights), ``"batch"`` (one set per sample, once on the whole
+            batch), ``"vmap"`` (every sample by itself, in one pass of :func:`torch.vmap`) or
+            ``"loop"`` (one after another).
+        reason: why not on the whole batch, or ``""``.
     """
 
-    value: Tensor
+    way: str
+    reason: str = ""
 
 
-def refuse_mixing(primary: nn.Module) -> None:
-    """Refuse layers that mix the entries of a batch, each of which has weights of its own."""
-    for name, module in primary.named_modules():
-        if isinstance(module, InstanceNorm):
-            mixes = module.training and module.track_running_stats
-        elif isinstance(module, BatchNorm):
-            mixes = module.training or not module.track_running_stats
-        else:
-            continue
-        if mixes:
-            where = f" {name!r}" if name else ""
-            state = "in training mode" if module.training else "without running statistics"
-            raise InputError(
-                f"{type(module).__name__}{where} {state} takes statistics over the batch, whose "
-                "entries have different weights here. Call model.eval(), keep this layer alone in "
-                "eval mode, use GroupNorm or LayerNorm in its place, or pass one value for the "
-                "whole batch (batch shape ())."
-            )
-
-
-def split_samples(args: Any, kwargs: Any, samples: int) -> tuple[list[Any], list[bool], Any]:
-    """The arguments' leaves, which of them hold one entry per sample, and their structure."""
-    leaves, structure = pytree.tree_flatten((args, kwargs))
-    split = []
-    for index, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] != samples):
-            raise InputError(
-                f"Tensor {index + 1} of the arguments has shape {tuple(leaf.shape)}; with "
-                f"{samples} sets of weights, one per sample, expected {samples} entries in its "
-                "first dimension. Wrap a tensor that all samples share: model(x, "
-                "hl.Shared(mask), ...). For the same data under every set use model.sweep."
-            )
-        split.append(isinstance(leaf, Tensor))
-        if isinstance(leaf, Shared):
-            leaves[index] = leaf.value
-    return leaves, split, structure
-
-
-def run_each(
-    bind: Callable[[Mapping[str, Weight]], Callable[..., Any]],
-    weights: Mapping[str, Weight],
-    leaves: list[Any],
-    split: list[bool],
-    structure: Any,
-    *,
-    loop: bool,
-) -> tuple[Any, bool]:
-    """Run the bound network once per set of weights and stack what it returns.
+class Many:
+    """Runs a primary with many sets of weights.
 
     Args:
-        bind: makes a network of one set of weights.
-        weights: every predicted tensor by name, with the sets in its first dimension.
-        leaves: of the arguments. A tensor is split along its first dimension if ``split`` says
-            so, and passed on as a batch of one; otherwise all sets share it.
-        split: for every leaf.
-        structure: of the arguments.
-        loop: run one set after another.
-
-    Returns:
-        The outputs, and whether they came from a loop.
+        primary: the network.
+        places: the names of every predicted parameter, by the first of them.
+        plan: how one set of weights is put in place.
     """
-    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    given = [leaves[i] for i in tensors]
-    dims = [0 if split[i] else None for i in tensors]
-    per_sample = any(split)
-    plain = loop or torch.compiler.is_compiling()
-    returned: list[Any] = []  # the output of the last run, tensors and all else
 
-    def run(theta: Mapping[str, Weight], given: Sequence[Tensor]) -> list[Tensor]:
-        values = list(leaves)
-        for i, tensor in zip(tensors, given, strict=True):
-            values[i] = tensor.unsqueeze(0) if split[i] else tensor
-        args, kwargs = pytree.tree_unflatten(values, structure)
-        network = bind(theta)
-        with contextlib.nullcontext() if plain else SetConvolutions():
-            returned[:] = pytree.tree_flatten(network(*args, **kwargs))
-        out = [leaf for leaf in returned[0] if isinstance(leaf, Tensor)]
-        if per_sample:
-            out = [t.squeeze(0) if t.ndim and t.shape[0] == 1 else t for t in out]
-        return out
+    def __init__(
+        self, primary: nn.Module, places: Mapping[str, tuple[str, ...]], plan: BindPlan
+    ) -> None:
+        self._places, self._plan = places, plan
+        self._kind = type(primary)
+        self._batch: BatchPlan | None = None
+        self._ways: dict[Any, Run] = {}
+        self._warned: set[str] = set()
+        # vmap would fail silently for these embeddings: see bind._PaddedEmbedding.
+        self._looped = any(
+            isinstance(module, nn.Embedding)
+            and type(module) is not nn.Embedding
+            and module.padding_idx is not None
+            for module in primary.modules()
+        )
 
-    def one_by_one() -> list[Tensor]:
-        rows = []
-        for i in range(len(pytree.tree_leaves(weights)[0])):
-            theta = pytree.tree_map(operator.itemgetter(i), weights)
-            pairs = zip(given, dims, strict=True)
-            rows.append(run(theta, [t if dim is None else t[i] for t, dim in pairs]))
-        return [torch.stack(column) for column in zip(*rows, strict=True)]
+    def bind(
+        self,
+        primary: nn.Module,
+        theta0: Mapping[str, Tensor],
+        weights: Mapping[str, Weight],
+        samples: int,
+        *,
+        fresh: bool = False,
+    ) -> Any:
+        """A network with one set of weights per sample, which runs on the true batch.
 
-    at_once: Any = torch.vmap(run, in_dims=(0, dims), randomness="different")
-    if loop:
-        out = one_by_one()
-    elif plain:
-        out = at_once(weights, given)
-    else:
-        try:
-            out = at_once(weights, given)
-        except RuntimeError as error:
-            if _is_out_of_memory(error):
-                raise
-            loop = plain = True
-            out = one_by_one()  # if the primary itself fails, this raises its own error
-            warnings.warn(
-                "The primary cannot run under torch.vmap and runs once for every set of weights "
-                "instead, with the same results but slower. The reason: "
-                f"{str(error).strip().splitlines()[0]}",
-                stacklevel=3,
+        Args:
+            primary: the network.
+            theta0: the predicted parameters, by name.
+            weights: by name, with the sets in their first dimension.
+            samples: how many sets there are.
+            fresh: whether it is called once and then dropped.
+
+        Raises:
+            BindError: it cannot.
+        """
+        if self._batch is None:
+            self._batch = BatchPlan(primary, self._places)
+        if self._batch.refused and not fresh and samples > 1:
+            raise BindError(
+                "The primary cannot run once on the whole batch with one set of weights per "
+                f"sample: {self._batch.refused}. Call the model itself, model(x, ...), which runs "
+                "every sample by itself, or bind one set after another."
             )
-    found, form = returned
-    tensors_out = iter(out)
-    filled = [next(tensors_out) if isinstance(leaf, Tensor) else leaf for leaf in found]
-    return pytree.tree_unflatten(filled, form), loop
+        return self._batch.bind(primary, theta0, weights, samples, fresh)
 
+    def run(
+        self,
+        primary: nn.Module,
+        theta0: Mapping[str, Tensor],
+        weights: Mapping[str, Weight],
+        samples: int,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[Any, Run]:
+        """Call the primary with one set of weights per sample."""
+        given = open_arguments(args, kwargs, samples, primary.forward)
+        refuse_mixing(primary, "take the statistics over the whole batch with model.bind(...)(x), ")
+        if torch.compiler.is_compiling() or transforms_active():
+            if self._batch is not None and self._batch.found.by_rank:
+                network = self.bind(primary, theta0, weights, samples, fresh=True)
+                return given.call(network), Run("batch")
+            return self._each(primary, weights, given, Run("vmap", "it is traced"))
+        key = None if given.signature is None else (given.signature, torch.is_grad_enabled())
+        known = self._ways.get(key)
+        if known is not None:
+            return self._each(primary, weights, given, known)
+        try:
+            network = self.bind(primary, theta0, weights, samples, fresh=True)
+            call = functools.partial(nn.Module.__call__, network)
+            return network.sets_of_weights.call(network, "forward", call, given), Run("batch")
+        except (Lost, Changed) as error:
+            reason = str(error)
+        except HyperLightError:
+            raise
+        except Exception as error:  # the network's own error comes up again below
+            if is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        if given.inside:
+            raise InputError(
+                "The primary cannot run on the whole batch with one set of weights per sample "
+                f"({reason}), and one of its arguments is an object that cannot be split into "
+                "samples. Pass its tensors as arguments, or in a dict."
+            )
+        output, run = self._each(primary, weights, given, Run("vmap", reason))
+        if key is not None:
+            self._ways[key] = run
+        return output, run
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the device, not vmap, was too small; the CPU's allocator has no class for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    def sweep(
+        self,
+        primary: nn.Module,
+        theta0: Mapping[str, Tensor],
+        weights: Mapping[str, Weight],
+        samples: int,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[Any, Run]:
+        """Call the primary on the same data under every set of weights."""
+        leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
+        facts = [SHARED if isinstance(leaf, Tensor) else None for leaf in leaves]
+        refuse_mixing(primary, "")
+        given = Arguments(leaves, facts, [], structure, None)
+        return self._each(primary, weights, given, Run("vmap"))
+
+    def _each(
+        self, primary: nn.Module, weights: Mapping[str, Weight], given: Arguments, planned: Run
+    ) -> tuple[Any, Run]:
+        """Every sample by itself."""
+        if any(isinstance(fact, Axis) and fact.dim for fact in given.facts):
+            raise InputError(
+                "The primary cannot run on the whole batch with one set of weights per sample "
+                f"({planned.reason}), and hl.PerSample says that an argument holds the samples in "
+                "another dimension than the first. Pass the batch first."
+            )
+        loop = self._looped or planned.way == "loop"
+        bind = functools.partial(self._plan.bind, primary)
+        output, way, why = run_each(bind, weights, given, loop=loop)
+        run = Run(way, planned.reason + (f"; torch.vmap fails: {why}" if why else ""))
+        if not torch.compiler.is_compiling() and not transforms_active():
+            self._warn(run)
+        return output, run
+
+    def _warn(self, run: Run) -> None:
+        if not run.reason or run.reason in self._warned:
+            return
+        self._warned.add(run.reason)
+        how = "under torch.vmap" if run.way == "vmap" else "one after another"
+        warnings.warn(
+            "The primary cannot run once on the whole batch with one set of weights per sample. "
+            f"Every sample runs by itself, {how}: slower, with the same results, except that what "
+            "it makes of the whole batch, such as a loss, comes back one per sample. The reason: "
+            f"{run.reason}.",
+            stacklevel=4,
+        )

@@ -1,0 +1,787 @@
+"""A bound network with one set of weights per sample, which runs once on the true batch.
+
+Layers whose weights are predicted apply a set for every sample (``rules``); everything else runs
+as the user wrote it, on the whole batch. Where a layer's input holds the samples is found by
+watching a call (``track``). What was found is kept with the model as a plan, so that later calls
+with arguments alike run unwatched.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .._torch import graph_task, hint, is_out_of_memory, pytree
+from ..bind import BindPlan
+from ..errors import BindError
+from ..heads import Weight, dense
+from ..targets import attribute
+from .arguments import Arguments, open_arguments
+from .rules import WHOLE, ByItself, Layer, Rule, StandIn, find_rule, merge, split
+from .track import ADDED, DATA, EQUAL, INDEX, SAME, SHARED, Axis, Fact, Lost, Tracker
+
+# What a layer does with an argument before it reads the samples: nothing; expand its dimension of
+# size 1; put a dimension in front.
+_THERE, _EXPAND, _ADD = "there", "expand", "add"
+
+_MOST_PLANS = 256
+
+
+class Place(NamedTuple):
+    """Where a layer finds the samples in an argument, and how."""
+
+    axis: Axis
+    how: str = _THERE
+
+
+class Plan:
+    """What a watched call found.
+
+    Attributes:
+        places: for every argument of a layer, by path, slot and shape; None if one call saw the
+            samples in two places.
+        results: for layers without a rule, where their results hold the samples.
+        reads: the numbers that the call read into Python; None if they cannot be compared.
+    """
+
+    def __init__(self) -> None:
+        self.places: dict[Any, Place | None] = {}
+        self.results: dict[Any, list[Place]] = {}
+        self.reads: list[Any] | None = []
+        self.writes = False
+
+    def note(self, key: Any, place: Place) -> None:
+        if self.places.setdefault(key, place) != place:
+            self.places[key] = None
+
+    @property
+    def certain(self) -> bool:
+        return None not in self.places.values()
+
+
+class Changed(Exception):
+    """A call does not go as the plan says."""
+
+
+class Found:
+    """The plans of a model.
+
+    Attributes:
+        plans: by what calls have in common.
+        by_rank: the same without sizes, for graphs that are traced.
+        alone: layers that vmap has failed on.
+    """
+
+    def __init__(self) -> None:
+        self.plans: OrderedDict[Any, Plan] = OrderedDict()
+        self.by_rank: dict[Any, Place | None] = {}
+        self.results_by_rank: dict[Any, list[Place] | None] = {}
+        self.alone: set[str] = set()
+
+    def keep(self, key: Any, plan: Plan) -> None:
+        self.plans[key] = plan
+        while len(self.plans) > _MOST_PLANS:
+            self.plans.popitem(last=False)
+
+    def learn(self, plan: Plan) -> None:
+        """Keep what does not depend on sizes."""
+        for (path, slot, shape), place in plan.places.items():
+            key, known = (path, slot, len(shape)), _without_sizes(place)
+            if self.by_rank.setdefault(key, known) != known:
+                self.by_rank[key] = None
+        for (path, shapes), places in plan.results.items():
+            ranks = (path, tuple(map(len, shapes)))
+            found = [_without_sizes(place) for place in places]
+            kept = None if None in found else [place for place in found if place]
+            if self.results_by_rank.setdefault(ranks, kept) != kept:
+                self.results_by_rank[ranks] = None
+
+
+def _without_sizes(place: Place | None) -> Place | None:
+    """The place with 0 for a size that is left to find; None if two are."""
+    if place is None:
+        return None
+    dim, inner, outer, _ = place.axis
+    if inner > 1 and outer > 1:
+        return None
+    return Place(Axis(dim, 1 if inner == 1 else 0, 1 if outer == 1 else 0), place.how)
+
+
+class _Run(threading.local):
+    """The call that is running in this thread."""
+
+    plan: Plan | None = None
+    tracker: Tracker | None = None
+
+
+class Sets:
+    """The sets of weights of one bound network, and the calls that it runs.
+
+    Args:
+        samples: ``B``, at least 2.
+        found: the plans of the model.
+        guarded: the parameters that stand where the sets are missing, with their names.
+        owned: parameters that hold one entry per sample, ``(B, ...)``.
+        fresh: whether the network is called once and then dropped.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        found: Found,
+        guarded: Sequence[tuple[str, Tensor]],
+        owned: Sequence[Tensor],
+        fresh: bool,
+    ) -> None:
+        self.samples, self.found, self.guarded, self.owned = samples, found, guarded, owned
+        self.fresh = fresh
+        self.used: list[Plan] = []
+        self._record: dict[int, Any] = {}
+        self._run = _Run()
+
+    # --- a call -----------------------------------------------------------------------------
+
+    def run(
+        self,
+        network: nn.Module,
+        name: str,
+        method: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Call a method of the bound network."""
+        if not torch.compiler.is_compiling() and self._run.plan is not None:
+            return method(*args, **kwargs)  # inside of another one
+        given = open_arguments(args, kwargs, self.samples, method)
+        if torch.compiler.is_compiling():
+            return given.call(method)
+        if self.samples == 1:
+            return self._follow(Plan(), method, given)
+        try:
+            return self.call(network, name, method, given)
+        except (Lost, Changed) as error:
+            raise BindError(
+                f"{type(network).__name__}.{name} cannot run with one set of weights per sample: "
+                f"{error}. Call the model itself, model(x, ...), which falls back to running every "
+                "sample by itself, or bind one set after another."
+            ) from error
+
+    def call(
+        self, network: nn.Module, name: str, method: Callable[..., Any], given: Arguments
+    ) -> Any:
+        """Call a method by the plan, or watch it.
+
+        Raises:
+            Lost: where the samples are cannot be told.
+        """
+        key = None
+        if given.signature is not None:
+            mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), network.training
+            key = (name, self.samples, mode, given.signature)
+        plan = self.found.plans.get(key) if key else None
+        if plan is not None and (not plan.reads or (self.fresh and not plan.writes)):
+            try:
+                return self._follow(plan, method, given)
+            except Changed:
+                self.found.plans.pop(key, None)
+                if not self.fresh or plan.writes:
+                    raise
+        return self._watch(network, method, given, key)
+
+    def _follow(self, plan: Plan, method: Callable[..., Any], given: Arguments) -> Any:
+        self._run.plan = plan
+        if plan not in self.used:
+            self.used.append(plan)
+        try:
+            if not plan.reads:
+                return given.call(method)
+            watch = _Reads(None, list(plan.reads))
+            with watch:
+                return given.call(method)
+        finally:
+            self._run.plan = None
+
+    def _watch(
+        self, network: nn.Module, method: Callable[..., Any], given: Arguments, key: Any
+    ) -> Any:
+        plan, tracker = Plan(), Tracker(self.samples, self._record, self.guarded)
+        for tensor in _held(network):
+            tracker.hold(tensor)
+        for tensor in self.owned:
+            tracker.put(tensor, Axis(0))
+        leaves = list(given.leaves)
+        for index, fact in enumerate(given.facts):
+            if fact is not None:
+                leaves[index] = tracker.open_argument(leaves[index], fact)
+        for tensor, fact in given.inside:
+            tracker.know(tensor, fact)
+        reads = _Reads(tracker, plan.reads)
+        self.used.append(plan)
+        self._run.plan, self._run.tracker = plan, tracker
+        try:
+            with reads, tracker:
+                output = given.call(method, leaves)
+        finally:
+            self._run.plan = self._run.tracker = None
+        if tracker.failed:
+            raise Lost(tracker.failed)
+        if tracker.open:
+            raise Lost(f"{', '.join(sorted(tracker.open))} is given the same for all samples")
+        plan.reads = reads.values
+        plan.writes = tracker.wrote_outside
+        if plan.certain:
+            self.found.learn(plan)
+            if key is not None and plan.reads is not None and not given.inside:
+                self.found.keep(key, plan)
+        return output
+
+    # --- what layers ask --------------------------------------------------------------------
+
+    @property
+    def tracker(self) -> Tracker | None:
+        return None if torch.compiler.is_compiling() else self._run.tracker
+
+    def place(self, path: str, slot: Any, tensor: Tensor, expected: int) -> Place:
+        """Where an argument of a layer holds the samples."""
+        if torch.compiler.is_compiling():
+            return self._traced(path, slot, tensor)
+        key = (path, slot, tuple(tensor.shape))
+        run = self._run
+        if run.plan is None:
+            return self._again(key)
+        if run.tracker is None:
+            found = run.plan.places.get(key)
+            if found is None:
+                raise Changed(f"{path} is called as it was not before")
+            return found
+        place = self._find(run.tracker, path, tensor, expected)
+        run.plan.note(key, place)
+        return place
+
+    def _again(self, key: Any) -> Place:
+        """Where it was, for a checkpoint that runs a part of a call again."""
+        places = {plan.places.get(key) for plan in self.used if key in plan.places}
+        place = places.pop() if graph_task() != -1 and len(places) == 1 else None
+        if place is None:
+            raise BindError(
+                f"{key[0] or 'The network'} has one set of weights per sample and was called "
+                "outside of a call of the whole network, where it is not known which dimension "
+                "holds the samples. Call the bound network."
+            )
+        return place
+
+    def _traced(self, path: str, slot: Any, tensor: Tensor) -> Place:
+        place = self.found.by_rank.get((path, slot, tensor.ndim))
+        if place is None:
+            raise self._unknown(path)
+        dim, inner, outer, _ = place.axis
+        size = tensor.shape[dim] if place.how == _THERE else self.samples
+        return Place(
+            Axis(dim, inner or size // self.samples, outer or size // self.samples), place.how
+        )
+
+    def _unknown(self, path: str) -> BindError:
+        return BindError(
+            f"{path or 'The network'} has one set of weights per sample, and it is not known yet "
+            "which dimension of its input holds the samples. Call the model once with arguments "
+            "like these before it is compiled or exported."
+        )
+
+    def results(
+        self,
+        path: str,
+        shapes: tuple[tuple[int, ...], ...],
+        places: list[Place],
+        run: Callable[[], list[Tensor]],
+    ) -> list[Place]:
+        """Where the results of a layer without a rule hold the samples.
+
+        ``run`` runs it once for all samples, with theta0.
+        """
+        key, current = (path, shapes), self._run
+        if torch.compiler.is_compiling():
+            known = self.found.results_by_rank.get((path, tuple(map(len, shapes))))
+            if known is None:
+                raise self._unknown(path)
+            like = next((p.axis for p in places if p.how == _THERE), Axis(0))
+            return [
+                Place(Axis(a.dim, a.inner or like.inner, a.outer or like.outer, a.kind), how)
+                for a, how in known
+            ]
+        if current.tracker is None:
+            plans = self.used if current.plan is None else [current.plan]
+            found = next((plan.results[key] for plan in plans if key in plan.results), None)
+            if found is None:
+                raise Changed(f"{path} is called as it was not before")
+            return found
+        tracker, found = current.tracker, []
+        with tracker.resumed():
+            outputs = run()
+        expanded = any(place.how == _EXPAND for place in places)
+        for output in outputs:
+            fact = tracker.fact(output)
+            if isinstance(fact, Axis):
+                found.append(Place(fact._replace(kind=DATA)))
+            elif fact not in (SAME, SHARED, INDEX):
+                raise tracker.fail(
+                    f"{path} gives a tensor of shape {tuple(output.shape)}, and which of its "
+                    f"dimensions holds the samples is not known ({tracker.reason(output)})"
+                )
+            elif expanded and output.ndim and output.shape[0] == 1:
+                found.append(Place(Axis(0), _EXPAND))
+            else:
+                found.append(Place(Axis(0, kind=ADDED), _ADD))
+        assert current.plan is not None
+        current.plan.results[key] = found
+        return found
+
+    def _find(self, tracker: Tracker, path: str, tensor: Tensor, expected: int) -> Place:
+        where = path or "the primary"
+        if tracker.lost:
+            raise tracker.fail(f"{where} cannot tell its samples apart, since {tracker.lost}")
+        fact = tracker.fact(tensor)
+        if isinstance(fact, Axis) and fact.kind not in (EQUAL, ADDED):
+            return Place(fact)
+        shape = tuple(tensor.shape)
+        if fact in (SAME, SHARED, INDEX) or (isinstance(fact, Axis) and fact.kind == EQUAL):
+            dims = _as_long_as(tensor, self.samples, fact)
+            if expected in dims:
+                dims = [expected]
+            if len(dims) == 1:  # taken for the samples until it meets them
+                tracker.open.add(where)
+                axis = fact if isinstance(fact, Axis) else Axis(dims[0])
+                return Place(axis._replace(kind=frozenset((where,))))
+            if not dims and tensor.ndim > expected and shape[expected] == 1:
+                return Place(Axis(expected), _EXPAND)
+            if not dims and self.samples not in shape:
+                return Place(Axis(0, kind=ADDED), _ADD)
+        why = fact if not isinstance(fact, Axis) else "a table for every sample"
+        if fact == "unknown":
+            why = tracker.reason(tensor)
+        raise tracker.fail(
+            f"{where} is given a tensor of shape {shape}, and which of its dimensions holds the "
+            f"samples is not known ({why})"
+        )
+
+
+def _as_long_as(tensor: Tensor, samples: int, fact: Fact) -> list[int]:
+    """The dimensions that may be the samples', of a tensor that is the same along them."""
+    if isinstance(fact, Axis) and fact.inner > 1:
+        return [fact.dim]
+    if fact not in (SAME,) and not isinstance(fact, Axis):
+        return []
+    return [
+        dim
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True))
+        if hint(size) == samples
+        and (fact == SAME or stride == 0 or (isinstance(fact, Axis) and fact.dim == dim))
+    ]
+
+
+def _held(network: nn.Module) -> Iterator[Tensor]:
+    """The tensors that a network holds: the same for all samples."""
+    for module in network.modules():
+        yield from module.parameters(recurse=False)
+        yield from module.buffers(recurse=False)
+        for value in module.__dict__.values():
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, (list, tuple)):
+                yield from (item for item in value if isinstance(item, Tensor))
+
+
+class _Reads(TorchFunctionMode):
+    """Notes the numbers that a network reads into Python, or compares them with those of a plan."""
+
+    def __init__(self, tracker: Tracker | None, values: list[Any] | None) -> None:
+        super().__init__()
+        self.tracker, self.values, self._next = tracker, values, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func not in _READERS:
+            return out
+        value = out if isinstance(out, (bool, int, float, complex, list)) else None
+        if self.tracker is not None:
+            for tensor in args[:2]:
+                if isinstance(tensor, Tensor):
+                    self.tracker.read(tensor, out)
+            if value is None:
+                self.values = None
+            elif self.values is not None:
+                self.values.append(value)
+        else:
+            assert self.values is not None
+            if self._next >= len(self.values) or self.values[self._next] != value:
+                raise Changed(f"{value!r} was read where it was another number before")
+            self._next += 1
+        return out
+
+
+_READERS: frozenset[Any] = frozenset(
+    (
+        Tensor.__bool__,
+        Tensor.__int__,
+        Tensor.__float__,
+        Tensor.__complex__,
+        Tensor.__index__,
+        Tensor.__contains__,
+        Tensor.__array__,
+        Tensor.item,
+        Tensor.tolist,
+        Tensor.numpy,
+        Tensor.equal,
+        Tensor.allclose,
+        Tensor.is_nonzero,
+        torch.equal,
+        torch.allclose,
+        torch.is_nonzero,
+    )
+)
+
+
+# --- the layers of a network ------------------------------------------------------------
+
+
+class _Unit(NamedTuple):
+    """A module with weights per sample: a layer, or a part that runs as one."""
+
+    path: str
+    names: dict[str, str]  # names of predicted tensors, by their names inside
+    rule: Rule | None
+    module: nn.Module
+    plan: BindPlan | None
+
+
+class _Layer(Layer):
+    def __init__(self, unit: _Unit, sets: Sets, weights: Mapping[str, Weight]) -> None:
+        super().__init__(unit.path, sets.samples, weights)
+        self._unit, self._sets = unit, sets
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tracker = self._sets.tracker
+        if tracker is None:
+            return self._ruled(module, args, kwargs)
+        with tracker.paused():
+            return self._ruled(module, args, kwargs)
+
+    def _ruled(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._unit.rule is not None:
+            try:
+                return self._unit.rule(self, module, *args, **kwargs)
+            except ByItself as call:
+                return _by_itself(self, module, args, kwargs, call.axes)
+        return _by_itself(self, module, args, kwargs)
+
+    def take(self, slot: Any, tensor: Tensor, expected: int = 0) -> tuple[Tensor, Axis]:
+        axis, how = self._sets.place(self.path, slot, tensor, expected)
+        if how == _EXPAND:
+            sizes = list(tensor.shape)
+            sizes[axis.dim] = self.samples
+            tensor = tensor.expand(sizes)
+        elif how == _ADD:
+            tensor = tensor.expand(self.samples, *tensor.shape)
+        return tensor, axis
+
+    def look(self, slot: Any, tensor: Tensor) -> Place:
+        """Where an argument holds the samples; it is left as it is."""
+        return self._sets.place(self.path, slot, tensor, 0)
+
+    def expect(self, slot: str, tensor: Tensor, axis: Axis) -> None:
+        found = self._sets.place(self.path, slot, tensor, axis.dim)
+        if found.how != _THERE or found.axis.place != axis.place:
+            raise self.lose(f"is given {slot} that does not hold the samples as its input does")
+
+    def share(self, slot: str, tensor: Tensor) -> None:
+        tracker = self._sets.tracker
+        if tracker is not None:
+            fact = tracker.fact(tensor)
+            if fact not in (SAME, SHARED, INDEX):
+                raise self.lose(f"is given {slot} that not all samples share")
+
+    def one(self, weights: Mapping[str, Weight]) -> Any:
+        assert self._unit.plan is not None
+        named = {self._unit.names[name]: weight for name, weight in weights.items()}
+        return self._unit.plan.bind(self._unit.module, named)
+
+    def give(self, output: Tensor, *axes: Axis) -> Tensor:
+        tracker = self._sets.tracker
+        if tracker is not None:
+            kind = tracker.together({axis.kind for axis in axes})
+            tracker.put(output, axes[0]._replace(kind=kind), self.path)
+        return output
+
+    def lose(self, why: str) -> Lost:
+        tracker = self._sets.tracker
+        error = super().lose(why)
+        return error if tracker is None else tracker.fail(str(error))
+
+    @property
+    def sets(self) -> Sets:
+        return self._sets
+
+
+def _by_itself(
+    layer: _Layer,
+    module: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    axes: Sequence[Axis] = (),
+) -> Any:
+    """A module without a rule: vmap over it alone, or one sample after another."""
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    places = [layer.look(i, leaves[i]) for i in tensors]
+    shapes = tuple(tuple(leaves[i].shape) for i in tensors)
+    results = [Place(axis) for axis in axes]
+    if not results:
+        run = functools.partial(_theta0, module, args, kwargs)
+        results = layer.sets.results(layer.path, shapes, places, run)
+    rows, dims = [], []
+    for i, (axis, how) in zip(tensors, places, strict=True):
+        rows.append(split(leaves[i], axis, layer.samples) if how == _THERE else leaves[i])
+        dims.append(0 if how == _THERE else None)
+    form: list[Any] = []
+
+    def one(weights: Mapping[str, Weight], given: Sequence[Tensor]) -> list[Tensor]:
+        values = list(leaves)
+        for i, tensor in zip(tensors, given, strict=True):
+            values[i] = tensor
+        own_args, own_kwargs = pytree.tree_unflatten(values, structure)
+        found, shape = pytree.tree_flatten(layer.one(weights).forward(*own_args, **own_kwargs))
+        form[:] = found, shape
+        return [leaf for leaf in found if isinstance(leaf, Tensor)]
+
+    found = _mapped(layer, one, rows, dims)
+    merged = []
+    for y, (axis, how) in zip(found, results, strict=True):
+        y = y if how == _ADD else y.squeeze(1) if how == _EXPAND else merge(y, axis)
+        merged.append(layer.give(y, axis, *(place.axis for place in places)) if axis.kind != ADDED else layer.give(y, axis))
+    rest = iter(merged)
+    return pytree.tree_unflatten(
+        [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in form[0]], form[1]
+    )
+
+
+def _mapped(
+    layer: _Layer, one: Callable[..., list[Tensor]], rows: list[Tensor], dims: list[int | None]
+) -> list[Tensor]:
+    alone = layer.sets.found.alone
+    if layer.path not in alone:
+        try:
+            mapped: Any = torch.vmap(one, in_dims=(0, dims), randomness="different")
+            found: list[Tensor] = mapped(dict(layer.weights), rows)
+            return found
+        except RuntimeError as error:
+            if torch.compiler.is_compiling() or is_out_of_memory(error):
+                raise
+            alone.add(layer.path)
+    runs = []
+    for b in range(layer.samples):
+        weights = pytree.tree_map(lambda t, b=b: t[b], dict(layer.weights))
+        pairs = zip(rows, dims, strict=True)
+        runs.append(one(weights, [row if dim is None else row[b] for row, dim in pairs]))
+    return [torch.stack(column) for column in zip(*runs, strict=True)]
+
+
+def _theta0(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    with torch.no_grad(), torch.random.fork_rng():
+        output = module.original.forward(module, *args, **kwargs)
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+class _Copy(StandIn):
+    """The copy of a layer in a bound network."""
+
+    layer_of_sets: _Layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer_of_sets(self, args, kwargs)
+
+
+@functools.cache
+def _layer_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of the copy of a layer: a subclass of its own, under the same name."""
+    return _subclass(kind, (_Copy, kind), {"original": kind})
+
+
+@functools.cache
+def _network_class(kind: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
+    """The class of the copy of a whole network: its public methods start a call.
+
+    Args:
+        kind: of the network.
+        own: ``kind``, or the class of its copy if the network itself is a layer.
+    """
+    names = (name for name in dir(kind) if not name.startswith("_") and not hasattr(nn.Module, name))
+    methods = {name: inspect.getattr_static(kind, name) for name in ("forward", *names)}
+    wrapped = {
+        name: _started(name, function, own)
+        for name, function in methods.items()
+        if inspect.isfunction(function) and not inspect.isgeneratorfunction(function)
+    }
+    return _subclass(kind, (own,), wrapped)
+
+
+def _started(name: str, function: Callable[..., Any], own: type[nn.Module]) -> Any:
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run = functools.partial(getattr(own, name), self)
+        return self.sets_of_weights.run(self, name, run, args, kwargs)
+
+    return method
+
+
+def _subclass(kind: type, bases: tuple[type, ...], members: dict[str, Any]) -> Any:
+    named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind)(kind.__name__, bases, {**members, **named, "__doc__": kind.__doc__})
+
+
+class BatchPlan:
+    """How a primary runs with one set of weights per sample; made once.
+
+    Args:
+        primary: the network.
+        places: the names of every predicted parameter.
+
+    Attributes:
+        found: what watched calls found.
+        refused: why it cannot run so at all, or ``""``.
+    """
+
+    def __init__(self, primary: nn.Module, places: Mapping[str, tuple[str, ...]]) -> None:
+        self.found = Found()
+        self.refused = ""
+        self._plan = BindPlan(primary, places)
+        paths = {id(module): path for path, module in reversed(list(primary.named_modules()))}
+        owners: dict[str, dict[str, str]] = {}
+        for name, aliases in places.items():
+            for alias in aliases:
+                path, _, leaf = alias.rpartition(".")
+                owners.setdefault(paths[id(attribute(primary, path))], {})[leaf] = name
+        # A parameter with a first dimension of 1 takes part in the batch as it is.
+        self._owned: list[str] = []
+        for path in list(owners):
+            module, leaves = attribute(primary, path), owners[path]
+            if find_rule(module) is None and all(
+                getattr(module, leaf).shape[:1] == (1,) for leaf in leaves
+            ):
+                self._owned += owners.pop(path).values()
+        self._units: list[_Unit] = []
+        for path in _outermost(primary, owners):
+            module = attribute(primary, path)
+            inside = {
+                _joined(owner, leaf, path): name
+                for owner, leaves in owners.items()
+                if _is_below(owner, path)
+                for leaf, name in leaves.items()
+            }
+            rule = find_rule(module)
+            beside = [p for p in owners if p and not p.startswith("parametrizations")]
+            if path == "" and rule is None and beside:
+                own = ", ".join(sorted(owners.get("", inside)))
+                self.refused = f"{type(primary).__name__} uses the predicted {own} in its own forward"
+            self._units.append(_Unit(path, inside, rule, module, _sub_plan(module, inside)))
+        known = {unit.path for unit in self._units}
+        self._dressed: dict[str, Any] = {
+            unit.path: _layer_class(type(unit.module)) for unit in self._units
+        }
+        self._plain: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
+        for path, module in primary.named_modules():
+            if any(_is_below(path, unit) for unit in known) or paths[id(module)] != path:
+                continue
+            # PyTorch's fast path for inference reads the weights of layers inside.
+            if isinstance(module, nn.TransformerEncoderLayer):
+                self._plain[path] = (type(module), {"activation_relu_or_gelu": 0})
+            elif isinstance(module, nn.TransformerEncoder):
+                self._plain[path] = (type(module), {"enable_nested_tensor": False})
+            elif type(module) in WHOLE:
+                rule = find_rule(module)
+                self._units.append(_Unit(path, {}, rule, module, None))
+                self._dressed[path] = _layer_class(type(module))
+        kind = type(primary)
+        self._class = _network_class(kind, self._dressed.get("", kind))
+
+    def bind(
+        self,
+        primary: Any,
+        theta0: Mapping[str, Tensor],
+        weights: Mapping[str, Weight],
+        samples: int,
+        fresh: bool = False,
+    ) -> Any:
+        """The primary with one set of weights per sample in place.
+
+        Args:
+            primary: of the structure that the plan was made for.
+            theta0: the predicted parameters.
+            weights: by name, with the sets in their first dimension.
+            samples: the number of sets.
+            fresh: whether it is called once and then dropped.
+
+        Raises:
+            Lost: it cannot run so.
+        """
+        if samples == 1:
+            one = {name: dense(weight)[0] for name, weight in weights.items()}
+            sets = Sets(1, self.found, (), (), fresh)
+            kind = type(primary)
+            stand_in = (_network_class(kind, kind), {"sets_of_weights": sets})
+            return self._plan.bind(primary, one, {"": stand_in})
+        if self.refused:
+            raise Lost(self.refused)
+        owned = {name: dense(weights[name]).squeeze(1) for name in self._owned}
+        tensors = {name: owned.get(name, own) for name, own in theta0.items()}
+        guarded = [(n, theta0[n]) for unit in self._units for n in unit.names.values()]
+        sets = Sets(samples, self.found, guarded, list(owned.values()), fresh)
+        stand_ins = dict(self._plain)
+        for unit in self._units:
+            own = {name: weights[full] for name, full in unit.names.items()}
+            layer = _Layer(unit, sets, own)
+            stand_ins[unit.path] = (self._dressed[unit.path], {"layer_of_sets": layer})
+        _, extra = stand_ins.get("", (None, {}))
+        stand_ins[""] = (self._class, {**extra, "sets_of_weights": sets})
+        return self._plan.bind(primary, tensors, stand_ins)
+
+
+def _outermost(primary: nn.Module, owners: Mapping[str, Any]) -> list[str]:
+    """The modules that run as one: those that own weights, the layers of PyTorch that read those
+    of modules inside, and parametrized ones; without those inside of another.
+    """
+    found = set()
+    for path in owners:
+        parts = path.split(".") if path else []
+        outer = path
+        for end in range(len(parts) + 1):
+            above = ".".join(parts[:end])
+            module = attribute(primary, above)
+            if above in owners or type(module) in WHOLE or hasattr(module, "parametrizations"):
+                outer = above
+                break
+        found.add(outer)
+    return sorted(found)
+
+
+def _is_below(path: str, above: str) -> bool:
+    return path == above or not above or path.startswith(above + ".")
+
+
+def _joined(owner: str, leaf: str, path: str) -> str:
+    """The name of a parameter inside of the module at ``path``."""
+    inside = owner[len(path) :].lstrip(".") if path else owner
+    return f"{inside}.{leaf}" if inside else leaf
+
+
+def _sub_plan(module: nn.Module, inside: Mapping[str, str]) -> BindPlan:
+    aliases: dict[str, list[str]] = {}
+    for own, name in inside.items():
+        aliases.setdefault(name, []).append(own)
+    return BindPlan(module, {name: tuple(names) for name, names in aliases.items()})
