@@ -50,12 +50,15 @@ class Scale(nn.Module):
         return torch.addcmul(self.shift, x, self.gain)
 
 
-class Pair(nn.Bilinear):
+class Pair(nn.Module):
+    """A bilinear layer of the data and the same in another order."""
+
     def __init__(self, size: int) -> None:
-        super().__init__(size, size, size)
+        super().__init__()
+        self.layer = nn.Bilinear(size, size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.contiguous(), x.flip(-1).contiguous())
+        return self.layer(x.contiguous(), x.flip(-1).contiguous())
 
 
 class Looked(nn.Embedding):
