@@ -158,7 +158,9 @@ class Tracker(TorchDispatchMode):
                 return Axis(*place, stored[2])
             return SHARED if stored[2] == EQUAL else UNKNOWN
         if stored is None or stored == SHARED:  # one number is the same for all
-            return SAME if tensor.numel() == 1 else stored or UNKNOWN
+            if hint(tensor.numel()) == 1:
+                return SAME
+            return UNKNOWN if stored is None else _expanded(tensor, self.samples)
         return str(stored)
 
     def reason(self, tensor: Tensor) -> str:
@@ -405,7 +407,6 @@ def _joined(call: _Call, items: Sequence[_Item], ndim: int) -> Fact:
         return UNKNOWN if any(isinstance(fact, Axis) for _, fact in items) else POOLED
     if any(isinstance(fact, Axis) and fact.kind != EQUAL for _, fact in items):
         return _aligned(call, items, ndim, lambda fact: fact.kind != EQUAL)
-    items = [(t, fact if isinstance(fact, Axis) else _expanded(call, t, fact)) for t, fact in items]
     if any(isinstance(fact, Axis) for _, fact in items):
         found = _aligned(call, items, ndim, lambda _: True)
         return found._replace(kind=EQUAL) if isinstance(found, Axis) else SHARED
@@ -420,14 +421,12 @@ def _joined(call: _Call, items: Sequence[_Item], ndim: int) -> Fact:
     return SHARED
 
 
-def _expanded(call: _Call, tensor: Tensor, fact: Fact) -> Fact:
-    """A tensor that was expanded to as many entries as there are samples is EQUAL along it."""
-    if fact == SAME:
-        return fact
+def _expanded(tensor: Tensor, samples: int) -> Fact:
+    """Shared content that was expanded to as many entries as there are samples is EQUAL."""
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if hint(size) == call.samples and hint(stride) == 0:
+        if hint(size) == samples and hint(stride) == 0:
             return Axis(dim, kind=EQUAL)
-    return fact
+    return SHARED
 
 
 def _reaches(tensor: Tensor, dim: int) -> bool:
