@@ -297,6 +297,9 @@ class Tracker(TorchDispatchMode):
             fact = operation.rule(call)
         elif not any(_of_samples(known) for _, known in facts):
             fact = SHARED  # whatever it does, it does it to what all samples share
+        decided = self._decides(operation, facts)
+        if decided and fact in (SAME, POOLED):
+            fact = UNKNOWN
         why = operation.name
         if fact == UNKNOWN:
             why = self._because(facts, operation.name)
@@ -311,7 +314,7 @@ class Tracker(TorchDispatchMode):
                 and hint(tensor.shape[fact.dim]) == fact.inner * fact.outer * self.samples
             )
             self.put(tensor, fact if fits else UNKNOWN, why)
-            if not tensor.is_floating_point() and self._decides(operation, facts):
+            if decided and not tensor.is_floating_point():
                 self.decided.add(_key(tensor))
         return out
 
@@ -552,12 +555,17 @@ def _along(call: _Call) -> Fact:
 
 
 def _pooled(call: _Call) -> Fact:
-    """As :func:`_along`; whole numbers over all samples are POOLED."""
+    """As :func:`_along`; whole numbers over all samples are POOLED.
+
+    Whether any or all samples have a property (a mask has padding) is then a setting of the call.
+    """
     (tensor, fact), *others = call.facts
     axis, dims = _only(call), _dims(call)
     over_samples = axis is not None and (dims is None or axis.dim in dims)
     if (over_samples or fact == POOLED) and not others and not tensor.is_floating_point():
-        return POOLED if fact == POOLED or _of_samples(fact) else SHARED
+        if not _of_samples(fact):
+            return SHARED
+        return SAME if call.out.dtype == torch.bool else POOLED
     return _alone(_along, constant=True)(call)
 
 
