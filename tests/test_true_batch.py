@@ -58,25 +58,36 @@ def _gamma(case: Case, call: int) -> Tensor:
     return torch.rand(case.calls[call][0], dtype=torch.float64, generator=generator)
 
 
-def _copied(data: tuple[Tensor, ...]) -> list[Tensor]:
-    return [tensor.clone() for tensor in data]
+Data = tuple[Tensor, ...]
 
 
-def _loop(model: hl.HyperModel, data: tuple[Tensor, ...], g: Tensor) -> Tensor:
+def _given(model: hl.HyperModel, data: Data) -> list[Any]:
+    """The arguments for a call of all samples; a network may change them."""
+    x, *others = (tensor.clone() for tensor in data)
+    if not model.primary.time_first:
+        return [x, *others]
+    return [hl.PerSample(x.transpose(0, 1).contiguous(), dim=1), *others]
+
+
+def _rows(model: hl.HyperModel, data: Data, i: int) -> list[Tensor]:
+    """The arguments for a call of one sample."""
+    x, *others = (tensor[i : i + 1].clone() for tensor in data)
+    return [x.transpose(0, 1) if model.primary.time_first else x, *others]
+
+
+def _loop(model: hl.HyperModel, data: Data, g: Tensor) -> Tensor:
     """One sample after another, each with its single set of weights."""
-    rows = [model(*(tensor[i : i + 1].clone() for tensor in data), g=g[i]) for i in range(len(g))]
-    return torch.cat(rows)
+    return torch.cat([model(*_rows(model, data, i), g=g[i]) for i in range(len(g))])
 
 
-def _gradients(model: hl.HyperModel, output: Tensor) -> list[Tensor]:
+def _gradients(model: hl.HyperModel, output: Tensor, x: Tensor) -> list[Tensor]:
+    """By every parameter of the model, and by the data where they require one."""
     weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
-    found = torch.autograd.grad(
-        (output * weights).sum(), list(model.parameters()), allow_unused=True, retain_graph=True
+    sources = [*model.parameters(), *([x] if x.requires_grad else [])]
+    found: list[Tensor] = list(
+        torch.autograd.grad((output * weights).sum(), sources, materialize_grads=True)
     )
-    return [
-        torch.zeros_like(p) if g is None else g
-        for p, g in zip(model.parameters(), found, strict=True)
-    ]
+    return found
 
 
 def _equal(found: Any, expected: Tensor) -> bool:
@@ -104,11 +115,12 @@ class Tally:
             print(f"    {count} x {reason}")
 
 
-def _native(model: hl.HyperModel, data: tuple[Tensor, ...], g: Tensor) -> Tensor:
-    return model.bind(g=g)(*_copied(data))
+def _native(model: hl.HyperModel, data: Data, g: Tensor) -> Tensor:
+    output: Tensor = model.bind(g=g)(*_given(model, data))
+    return output
 
 
-Run = Callable[[hl.HyperModel, tuple[Tensor, ...], Tensor], Tensor]
+Run = Callable[[hl.HyperModel, Data, Tensor], Tensor]
 
 
 def _judge(case: Case, run: Run, tally: Tally) -> Iterator[str]:
@@ -120,23 +132,25 @@ def _judge(case: Case, run: Run, tally: Tally) -> Iterator[str]:
     model, grad = _model(case), case.seed % 2 == 1
     for call, mode in ((0, grad), (1, grad), (2, grad), (3, grad), (1, not grad)):
         data, g = case.data(call), _gamma(case, call)
+        data[0].requires_grad_(mode and case.seed % 8 < 4)
         with torch.set_grad_enabled(mode):
             try:
                 expected = _loop(model, data, g)
-                gradients = _gradients(model, expected) if mode else []
+                gradients = _gradients(model, expected, data[0]) if mode else []
             except Exception:  # the network itself does not run on one sample
                 tally.found["no reference"] += 1
                 continue
             try:
                 output = run(model, data, g)
-                found = _gradients(model, output) if mode and _equal(output, expected) else []
+                right = _equal(output, expected)
+                found = _gradients(model, output, data[0]) if mode and right else []
             except hl.HyperLightError as refusal:
                 result = "refused"
                 tally.reasons[" ".join(str(refusal).split())[:200]] += 1
             except Exception as error:
                 result = f"failed with {type(error).__name__}: {error}"
             else:
-                result = "right" if _equal(output, expected) else "silently wrong"
+                result = "right" if right else "silently wrong"
                 if not all(_equal(a, b) for a, b in zip(found, gradients, strict=False)):
                     result = "right, with silently wrong gradients"
         tally.found[result.partition(":")[0]] += 1
@@ -183,15 +197,16 @@ def test_a_bound_network_is_right_or_refuses(crossing: bool) -> None:
 def test_the_model_is_always_right(crossing: bool) -> None:
     tally = Tally()
 
-    def run(model: hl.HyperModel, data: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        output: Tensor = model(*_copied(data), g=g)
+    def run(model: hl.HyperModel, data: Data, g: Tensor) -> Tensor:
+        output: Tensor = model(*_given(model, data), g=g)
         tally.ways[model.last_run.way] += 1
         return output
 
     @search
     @given(cases(crossing))
     def check(case: Case) -> None:
-        _check(case, run, tally, ("right",))
+        # By itself, a sample must be in the first dimension: asked for, and refused in words.
+        _check(case, run, tally, ("right", *(["refused"] if case.time_first else [])))
 
     check()
     tally.show(f"model, {'crossing' if crossing else 'ordinary'}")
@@ -200,7 +215,7 @@ def test_the_model_is_always_right(crossing: bool) -> None:
 # --- the check itself -----------------------------------------------------------------------
 
 
-def _trusting(model: hl.HyperModel, data: tuple[Tensor, ...], g: Tensor) -> Tensor:
+def _trusting(model: hl.HyperModel, data: Data, g: Tensor) -> Tensor:
     """What must be found out: every layer takes dimension 0 for the batch where its size is B."""
     networks = [model.bind(g=one) for one in g]
     host = copy.deepcopy(model.primary)
@@ -221,7 +236,8 @@ def _trusting(model: hl.HyperModel, data: tuple[Tensor, ...], g: Tensor) -> Tens
             return torch.cat([layer(x[i : i + 1], **kwargs) for i, layer in enumerate(own)])
 
         module.forward = forward
-    output: Tensor = host(*_copied(data))
+    given_data = (a.value if isinstance(a, hl.PerSample) else a for a in _given(model, data))
+    output: Tensor = host(*given_data)
     return output
 
 
@@ -256,9 +272,9 @@ def test_steps_keep_samples_apart_and_crossings_mix_them() -> None:
     for step in SINGLE:
         apart = True
         for seed in range(6):
-            case = Case(4, (step,), ((4, 4, seed == 0),), False, False, seed)
+            case = Case(4, (step,), ((4, 4, seed == 0),), False, False, False, seed)
             network, data = case.network(), case.data(0)
             with torch.no_grad():
                 rows = [network(*(t[i : i + 1].clone() for t in data)) for i in range(4)]
-                apart &= _equal(network(*_copied(data)), torch.cat(rows))
+                apart &= _equal(network(*(t.clone() for t in data)), torch.cat(rows))
         assert apart == (step[0] != "crossing"), step

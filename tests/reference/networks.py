@@ -709,12 +709,14 @@ class Packed(Step):
 class Network(nn.Module):
     """Steps with a nonlinearity after each, and a layer at the end."""
 
-    def __init__(self, size: int, steps: list[Step]) -> None:
+    def __init__(self, size: int, steps: list[Step], time_first: bool) -> None:
         super().__init__()
         self.steps = nn.ModuleList(steps)
         self.last = nn.Linear(size, size)
+        self.time_first = time_first
 
     def forward(self, x: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:
+        x = x.transpose(0, 1) if self.time_first else x
         for step in self.steps:
             x = torch.tanh(step(x, lengths, ids)) + 0.1 * x
         return self.last(x)
@@ -730,6 +732,7 @@ class Case:
         calls: batch B, time T and whether all sequences have full length, for each call.
         low_rank: whether predictions are of rank 1.
         frozen: every other step is not predicted.
+        time_first: whether the data are ``(T, B, C)``.
         seed: draws parameters and data.
     """
 
@@ -738,18 +741,23 @@ class Case:
     calls: tuple[tuple[int, int, bool], ...]
     low_rank: bool
     frozen: bool
+    time_first: bool
     seed: int
 
     def network(self) -> Network:
-        """In float64, in eval mode, without any zero or one among its parameters."""
+        """In float64, without any zero or one among its parameters.
+
+        Every other network is in training mode, in which attention takes no short cuts.
+        """
         torch.manual_seed(self.seed)
-        network = Network(self.size, [_step(self.size, *step) for step in self.steps])
-        network = network.double().eval()
+        steps = [_step(self.size, *step) for step in self.steps]
+        network = Network(self.size, steps, self.time_first).double().train(self.seed % 4 < 2)
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
             for module in network.modules():
                 if isinstance(module, nn.BatchNorm1d):
+                    module.eval()
                     module.running_mean.normal_()
                     module.running_var.uniform_(0.5, 2.0)
         return network
@@ -760,7 +768,10 @@ class Case:
         return not (self.frozen and number.isdigit() and int(number) % 2)
 
     def data(self, call: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``x``, lengths and ids; what was positive in the second call is negative in the third."""
+        """``x`` (B, T, C), lengths (B,) and ids (B, T).
+
+        What was positive in the second call is negative in the third.
+        """
         B, T, full = self.calls[call]
         generator = torch.Generator().manual_seed(self.seed + min(call, 1) + max(call - 2, 0))
         x = torch.randn(B, T, self.size, generator=generator, dtype=torch.float64)
@@ -816,7 +827,7 @@ def draw_case(random: Random, crossing: bool) -> Case:
     # of its own, in which time may be as long as the batch.
     other = random.choice([(B, B), (T, T), (T, B), (B + 1, T), (B, T)])
     calls = ((B, T, full), (B, T, full), (B, T, not full), (*other, full))
-    chance = [random.random() < share for share in (0.5, 0.3)]
+    chance = [random.random() < share for share in (0.5, 0.3, 0.1)]
     return Case(size, tuple(steps), calls, *chance, random.randrange(2**16))
 
 
