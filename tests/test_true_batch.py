@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import hyperlight as hl
 from tests.reference.networks import (
     CROSSING,
+    DECIDING,
     LAYERS,
     PLACES,
     SHUFFLED,
@@ -212,6 +213,27 @@ def test_the_model_is_always_right(crossing: bool) -> None:
     tally.show(f"model, {'crossing' if crossing else 'ordinary'}")
 
 
+@quiet
+@pytest.mark.parametrize("name", DECIDING)
+def test_numbers_that_are_read_off_the_arguments(name: str) -> None:
+    """Of the whole batch, they are other ones than a single sample's."""
+    for seed in range(4):
+        calls = ((4, 5, seed == 0),) * 2 + ((4, 5, False), (3, 3, False))
+        case = Case(4, (("crossing", name),), calls, False, False, False, seed)
+        _check(case, _native, Tally(), ("right", "refused"))
+        _check(case, lambda m, data, g: m(*_given(m, data), g=g), Tally(), ("right",))
+
+
+@quiet
+@pytest.mark.parametrize("time", [4, 5], ids=["as long as the batch", "longer"])
+def test_a_network_that_alternates(time: int) -> None:
+    """Between ways to one result, by a count of its own: a plan of one call misleads the next."""
+    # With the four single samples, every second call of all of them goes the same way.
+    case = Case(4, (("either", 4),), ((4, time, True),) * 4, False, False, False, 0)
+    _check(case, _native, Tally(), ("right", "refused"))
+    _check(case, lambda m, data, g: m(*_given(m, data), g=g), Tally(), ("right",))
+
+
 # --- the check itself -----------------------------------------------------------------------
 
 
@@ -264,7 +286,7 @@ SINGLE = [
     *(("time", which) for which in range(len(TIME))),
     *(("shuffled", name, ("linear",)) for name in SHUFFLED),
     ("packed",),
-    *(("crossing", name) for name in CROSSING),
+    *(("crossing", name) for name in (*CROSSING, *DECIDING)),
 ]
 
 

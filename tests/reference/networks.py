@@ -399,7 +399,7 @@ class Mixer(Step):
 
 
 class Either(Step):
-    """Two ways to one result, chosen by values: a layer sees the batch in two places."""
+    """Two ways to one result: a layer sees the batch in two places. Variant 4 alternates."""
 
     def __init__(self, size: int, variant: int) -> None:
         super().__init__(size, variant)
@@ -410,7 +410,8 @@ class Either(Step):
             lambda: bool(_mask(x, lengths).all()),
             lambda: int(lengths.sum()) < len(lengths) * x.shape[1],
             lambda: torch.is_grad_enabled(),
-            lambda: next(_CALLS) % 2 == 0,  # not of the arguments: nothing can be known of it
+            lambda: x.shape[1] % 2 == 0,
+            lambda: next(_CALLS) % 2 == 0,  # changes from call to call, whatever the arguments
         )[self.variant]()
         return self.layer(x) if first else _time_first(x, self.layer)
 
@@ -590,19 +591,24 @@ CROSSING: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "attention": lambda x, n, i: _attention(x),
     "distances": lambda x, n, i: x * torch.cdist(x.flatten(1), x.flatten(1)).mean(1)[:, None, None],
     "longest": lambda x, n, i: x.masked_fill((torch.arange(x.shape[1]) >= n.max())[:, None], 0.0),
-    "cut": lambda x, n, i: F.pad(x[:, : int(n.max())], (0, 0, 0, x.shape[1] - int(n.max()))),
     "branch": lambda x, n, i: x.flip(0) if x[0, 0, 0] > 0 else x,
     "branch on all": lambda x, n, i: 2 * x if x.mean() > 0 else x,
-    "branch on any": lambda x, n, i: x if (n == x.shape[1]).any() else -x,
     "number": lambda x, n, i: x / x.abs().max().item(),
     "float": lambda x, n, i: x * float(x.sum()),
     "list": lambda x, n, i: x * max(x[:, 0, 0].tolist()),
-    "list of floats": lambda x, n, i: x * float(n.tolist()[0]),
     "list of samples": lambda x, n, i: x + torch.tensor(x[:, 0, 0].tolist()).sum(),
     "array": lambda x, n, i: x + torch.from_numpy(x.detach().numpy().mean(0, keepdims=True)),
     "array flipped": lambda x, n, i: torch.from_numpy(x.detach().numpy()[::-1].copy()),
     "array of one": lambda x, n, i: x * torch.as_tensor(x.detach().numpy().max()),
     "data": lambda x, n, i: _data(x),
+}
+
+
+# Numbers of the arguments, read into Python, which decide for all samples or are computed with.
+DECIDING: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "cut": lambda x, n, i: F.pad(x[:, : int(n.max())], (0, 0, 0, x.shape[1] - int(n.max()))),
+    "branch on any": lambda x, n, i: x if (n == x.shape[1]).any() else -x,
+    "number of the first": lambda x, n, i: x * float(n.tolist()[0]),
 }
 
 
@@ -620,7 +626,7 @@ class Crossing(Step):
         self.name = name
 
     def forward(self, x: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:
-        return CROSSING[self.name](x, lengths, ids)
+        return (CROSSING | DECIDING)[self.name](x, lengths, ids)
 
     def __repr__(self) -> str:
         return f"crossing: {self.name}"
