@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._subclasses import fake_tensor
 from torch.autograd import forward_ad
 from torch.multiprocessing import reductions
 from torch.nn.parallel import DistributedDataParallel
@@ -26,12 +27,16 @@ from torch.utils import _pytree
 
 # --- classes ----------------------------------------------------------------------------
 
-# The common bases of BatchNorm1d to 3d, InstanceNorm1d to 3d and ConvTranspose1d to 3d. A list of
+# The common bases of BatchNorm1d to 3d, InstanceNorm1d to 3d, Dropout and ConvTranspose1d to 3d. A list of
 # the public classes would miss their subclasses in other libraries.
 NormBase = nn.modules.batchnorm._NormBase
 BatchNorm = nn.modules.batchnorm._BatchNorm
+Dropout = nn.modules.dropout._DropoutNd
 InstanceNorm = nn.modules.instancenorm._InstanceNorm
 ConvTranspose = nn.modules.conv._ConvTransposeNd
+
+# Runs a module on shapes alone.
+FakeTensorMode: Any = fake_tensor.FakeTensorMode
 
 # Tells whether a storage is still the one that was seen, without keeping it alive.
 StorageWeakRef: Any = reductions.StorageWeakRef

@@ -27,7 +27,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -118,7 +117,7 @@ class BindPlan:
         self,
         module: _M,
         tensors: Mapping[str, Weight],
-        stand_ins: Mapping[str, StandIn] = MappingProxyType({}),
+        stand_ins: Mapping[str, StandIn] | None = None,
     ) -> _M:
         """A bound copy of ``module`` with ``tensors`` in place of its parameters.
 
@@ -351,7 +350,7 @@ def _copy(
     tensors: Mapping[str, Weight],
     copies: _Copies,
     compiling: bool,
-    stand_ins: Mapping[str, StandIn],
+    stand_ins: Mapping[str, StandIn] | None,
 ) -> Any:
     """The copy, or None if the module is no longer the one that the plan was made for."""
     if node.path in copies:
@@ -361,8 +360,12 @@ def _copy(
     held = module.__dict__
     if not compiling and node.signature != _signature(module):
         return None
-    kind, extra = stand_ins.get(node.path, (type(module), None))
-    if extra is None and node.weight is not None:
+    extra: Mapping[str, Any] | None = None
+    if stand_ins is not None and node.path in stand_ins:
+        kind, extra = stand_ins[node.path]
+    elif node.weight is None:
+        kind = type(module)
+    else:
         kind = _kind(module, tensors[node.weight], compiling)
     new: Any = object.__new__(kind)
     if compiling:  # Dynamo cannot follow the faster way

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._torch import pytree
 from ..errors import InputError, check_integer
-from .track import SHARED, UNKNOWN, Axis, Fact
+from .track import COPIED, SHARED, UNKNOWN, Axis, Fact
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,35 @@ def open_arguments(
             inside += _of_object(leaf, samples)
     known = not any(value is None and leaf is not None for value, leaf in zip(signature, leaves, strict=False))
     return Arguments(leaves, facts, inside, structure, (structure, tuple(signature)) if known else None)
+
+
+def copy_arguments(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], samples: int
+) -> tuple[Arguments, int | None]:
+    """The arguments of a sweep, and how many rows of data every set of weights is given.
+
+    Tensors with as many entries in their first dimension as the first one are taken for the data:
+    they are repeated for every set. All others are shared. A wrong guess is seen where the two
+    meet.
+    """
+    leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
+    leaves = [leaf.value if isinstance(leaf, (Shared, PerSample)) else leaf for leaf in leaves]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    rows = next((tensor.shape[0] for tensor in tensors if tensor.ndim), None)
+    facts: list[Fact | None] = [SHARED if isinstance(leaf, Tensor) else None for leaf in leaves]
+    signature = []
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            signature.append((leaf.shape, leaf.dtype, leaf.requires_grad))
+            if rows and leaf.ndim and leaf.shape[0] == rows:
+                facts[index] = Axis(0, rows, kind=COPIED)
+                leaves[index] = leaf.expand(samples, *leaf.shape).flatten(0, 1)
+        elif isinstance(leaf, _ATOMS):
+            signature.append(leaf)
+        else:
+            rows = None  # an object, whose tensors would have to be copied
+    known = None if rows is None else (structure, tuple(signature))
+    return Arguments(leaves, facts, [], structure, known), rows
 
 
 _ATOMS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)

@@ -8,6 +8,7 @@ with arguments alike run unwatched.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import threading
@@ -19,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .._torch import graph_task, hint, is_out_of_memory, pytree
+from .._torch import Dropout, FakeTensorMode, graph_task, hint, is_out_of_memory, pytree
 from ..bind import BindPlan
 from ..errors import BindError
 from ..heads import Weight, dense
 from ..targets import attribute
-from .arguments import Arguments, open_arguments
+from .arguments import Arguments, open_arguments, tensors_inside
 from .rules import WHOLE, ByItself, Layer, Rule, StandIn, find_rule, merge, split
-from .track import ADDED, DATA, EQUAL, INDEX, SAME, SHARED, Axis, Fact, Lost, Tracker
+from .track import ADDED, COPIED, DATA, EQUAL, INDEX, SAME, SHARED, Axis, Fact, Lost, Tracker
 
 # What a layer does with an argument before it reads the samples: nothing; expand its dimension of
 # size 1; put a dimension in front.
@@ -49,14 +50,20 @@ class Plan:
         places: for every argument of a layer, by path, slot and shape; None if one call saw the
             samples in two places.
         results: for layers without a rule, where their results hold the samples.
+        once: for parts that do the same for all sets of a sweep, how they run for one of them.
         reads: the numbers that the call read into Python; None if they cannot be compared.
+        writes: whether it wrote to tensors that were there before.
+        outputs: where every tensor that it returned holds the samples, if that was asked for;
+            None if it is the same for all.
     """
 
     def __init__(self) -> None:
         self.places: dict[Any, Place | None] = {}
         self.results: dict[Any, list[Place]] = {}
+        self.once: dict[Any, _Once] = {}
         self.reads: list[Any] | None = []
         self.writes = False
+        self.outputs: list[Place | None] = []
 
     def note(self, key: Any, place: Place) -> None:
         if self.places.setdefault(key, place) != place:
@@ -65,6 +72,13 @@ class Plan:
     @property
     def certain(self) -> bool:
         return None not in self.places.values()
+
+
+class _Once(NamedTuple):
+    """A part of a network that does the same for all sets of a sweep."""
+
+    copied: list[bool]  # which of its arguments are copies, tensors only
+    results: list[Place | None]  # where its results hold the sets; None if nowhere
 
 
 class Changed(Exception):
@@ -115,18 +129,38 @@ def _without_sizes(place: Place | None) -> Place | None:
     return Place(Axis(dim, 1 if inner == 1 else 0, 1 if outer == 1 else 0), place.how)
 
 
-class _Run(threading.local):
-    """The call that is running in this thread."""
+class _Current(NamedTuple):
+    """A call that is running."""
 
-    plan: Plan | None = None
-    tracker: Tracker | None = None
+    plan: Plan
+    tracker: Tracker | None
+
+
+class _Running(threading.local):
+    """The calls that are running in this thread, by the sets of weights that they use."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, _Current] = {}
+
+
+_RUNNING = _Running()
+
+
+@contextlib.contextmanager
+def _running(sets: Sets, plan: Plan, tracker: Tracker | None = None) -> Iterator[None]:
+    _RUNNING.calls[id(sets)] = _Current(plan, tracker)
+    try:
+        yield
+    finally:
+        del _RUNNING.calls[id(sets)]
 
 
 class Sets:
     """The sets of weights of one bound network, and the calls that it runs.
 
     Args:
-        samples: ``B``, at least 2.
+        primary: the network that was bound.
+        samples: ``B``.
         found: the plans of the model.
         guarded: the parameters that stand where the sets are missing, with their names.
         owned: parameters that hold one entry per sample, ``(B, ...)``.
@@ -135,17 +169,17 @@ class Sets:
 
     def __init__(
         self,
+        primary: nn.Module,
         samples: int,
         found: Found,
         guarded: Sequence[tuple[str, Tensor]],
         owned: Sequence[Tensor],
         fresh: bool,
     ) -> None:
-        self.samples, self.found, self.guarded, self.owned = samples, found, guarded, owned
-        self.fresh = fresh
+        self.primary, self.samples, self.found = primary, samples, found
+        self.guarded, self.owned, self.fresh = guarded, owned, fresh
         self.used: list[Plan] = []
         self._record: dict[int, Any] = {}
-        self._run = _Run()
 
     # --- a call -----------------------------------------------------------------------------
 
@@ -158,7 +192,7 @@ class Sets:
         kwargs: dict[str, Any],
     ) -> Any:
         """Call a method of the bound network."""
-        if not torch.compiler.is_compiling() and self._run.plan is not None:
+        if self._current is not None:
             return method(*args, **kwargs)  # inside of another one
         given = open_arguments(args, kwargs, self.samples, method)
         if torch.compiler.is_compiling():
@@ -175,9 +209,22 @@ class Sets:
             ) from error
 
     def call(
-        self, network: nn.Module, name: str, method: Callable[..., Any], given: Arguments
+        self,
+        network: nn.Module,
+        name: str,
+        method: Callable[..., Any],
+        given: Arguments,
+        rows: int | None = None,
     ) -> Any:
         """Call a method by the plan, or watch it.
+
+        Args:
+            network: the bound network.
+            name: of the method.
+            method: the method.
+            given: its arguments.
+            rows: for a sweep, how many entries every set has. All outputs then come back with
+                the sets in their first dimension: ``(B, rows, ...)``.
 
         Raises:
             Lost: where the samples are cannot be told.
@@ -185,34 +232,69 @@ class Sets:
         key = None
         if given.signature is not None:
             mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), network.training
-            key = (name, self.samples, mode, given.signature)
+            key = (name, self.samples, mode, rows, given.signature)
         plan = self.found.plans.get(key) if key else None
         if plan is not None and (not plan.reads or (self.fresh and not plan.writes)):
             try:
-                return self._follow(plan, method, given)
+                return self._unfolded(self._follow(plan, method, given), plan, rows)
             except Changed:
                 self.found.plans.pop(key, None)
                 if not self.fresh or plan.writes:
                     raise
-        return self._watch(network, method, given, key)
+        return self._watch(network, method, given, key, rows)
+
+    def _unfolded(self, output: Any, plan: Plan, rows: int | None) -> Any:
+        """For a sweep, the output with the sets in front."""
+        if rows is None:
+            return output
+        leaves, structure = pytree.tree_flatten(output)
+        tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        for i, place in zip(tensors, plan.outputs, strict=True):
+            if place is None:
+                leaves[i] = leaves[i].expand(self.samples, *leaves[i].shape)
+            else:
+                leaves[i] = split(leaves[i], place.axis, self.samples)
+                if place.how == _ADD:
+                    leaves[i] = leaves[i][:, 0]
+        return pytree.tree_unflatten(leaves, structure)
+
+    def _find_outputs(self, tracker: Tracker, output: Any, rows: int) -> list[Place | None]:
+        found: list[Place | None] = []
+        for leaf in pytree.tree_leaves(output):
+            if not isinstance(leaf, Tensor):
+                if tensors_inside(leaf):
+                    raise Lost(f"an object of class {type(leaf).__name__} is returned")
+                continue
+            fact = tracker.fact(leaf)
+            if isinstance(fact, Axis) and fact.kind not in (EQUAL, ADDED):
+                found.append(Place(fact))
+            elif isinstance(fact, Axis) and fact.kind == ADDED:
+                found.append(Place(fact, _ADD))
+            elif fact in (SAME, SHARED, INDEX):
+                found.append(None)
+            else:
+                raise Lost(
+                    f"which entries of a tensor of shape {tuple(leaf.shape)} that is returned "
+                    "belong to which set of weights is not known"
+                )
+        return found
 
     def _follow(self, plan: Plan, method: Callable[..., Any], given: Arguments) -> Any:
-        self._run.plan = plan
         if plan not in self.used:
             self.used.append(plan)
-        try:
-            if not plan.reads:
-                return given.call(method)
-            watch = _Reads(None, list(plan.reads))
-            with watch:
-                return given.call(method)
-        finally:
-            self._run.plan = None
+        watch = _Reads(None, list(plan.reads)) if plan.reads else contextlib.nullcontext()
+        with _running(self, plan), watch:
+            return given.call(method)
 
     def _watch(
-        self, network: nn.Module, method: Callable[..., Any], given: Arguments, key: Any
+        self,
+        network: nn.Module,
+        method: Callable[..., Any],
+        given: Arguments,
+        key: Any,
+        rows: int | None,
     ) -> Any:
-        plan, tracker = Plan(), Tracker(self.samples, self._record, self.guarded)
+        plan, tracker = Plan(), Tracker(self.samples, rows or 1, self._record, self.guarded)
         for tensor in _held(network):
             tracker.hold(tensor)
         for tensor in self.owned:
@@ -225,37 +307,72 @@ class Sets:
             tracker.know(tensor, fact)
         reads = _Reads(tracker, plan.reads)
         self.used.append(plan)
-        self._run.plan, self._run.tracker = plan, tracker
-        try:
-            with reads, tracker:
-                output = given.call(method, leaves)
-        finally:
-            self._run.plan = self._run.tracker = None
+        with _running(self, plan, tracker), reads, tracker:
+            output = given.call(method, leaves)
         if tracker.failed:
             raise Lost(tracker.failed)
         if tracker.open:
             raise Lost(f"{', '.join(sorted(tracker.open))} is given the same for all samples")
+        if rows is not None:
+            plan.outputs = self._find_outputs(tracker, output, rows)
         plan.reads = reads.values
         plan.writes = tracker.wrote_outside
         if plan.certain:
-            self.found.learn(plan)
+            if rows is None:
+                self.found.learn(plan)
             if key is not None and plan.reads is not None and not given.inside:
                 self.found.keep(key, plan)
-        return output
+        return self._unfolded(output, plan, rows)
+
+    # --- a part that is the same for all sets -------------------------------------------------
+
+    def run_once(self, part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a part of a sweep for one set, if it does the same for all, and copy its results."""
+        plain = functools.partial(part.original.forward, part)
+        if self._current is None:
+            return plain(*args, **kwargs)
+        plan, tracker = self._current
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        key = (part.path_of_part, structure, tuple(leaves[i].shape for i in tensors))
+        if tracker is not None and key not in plan.once:
+            plan.once[key] = _found_once(tracker, plain, leaves, structure, tensors)
+        once = plan.once.get(key)
+        if once is None or not any(once.copied):
+            return plain(*args, **kwargs)
+        for i, copied in zip(tensors, once.copied, strict=True):
+            if copied:
+                leaves[i] = leaves[i][: leaves[i].shape[0] // self.samples]
+        args, kwargs = pytree.tree_unflatten(leaves, structure)
+        with contextlib.nullcontext() if tracker is None else tracker.paused():
+            leaves, structure = pytree.tree_flatten(plain(*args, **kwargs))
+            tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+            for i, place in zip(tensors, once.results, strict=True):
+                if place is not None:
+                    leaves[i] = _copied(leaves[i], place.axis, self.samples)
+                if tracker is not None:
+                    tracker.put(leaves[i], SHARED if place is None else place.axis)
+        return pytree.tree_unflatten(leaves, structure)
 
     # --- what layers ask --------------------------------------------------------------------
 
     @property
+    def _current(self) -> _Current | None:
+        """The call of this thread; none while a graph is traced."""
+        return None if torch.compiler.is_compiling() else _RUNNING.calls.get(id(self))
+
+    @property
     def tracker(self) -> Tracker | None:
-        return None if torch.compiler.is_compiling() else self._run.tracker
+        current = self._current
+        return None if current is None else current.tracker
 
     def place(self, path: str, slot: Any, tensor: Tensor, expected: int) -> Place:
         """Where an argument of a layer holds the samples."""
         if torch.compiler.is_compiling():
             return self._traced(path, slot, tensor)
         key = (path, slot, tuple(tensor.shape))
-        run = self._run
-        if run.plan is None:
+        run = self._current
+        if run is None:
             return self._again(key)
         if run.tracker is None:
             found = run.plan.places.get(key)
@@ -306,7 +423,7 @@ class Sets:
 
         ``run`` runs it once for all samples, with theta0.
         """
-        key, current = (path, shapes), self._run
+        key, current = (path, shapes), self._current
         if torch.compiler.is_compiling():
             known = self.found.results_by_rank.get((path, tuple(map(len, shapes))))
             if known is None:
@@ -316,8 +433,8 @@ class Sets:
                 Place(Axis(a.dim, a.inner or like.inner, a.outer or like.outer, a.kind), how)
                 for a, how in known
             ]
-        if current.tracker is None:
-            plans = self.used if current.plan is None else [current.plan]
+        if current is None or current.tracker is None:
+            plans = self.used if current is None else [current.plan]
             found = next((plan.results[key] for plan in plans if key in plan.results), None)
             if found is None:
                 raise Changed(f"{path} is called as it was not before")
@@ -336,10 +453,9 @@ class Sets:
                     f"dimensions holds the samples is not known ({tracker.reason(output)})"
                 )
             elif expanded and output.ndim and output.shape[0] == 1:
-                found.append(Place(Axis(0), _EXPAND))
+                found.append(Place(Axis(0, tracker.rows), _EXPAND))
             else:
-                found.append(Place(Axis(0, kind=ADDED), _ADD))
-        assert current.plan is not None
+                found.append(Place(Axis(0, tracker.rows, kind=ADDED), _ADD))
         current.plan.results[key] = found
         return found
 
@@ -352,17 +468,18 @@ class Sets:
             return Place(fact)
         shape = tuple(tensor.shape)
         if fact in (SAME, SHARED, INDEX) or (isinstance(fact, Axis) and fact.kind == EQUAL):
-            dims = _as_long_as(tensor, self.samples, fact)
+            dims = _as_long_as(tensor, self.samples * tracker.rows, fact)
             if expected in dims:
                 dims = [expected]
             if len(dims) == 1:  # taken for the samples until it meets them
                 tracker.open.add(where)
-                axis = fact if isinstance(fact, Axis) else Axis(dims[0])
+                axis = fact if isinstance(fact, Axis) else Axis(dims[0], tracker.rows)
                 return Place(axis._replace(kind=frozenset((where,))))
+            rows = tracker.rows
             if not dims and tensor.ndim > expected and shape[expected] == 1:
-                return Place(Axis(expected), _EXPAND)
-            if not dims and self.samples not in shape:
-                return Place(Axis(0, kind=ADDED), _ADD)
+                return Place(Axis(expected, rows), _EXPAND)
+            if not dims and self.samples * rows not in shape:
+                return Place(Axis(0, rows, kind=ADDED), _ADD)
         why = fact if not isinstance(fact, Axis) else "a table for every sample"
         if fact == "unknown":
             why = tracker.reason(tensor)
@@ -372,16 +489,58 @@ class Sets:
         )
 
 
-def _as_long_as(tensor: Tensor, samples: int, fact: Fact) -> list[int]:
-    """The dimensions that may be the samples', of a tensor that is the same along them."""
-    if isinstance(fact, Axis) and fact.inner > 1:
-        return [fact.dim]
-    if fact not in (SAME,) and not isinstance(fact, Axis):
+def _found_once(
+    tracker: Tracker,
+    plain: Callable[..., Any],
+    leaves: list[Any],
+    structure: Any,
+    tensors: list[int],
+) -> _Once:
+    """Whether a part does the same for all sets: what it does to shapes tells."""
+    facts = [tracker.fact(leaves[i]) for i in tensors]
+    copied = [fact == Axis(0, tracker.rows, 1, COPIED) for fact in facts]
+    never = _Once([False for _ in facts], [])
+    if not any(copied) or not all(c or f in (SAME, SHARED) for c, f in zip(copied, facts, strict=True)):
+        return never
+    shapes = Tracker(tracker.samples, tracker.rows, {}, ())
+    shapes.outside = SHARED  # parameters and buffers
+    try:
+        with tracker.paused(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            values = list(leaves)
+            for i, fact in zip(tensors, facts, strict=True):
+                real = leaves[i]
+                values[i] = torch.empty_strided(
+                    real.shape, real.stride(), dtype=real.dtype, device=real.device
+                )
+                shapes.put(values[i], fact)
+            args, kwargs = pytree.tree_unflatten(values, structure)
+            with shapes:
+                output = plain(*args, **kwargs)
+            found = [shapes.fact(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    except Exception:  # it cannot run on shapes: it runs for all sets
+        return never
+    places = [Place(fact) if isinstance(fact, Axis) else None for fact in found]
+    if any(p.axis.kind != COPIED if p else f not in (SAME, SHARED) for p, f in zip(places, found, strict=True)):
+        return never
+    return _Once(copied, places)
+
+
+def _copied(result: Tensor, axis: Axis, samples: int) -> Tensor:
+    """The result for one set, with copies for the others where ``axis`` says."""
+    dim, inner, outer = axis.place
+    one = result.unflatten(dim, (outer, 1, inner))
+    rows = one.expand(*one.shape[: dim + 1], samples, *one.shape[dim + 2 :])
+    return rows.flatten(dim, dim + 2).contiguous()
+
+
+def _as_long_as(tensor: Tensor, length: int, fact: Fact) -> list[int]:
+    """The dimensions that may be the batch, of a tensor that is the same along them."""
+    if fact in (SHARED, INDEX):
         return []
     return [
         dim
         for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True))
-        if hint(size) == samples
+        if hint(size) == length
         and (fact == SAME or stride == 0 or (isinstance(fact, Axis) and fact.dim == dim))
     ]
 
@@ -457,7 +616,7 @@ class _Unit(NamedTuple):
     path: str
     names: dict[str, str]  # names of predicted tensors, by their names inside
     rule: Rule | None
-    module: nn.Module
+    kind: type[nn.Module]
     plan: BindPlan | None
 
 
@@ -485,10 +644,10 @@ class _Layer(Layer):
         axis, how = self._sets.place(self.path, slot, tensor, expected)
         if how == _EXPAND:
             sizes = list(tensor.shape)
-            sizes[axis.dim] = self.samples
+            sizes[axis.dim] = self.samples * axis.inner
             tensor = tensor.expand(sizes)
         elif how == _ADD:
-            tensor = tensor.expand(self.samples, *tensor.shape)
+            tensor = tensor.expand(self.samples * axis.inner, *tensor.shape)
         return tensor, axis
 
     def look(self, slot: Any, tensor: Tensor) -> Place:
@@ -510,12 +669,13 @@ class _Layer(Layer):
     def one(self, weights: Mapping[str, Weight]) -> Any:
         assert self._unit.plan is not None
         named = {self._unit.names[name]: weight for name, weight in weights.items()}
-        return self._unit.plan.bind(self._unit.module, named)
+        return self._unit.plan.bind(attribute(self._sets.primary, self.path), named)
 
     def give(self, output: Tensor, *axes: Axis) -> Tensor:
         tracker = self._sets.tracker
         if tracker is not None:
             kind = tracker.together({axis.kind for axis in axes})
+            kind = DATA if kind == COPIED and self.weights else kind
             tracker.put(output, axes[0]._replace(kind=kind), self.path)
         return output
 
@@ -563,8 +723,13 @@ def _by_itself(
     found = _mapped(layer, one, rows, dims)
     merged = []
     for y, (axis, how) in zip(found, results, strict=True):
-        y = y if how == _ADD else y.squeeze(1) if how == _EXPAND else merge(y, axis)
-        merged.append(layer.give(y, axis, *(place.axis for place in places)) if axis.kind != ADDED else layer.give(y, axis))
+        if how == _THERE:
+            y = merge(y, axis)
+        else:  # all rows of a sample are alike
+            y = y if how == _EXPAND else y.unsqueeze(1)
+            y = y.expand(-1, axis.inner, *y.shape[2:]).flatten(0, 1)
+        others = () if axis.kind == ADDED else tuple(place.axis for place in places)
+        merged.append(layer.give(y, axis, *others))
     rest = iter(merged)
     return pytree.tree_unflatten(
         [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in form[0]], form[1]
@@ -598,6 +763,16 @@ def _theta0(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
+class _SharedPart(StandIn):
+    """The copy of a part without weights per sample, which a sweep runs for one set alone."""
+
+    sets_of_weights: Sets
+    path_of_part: str
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.sets_of_weights.run_once(self, args, kwargs)
+
+
 class _Copy(StandIn):
     """The copy of a layer in a bound network."""
 
@@ -611,6 +786,12 @@ class _Copy(StandIn):
 def _layer_class(kind: type[nn.Module]) -> type[nn.Module]:
     """The class of the copy of a layer: a subclass of its own, under the same name."""
     return _subclass(kind, (_Copy, kind), {"original": kind})
+
+
+@functools.cache
+def _part_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of the copy of a part that is the same for all sets."""
+    return _subclass(kind, (_SharedPart, kind), {"original": kind})
 
 
 @functools.cache
@@ -689,10 +870,10 @@ class BatchPlan:
             if path == "" and rule is None and beside:
                 own = ", ".join(sorted(owners.get("", inside)))
                 self.refused = f"{type(primary).__name__} uses the predicted {own} in its own forward"
-            self._units.append(_Unit(path, inside, rule, module, _sub_plan(module, inside)))
+            self._units.append(_Unit(path, inside, rule, type(module), _sub_plan(module, inside)))
         known = {unit.path for unit in self._units}
         self._dressed: dict[str, Any] = {
-            unit.path: _layer_class(type(unit.module)) for unit in self._units
+            unit.path: _layer_class(unit.kind) for unit in self._units
         }
         self._plain: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
         for path, module in primary.named_modules():
@@ -705,10 +886,21 @@ class BatchPlan:
                 self._plain[path] = (type(module), {"enable_nested_tensor": False})
             elif type(module) in WHOLE:
                 rule = find_rule(module)
-                self._units.append(_Unit(path, {}, rule, module, None))
+                self._units.append(_Unit(path, {}, rule, type(module), None))
                 self._dressed[path] = _layer_class(type(module))
+        # Parts of the network without weights per sample, for sweeps.
+        self._shared = [path for path, _ in primary.named_modules() if self._is_shared(primary, path)]
         kind = type(primary)
         self._class = _network_class(kind, self._dressed.get("", kind))
+
+    def _is_shared(self, primary: nn.Module, path: str) -> bool:
+        """Whether a module is the root of a part whose parameters are its own for all samples."""
+        above = path.rpartition(".")[0]
+        reached = {unit.path for unit in self._units}
+        if not path or any(_is_below(unit, path) or _is_below(path, unit) for unit in reached):
+            return False
+        module = attribute(primary, path)
+        return any(_is_below(unit, above) for unit in reached) and any(True for _ in module.parameters())
 
     def bind(
         self,
@@ -717,6 +909,7 @@ class BatchPlan:
         weights: Mapping[str, Weight],
         samples: int,
         fresh: bool = False,
+        sweep: bool = False,
     ) -> Any:
         """The primary with one set of weights per sample in place.
 
@@ -726,13 +919,14 @@ class BatchPlan:
             weights: by name, with the sets in their first dimension.
             samples: the number of sets.
             fresh: whether it is called once and then dropped.
+            sweep: whether all sets are given the same data.
 
         Raises:
             Lost: it cannot run so.
         """
         if samples == 1:
             one = {name: dense(weight)[0] for name, weight in weights.items()}
-            sets = Sets(1, self.found, (), (), fresh)
+            sets = Sets(primary, 1, self.found, (), (), fresh)
             kind = type(primary)
             stand_in = (_network_class(kind, kind), {"sets_of_weights": sets})
             return self._plan.bind(primary, one, {"": stand_in})
@@ -741,12 +935,19 @@ class BatchPlan:
         owned = {name: dense(weights[name]).squeeze(1) for name in self._owned}
         tensors = {name: owned.get(name, own) for name, own in theta0.items()}
         guarded = [(n, theta0[n]) for unit in self._units for n in unit.names.values()]
-        sets = Sets(samples, self.found, guarded, list(owned.values()), fresh)
+        sets = Sets(primary, samples, self.found, guarded, list(owned.values()), fresh)
         stand_ins = dict(self._plain)
         for unit in self._units:
             own = {name: weights[full] for name, full in unit.names.items()}
             layer = _Layer(unit, sets, own)
             stand_ins[unit.path] = (self._dressed[unit.path], {"layer_of_sets": layer})
+        for path in self._shared if sweep else ():
+            module = attribute(primary, path)
+            if not any(m.training and isinstance(m, Dropout) for m in module.modules()):
+                stand_ins[path] = (
+                    _part_class(type(module)),
+                    {"sets_of_weights": sets, "path_of_part": path},
+                )
         _, extra = stand_ins.get("", (None, {}))
         stand_ins[""] = (self._class, {**extra, "sets_of_weights": sets})
         return self._plan.bind(primary, tensors, stand_ins)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from .._torch import is_out_of_memory, pytree, transforms_active
 from ..bind import BindPlan
 from ..errors import BindError, HyperLightError, InputError
 from ..heads import Weight
-from .arguments import Arguments, open_arguments
+from .arguments import Arguments, copy_arguments, open_arguments
 from .batch import BatchPlan, Changed
 from .fallback import refuse_mixing, run_each
 from .track import SHARED, Axis, Lost
@@ -49,7 +49,6 @@ class Many:
         self, primary: nn.Module, places: Mapping[str, tuple[str, ...]], plan: BindPlan
     ) -> None:
         self._places, self._plan = places, plan
-        self._kind = type(primary)
         self._batch: BatchPlan | None = None
         self._ways: dict[Any, Run] = {}
         self._warned: set[str] = set()
@@ -61,6 +60,10 @@ class Many:
             for module in primary.modules()
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles find out again what calls have shown."""
+        return {**self.__dict__, "_batch": None, "_ways": {}, "_warned": set()}
+
     def bind(
         self,
         primary: nn.Module,
@@ -69,6 +72,7 @@ class Many:
         samples: int,
         *,
         fresh: bool = False,
+        sweep: bool = False,
     ) -> Any:
         """A network with one set of weights per sample, which runs on the true batch.
 
@@ -78,6 +82,7 @@ class Many:
             weights: by name, with the sets in their first dimension.
             samples: how many sets there are.
             fresh: whether it is called once and then dropped.
+            sweep: whether all sets are given the same data.
 
         Raises:
             BindError: it cannot.
@@ -90,7 +95,7 @@ class Many:
                 f"sample: {self._batch.refused}. Call the model itself, model(x, ...), which runs "
                 "every sample by itself, or bind one set after another."
             )
-        return self._batch.bind(primary, theta0, weights, samples, fresh)
+        return self._batch.bind(primary, theta0, weights, samples, fresh, sweep)
 
     def run(
         self,
@@ -113,18 +118,15 @@ class Many:
         known = self._ways.get(key)
         if known is not None:
             return self._each(primary, weights, given, known)
-        try:
+
+        def native() -> Any:
             network = self.bind(primary, theta0, weights, samples, fresh=True)
             call = functools.partial(nn.Module.__call__, network)
-            return network.sets_of_weights.call(network, "forward", call, given), Run("batch")
-        except (Lost, Changed) as error:
-            reason = str(error)
-        except HyperLightError:
-            raise
-        except Exception as error:  # the network's own error comes up again below
-            if is_out_of_memory(error):
-                raise
-            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            return network.sets_of_weights.call(network, "forward", call, given)
+
+        output, reason = _attempt(native)
+        if not reason:
+            return output, Run("batch")
         if given.inside:
             raise InputError(
                 "The primary cannot run on the whole batch with one set of weights per sample "
@@ -146,11 +148,29 @@ class Many:
         kwargs: Mapping[str, Any],
     ) -> tuple[Any, Run]:
         """Call the primary on the same data under every set of weights."""
-        leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
-        facts = [SHARED if isinstance(leaf, Tensor) else None for leaf in leaves]
         refuse_mixing(primary, "")
+        leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
+        facts: list[Any] = [SHARED if isinstance(leaf, Tensor) else None for leaf in leaves]
         given = Arguments(leaves, facts, [], structure, None)
-        return self._each(primary, weights, given, Run("vmap"))
+        if samples == 1 or torch.compiler.is_compiling() or transforms_active():
+            return self._each(primary, weights, given, Run("vmap"))
+        copied, rows = copy_arguments(args, kwargs, samples)
+        key = ("sweep", copied.signature, torch.is_grad_enabled())
+        known = self._ways.get(key)
+        if rows is None or known is not None:
+            return self._each(primary, weights, given, known or Run("vmap", "no data"))
+
+        def native() -> Any:
+            network = self.bind(primary, theta0, weights, samples, fresh=True, sweep=True)
+            call = functools.partial(nn.Module.__call__, network)
+            return network.sets_of_weights.call(network, "forward", call, copied, rows)
+
+        output, reason = _attempt(native)
+        if not reason:
+            return output, Run("batch")
+        output, run = self._each(primary, weights, given, Run("vmap", reason))
+        self._ways[key] = run
+        return output, run
 
     def _each(
         self, primary: nn.Module, weights: Mapping[str, Weight], given: Arguments, planned: Run
@@ -182,3 +202,17 @@ class Many:
             f"{run.reason}.",
             stacklevel=4,
         )
+
+
+def _attempt(native: Callable[[], Any]) -> tuple[Any, str]:
+    """Run on the true batch, or say why not."""
+    try:
+        return native(), ""
+    except (Lost, Changed) as error:
+        return None, str(error)
+    except HyperLightError:
+        raise
+    except Exception as error:  # if it is the network's own, it comes up again in the fallback
+        if is_out_of_memory(error):
+            raise
+        return None, f"{type(error).__name__}: {error}".strip().splitlines()[0]

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .._torch import BatchNorm, canonical_mask
 from ..errors import InputError
 from ..heads import LowRankWeight, Weight, dense
-from .track import Axis, Lost
+from .track import COPIED, Axis, Lost
 
 
 class Layer(ABC):
@@ -380,6 +380,10 @@ def convolution(layer: Layer, module: Any, input: Tensor) -> Tensor:
         return layer.give(_affine(y, axis, None, bias, 1), axis)
     w = layer.weight(module, "weight")
     assert w is not None
+    if axis.kind == COPIED and module.groups == 1:  # the same images: one convolution
+        b = None if bias is None else bias.flatten()
+        y = convolve(x[: axis.inner], w.flatten(0, 1), b, *options)
+        return layer.give(merge(y.unflatten(1, (layer.samples, -1)).transpose(0, 1), axis), axis)
     u = split(x, axis, layer.samples)
     if _is_covered(u, w, padding, module.dilation) and module.groups == 1:
         y = _covered(u, w, bias)
@@ -699,8 +703,8 @@ def find_rule(module: nn.Module) -> Rule | None:
     rule = LAYERS.get(kind.forward) or OTHERS.get((kind.__module__, kind.__qualname__))
     flat = getattr(module, "_flat_weights_names", ())
     for name in ("weight", "bias", "in_proj_weight", "in_proj_bias", *flat):
-        computed = name not in module._parameters and getattr(module, name, None) is not None
-        if computed or hasattr(module, "parametrizations"):
+        computed = name not in module._parameters and getattr(module, name, None)
+        if isinstance(computed, Tensor) or hasattr(module, "parametrizations"):
             return None
     children = [find_rule(child) for child in module.children()]
     return None if None in children else rule

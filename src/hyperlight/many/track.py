@@ -31,10 +31,11 @@ POOLED = "made of all samples"  # whether any is padded, the longest length: who
 UNKNOWN = "unknown"
 
 # What kind of Axis it is. DATA belongs to a sample, EQUAL is the same for all of them (a mask
-# expanded to the batch), ADDED is a dimension that a network sees in front of its own because a
+# expanded to the batch), COPIED as well, but it is known to be the samples' (an argument of a
+# sweep), ADDED is a dimension that a network sees in front of its own because a
 # layer with weights per sample was given an input without one. A frozenset names layers whose
 # input was taken for EQUAL; meeting DATA confirms it.
-DATA, EQUAL, ADDED = "data", "equal", "added"
+DATA, EQUAL, COPIED, ADDED = "data", "equal", "copied", "added"
 
 
 class Axis(NamedTuple):
@@ -63,8 +64,13 @@ class _Call(NamedTuple):
     names: tuple[str, ...]  # of the arguments, in order
     given: dict[str, Any]
     out: Tensor
-    samples: int
+    rows: int  # entries of a sample in the batch
+    length: int  # of the batch
     together: Callable[[set[Any]], Any]  # the kind of an axis on which several kinds meet
+
+    def even(self, dim: int) -> Axis:
+        """A dimension as long as the batch, along which all entries are the same."""
+        return Axis(dim, self.rows, kind=EQUAL)
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
@@ -87,21 +93,27 @@ class Tracker(TorchDispatchMode):
 
     Args:
         samples: ``B``, at least 2.
+        rows: how many entries a sample has in the batch: 1, or in a sweep the data's.
         record: the facts by storage, to go on with those of an earlier call.
         guarded: tensors that no operation may read, with their names: the weights of layers that
             have one set per sample, which only those layers may use.
     """
 
     def __init__(
-        self, samples: int, record: dict[int, Any], guarded: Iterable[tuple[str, Tensor]]
+        self,
+        samples: int,
+        rows: int,
+        record: dict[int, Any],
+        guarded: Iterable[tuple[str, Tensor]],
     ) -> None:
         super().__init__()
-        self.samples, self.record = samples, record
+        self.samples, self.rows, self.record = samples, rows, record
         self.why: dict[int, str] = {}
         self.lost = ""  # why nothing can be known from here on
         self.failed = ""  # why the call cannot go on
         self._arguments: set[int] = set()
         self.decided: set[int] = set()  # storages of whole numbers that were decided by others
+        self.outside: Fact = UNKNOWN  # what is known of tensors that nobody told of
         self.open: set[str] = set()  # layers whose input was taken for EQUAL, not confirmed yet
         self.wrote_outside = False  # whether a tensor from before the call was written to
         self._off = 0
@@ -160,7 +172,8 @@ class Tracker(TorchDispatchMode):
         if stored is None or stored == SHARED:  # one number is the same for all
             if hint(tensor.numel()) == 1:
                 return SAME
-            return UNKNOWN if stored is None else _expanded(tensor, self.samples)
+            known = self.outside if stored is None else SHARED
+            return known if known != SHARED else _expanded(tensor, self.samples, self.rows)
         return str(stored)
 
     def reason(self, tensor: Tensor) -> str:
@@ -261,8 +274,9 @@ class Tracker(TorchDispatchMode):
         item, total = tensor.element_size(), tensor.untyped_storage().nbytes()
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
             step = hint(stride) * item
-            if hint(size) == self.samples and step and total % (step * self.samples) == 0:
-                return (step, 0, EQUAL)
+            length = self.samples * self.rows
+            if hint(size) == length and step and total % (step * length) == 0:
+                return (step * self.rows, 0, EQUAL)
         return SHARED
 
     # --- the operations ---------------------------------------------------------------------
@@ -292,7 +306,13 @@ class Tracker(TorchDispatchMode):
         fact: Fact = UNKNOWN
         if operation.rule is not None:
             call = _Call(
-                facts, operation.names, named, made[0], self.samples, self.together
+                facts,
+                operation.names,
+                named,
+                made[0],
+                self.rows,
+                self.samples * self.rows,
+                self.together,
             )
             fact = operation.rule(call)
         elif not any(_of_samples(known) for _, known in facts):
@@ -359,9 +379,10 @@ class Tracker(TorchDispatchMode):
     def together(self, kinds: set[Any]) -> Any:
         """The kind of an axis on which several kinds meet."""
         assumed = frozenset().union(*(kind for kind in kinds if isinstance(kind, frozenset)))
-        if DATA in kinds:
-            self.open -= assumed
-            return DATA
+        for kind in (DATA, COPIED):
+            if kind in kinds:
+                self.open -= assumed
+                return DATA if assumed else kind
         return assumed or (ADDED if ADDED in kinds else EQUAL)
 
 
@@ -417,18 +438,18 @@ def _joined(call: _Call, items: Sequence[_Item], ndim: int) -> Fact:
         return SAME
     if any(fact == SAME for _, fact in items) and ndim == call.out.ndim:
         for dim, size in enumerate(call.out.shape):  # only constants reach along this dimension
-            if hint(size) == call.samples and all(
+            if hint(size) == call.length and all(
                 fact == SAME or not _reaches(t, dim - ndim + t.ndim) for t, fact in items
             ):
-                return Axis(dim, kind=EQUAL)
+                return call.even(dim)
     return SHARED
 
 
-def _expanded(tensor: Tensor, samples: int) -> Fact:
+def _expanded(tensor: Tensor, samples: int, rows: int) -> Fact:
     """Shared content that was expanded to as many entries as there are samples is EQUAL."""
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if hint(size) == samples and hint(stride) == 0:
-            return Axis(dim, kind=EQUAL)
+        if hint(size) == samples * rows and hint(stride) == 0:
+            return Axis(dim, rows, kind=EQUAL)
     return SHARED
 
 
@@ -490,9 +511,9 @@ def _alone(rule: _Rule, constant: bool = False) -> _Rule:
 def _even(call: _Call, tensor: Tensor, fact: Fact) -> Fact:
     """A constant is EQUAL along a dimension as long as the batch."""
     sizes = [hint(size) for size in tensor.shape]
-    if fact != SAME or call.samples not in sizes:
+    if fact != SAME or call.length not in sizes:
         return fact
-    return Axis(sizes.index(call.samples), kind=EQUAL)
+    return call.even(sizes.index(call.length))
 
 
 def _only(call: _Call, index: int = 0) -> Axis | None:
@@ -629,8 +650,8 @@ def _varied(call: _Call, fact: Fact, dim: int) -> Fact:
     if fact != SAME:
         return fact
     others = (d for d in range(call.out.ndim) if d != dim)
-    along = next((d for d in others if hint(call.out.shape[d]) == call.samples), None)
-    return SHARED if along is None else Axis(along, kind=EQUAL)
+    along = next((d for d in others if hint(call.out.shape[d]) == call.length), None)
+    return SHARED if along is None else call.even(along)
 
 
 def _stack(call: _Call) -> Fact:
@@ -656,9 +677,9 @@ def _repeat_shared(call: _Call) -> Fact:
     if fact == SHARED:
         added = len(repeats) - tensor.ndim
         for dim, times in enumerate(repeats):
-            if hint(times) == call.samples:
+            if hint(times) == call.length:
                 inner = hint(tensor.shape[dim - added]) if dim >= added else 1
-                return Axis(dim, inner, 1, EQUAL)
+                return Axis(dim, inner * call.rows, 1, EQUAL)
     return _alone(_repeat, constant=True)(call)
 
 
@@ -738,18 +759,18 @@ def _each_its_own(
     """``x[arange(B), choice]``: every sample chooses among its own entries."""
     index, kind = facts[chooser]
     dims = [d for d in range(index.ndim) if _reaches(index, d)]
-    if kind != INDEX or fact.place[1:] != (1, 1) or len(dims) != 1:
+    if kind != INDEX or fact.place[1:] != (call.rows, 1) or len(dims) != 1:
         return UNKNOWN
-    if hint(index.shape[dims[0]]) != call.samples:
+    if hint(index.shape[dims[0]]) != call.length:
         return UNKNOWN
     here = dims[0] - index.ndim + block
     for other, known in facts:
         at = here - block + other.ndim
         if other is index or not _reaches(other, at):
             continue
-        if not (isinstance(known, Axis) and known.place == (at, 1, 1)):
+        if not (isinstance(known, Axis) and known.place == (at, call.rows, 1)):
             return UNKNOWN
-    return Axis(first + here, 1, 1, fact.kind)
+    return Axis(first + here, call.rows, 1, fact.kind)
 
 
 def _filled(call: _Call) -> Fact:
@@ -772,7 +793,7 @@ def _same(call: _Call) -> Fact:
 def _counted(call: _Call) -> Fact:
     """``arange(B)`` numbers the samples; other such tables are shared."""
     numbers = [v for k, v in call.given.items() if k in ("start", "end", "step")]
-    whole = call.out.ndim == 1 and hint(call.out.shape[0]) == call.samples
+    whole = call.out.ndim == 1 and hint(call.out.shape[0]) == call.length
     start, step = call.given.get("start", 0), call.given.get("step", 1)
     return INDEX if whole and numbers and (start, step) == (0, 1) else SHARED
 
@@ -873,6 +894,6 @@ def _operation(func: Any) -> _Operation:
         tuple(a.name for a in arguments),
         tuple(a.name for a in arguments if a.alias_info and a.alias_info.is_write),
         func.is_view or name in ("_unsafe_view", "_reshape_alias"),
-        rule is None and func._can_decompose(),
+        rule is None and func.namespace != "prim" and func._can_decompose(),
         rule,
     )
