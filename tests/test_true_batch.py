@@ -174,6 +174,17 @@ def _check(case: Case, run: Run, tally: Tally, allowed: tuple[str, ...]) -> None
             raise AssertionError(f"{lines[0]}\n{case}")
 
 
+SINGLE = [
+    *(("placed", place, ("linear",)) for place in PLACES),
+    *(("placed", "as it is", (layer,)) for layer in LAYERS),
+    *((step, variant) for step in STEPS for variant in range(4)),
+    *(("time", which) for which in range(len(TIME))),
+    *(("shuffled", name, ("linear",)) for name in SHUFFLED),
+    ("packed",),
+    *(("crossing", name) for name in (*CROSSING, *DECIDING)),
+]
+
+
 # --- what must hold -----------------------------------------------------------------------------
 
 
@@ -211,6 +222,25 @@ def test_the_model_is_always_right(crossing: bool) -> None:
 
     check()
     tally.show(f"model, {'crossing' if crossing else 'ordinary'}")
+
+
+def _alone(run: Run, crossing: bool, allowed: tuple[str, ...]) -> Tally:
+    """Every step in a network of its own, with time as long as the batch."""
+    tally = Tally()
+    for number, step in enumerate(SINGLE):
+        if (step[0] in ("crossing", "shuffled", "packed")) == crossing and step[-1] not in DECIDING:
+            full = number % 4 < 2
+            calls = ((4, 4, full), (4, 4, full), (4, 4, not full), (3, 3, full))
+            _check(Case(4, (step,), calls, False, False, False, number), run, tally, allowed)
+    return tally
+
+
+@quiet
+@pytest.mark.parametrize("crossing", [False, True], ids=["ordinary", "crossing"])
+def test_every_step_alone(crossing: bool) -> None:
+    tally = _alone(_native, crossing, ("right", "refused"))
+    tally.show(f"bind, every step alone, {'crossing' if crossing else 'ordinary'}")
+    _alone(lambda m, data, g: m(*_given(m, data), g=g), crossing, ("right",))
 
 
 @quiet
@@ -277,17 +307,6 @@ def test_dimension_0_on_trust_would_be_found_out(crossing: bool) -> None:
     tally.show(f"dimension 0 on trust, {'crossing' if crossing else 'ordinary'}")
     assert tally.found["right"] > 0
     assert tally.share("silently wrong") > (0.1 if crossing else 0.02)
-
-
-SINGLE = [
-    *(("placed", place, ("linear",)) for place in PLACES),
-    *(("placed", "as it is", (layer,)) for layer in LAYERS),
-    *((step, variant) for step in STEPS for variant in range(4)),
-    *(("time", which) for which in range(len(TIME))),
-    *(("shuffled", name, ("linear",)) for name in SHUFFLED),
-    ("packed",),
-    *(("crossing", name) for name in (*CROSSING, *DECIDING)),
-]
 
 
 def test_steps_keep_samples_apart_and_crossings_mix_them() -> None:

@@ -540,6 +540,11 @@ def _halved(x: Tensor) -> Tensor:
     return x.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
 
 
+def _transposed(x: Tensor) -> Tensor:
+    """Where time is as long as the batch, samples and steps change places."""
+    return x + x.transpose(0, 1) if len(x) == x.shape[1] else x
+
+
 def _gram(x: Tensor) -> Tensor:
     return x * torch.einsum("btc,dtc->bd", x, x)[:, :1, None]
 
@@ -587,6 +592,7 @@ CROSSING: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "swapped": lambda x, n, i: _swapped(x),
     "halved": lambda x, n, i: _halved(x),
     "numbered": lambda x, n, i: x + torch.arange(len(x), dtype=x.dtype)[:, None, None],
+    "transposed": lambda x, n, i: _transposed(x),
     "gram": lambda x, n, i: _gram(x),
     "attention": lambda x, n, i: _attention(x),
     "distances": lambda x, n, i: x * torch.cdist(x.flatten(1), x.flatten(1)).mean(1)[:, None, None],
