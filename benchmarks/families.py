@@ -115,7 +115,8 @@ class Ours(Family):
         return output
 
     def each(self, x: Tensor, gamma: Tensor) -> Tensor:
-        return self(x, gamma)
+        output: Tensor = self(x, gamma)  # (M * n, classes) on the whole batch
+        return output.reshape(*x.shape[:2], output.shape[-1])
 
     def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
         output: Tensor = self.model.sweep(x, gamma=gamma)
