@@ -201,7 +201,7 @@ def test_a_bound_network_is_right_or_refuses(crossing: bool) -> None:
     check()
     tally.show(f"bind, {'crossing' if crossing else 'ordinary'}")
     if not crossing:
-        assert tally.share("refused") <= 0.2
+        assert tally.share("refused") <= 0.08  # 0.04 of 600 networks
 
 
 @quiet
@@ -240,6 +240,7 @@ def _alone(run: Run, crossing: bool, allowed: tuple[str, ...]) -> Tally:
 def test_every_step_alone(crossing: bool) -> None:
     tally = _alone(_native, crossing, ("right", "refused"))
     tally.show(f"bind, every step alone, {'crossing' if crossing else 'ordinary'}")
+    assert crossing or tally.share("refused") <= 0.03
     _alone(lambda m, data, g: m(*_given(m, data), g=g), crossing, ("right",))
 
 

@@ -542,7 +542,7 @@ def _halved(x: Tensor) -> Tensor:
 
 def _transposed(x: Tensor) -> Tensor:
     """Where time is as long as the batch, samples and steps change places."""
-    return x + x.transpose(0, 1) if len(x) == x.shape[1] else x
+    return x + x.transpose(0, 1) if len(x) == x.shape[1] > 1 else x
 
 
 def _gram(x: Tensor) -> Tensor:
