@@ -21,6 +21,7 @@ ORDER = [
     "_version",
     "_torch",
     "errors",
+    "signatures",
     "precision",
     "inputs",
     "encodings",

@@ -16,6 +16,7 @@ import hyperlight as hl
 
 LIMIT = 120.0  # seconds until a process that hangs is stopped
 WORLD = 2
+INPUTS = {"gamma": hl.Uniform(0.0, 1.0), "z": hl.Normal(2)}
 
 
 def network() -> nn.Module:
@@ -25,7 +26,7 @@ def network() -> nn.Module:
 
 def model() -> hl.HyperModel:
     torch.manual_seed(1)
-    return hl.hypernetize(network(), {"gamma": hl.Uniform(0.0, 1.0), "z": hl.Normal(2)})
+    return hl.hypernetize(network(), INPUTS)
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -133,3 +134,136 @@ def test_two_processes_train_as_one_on_the_joint_batch(gammas: list[float], tmp_
             assert torch.allclose(found[name], gradient, rtol=1e-9, atol=1e-12), name
         for name, value in net.state_dict().items():
             assert torch.allclose(state[name], value, rtol=1e-9, atol=1e-12), name
+
+
+# --- FSDP2 ------------------------------------------------------------------------------
+
+
+def leaves(net: nn.Module) -> list[nn.Module]:
+    return [m for m in net.modules() if not list(m.children()) and list(m.parameters())]
+
+
+# What is sharded, each on its own, before the root.
+SHARDED: dict[str, Callable[[hl.HyperModel], list[nn.Module]]] = {
+    "root": lambda net: [],
+    "head": lambda net: [net.hypernet.head],
+    "trunk": lambda net: [net.hypernet.trunk],
+}
+REFUSED: dict[str, tuple[Callable[[hl.HyperModel], list[nn.Module]], str]] = {
+    "layers": (lambda net: leaves(net.primary), "Parameter '0.weight' of the primary is"),
+    "primary": (lambda net: [net.primary], "Parameter '0.weight' of the primary is"),
+    "hypernetwork": (lambda net: [net.hypernet], "The hypernetwork is"),
+    "low-rank head": (lambda net: [net.hypernet.head], "The LowRank head is"),
+    "several heads": (lambda net: [net.hypernet.head], "A head of several is"),
+}
+HEADS: dict[str, Any] = {"low-rank head": hl.LowRank(1), "several heads": {"*": hl.Dense()}}
+
+
+def started(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=WORLD,
+        timeout=datetime.timedelta(seconds=LIMIT),
+    )
+
+
+def train(net: Any, optimizer: Any, x: Tensor, target: Tensor) -> None:
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(x, gamma=0.3, z=Z) - target).square().mean().backward()
+        optimizer.step()
+
+
+def shard(rank: int, folder: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    started(rank, folder)
+    try:
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (WORLD,))
+        x, target = (part.chunk(WORLD)[rank] for part in batch())
+        found: dict[str, Any] = {}
+        for kind in (torch.optim.SGD, hl.optim.SGD, hl.optim.AdamW):
+            for name, parts in SHARDED.items():
+                net = model()
+                for part in [*parts(net), net]:
+                    fully_shard(part, mesh=mesh)
+                optimizer = kind(net.parameters(), lr=0.1)
+                assert not optimizer.param_groups[0]["fused"]
+                train(net, optimizer, x, target)
+                whole = {n: p.full_tensor().detach() for n, p in net.named_parameters()}
+                found[f"{kind.__module__} {kind.__name__} {name}"] = whole
+        for name, (parts, what) in REFUSED.items():
+            net = hl.hypernetize(network(), INPUTS, head=HEADS.get(name, hl.Dense()))
+            for part in [*parts(net), net]:
+                fully_shard(part, mesh=mesh)
+            with pytest.raises(hl.ConfigurationError, match=f"{what} sharded over processes"):
+                net(x, gamma=0.3, z=Z)
+        refuse_outside_of_a_call(fully_shard, mesh)
+        torch.save(found, Path(folder) / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+def refuse_outside_of_a_call(fully_shard: Any, mesh: Any) -> None:
+    net, x = model(), batch()[0]
+    expected = net.bind(gamma=0.3, z=Z)(x)
+    fully_shard(net, mesh=mesh)
+    many = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    for use in (
+        lambda: net.bind(gamma=0.3, z=Z),
+        lambda: net.predict(gamma=0.3, z=Z),
+        lambda: net.sweep(x, gamma=many, z=Z),
+    ):
+        with pytest.raises(hl.ConfigurationError, match=r"gather it first: model.unshard"):
+            use()
+    with pytest.raises(hl.FormatError, match="is a DTensor, of which each process holds a part"):
+        hl.save(net, "never.safetensors")
+    net.unshard()
+    assert torch.allclose(net.bind(gamma=0.3, z=Z)(x), expected)
+    primary = network()
+    fully_shard(primary, mesh=mesh)
+    with pytest.raises(hl.ConfigurationError, match="once it is hypernetized"):
+        hl.hypernetize(primary, INPUTS)
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="this build of torch has none")
+def test_fully_shard_trains_as_one_process_or_is_refused(tmp_path: Path) -> None:
+    run(shard, str(tmp_path), processes=WORLD)
+    for rank in range(WORLD):
+        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert len(results) == 9
+        for name, found in results.items():
+            net = model()
+            kind = hl.optim.AdamW if "AdamW" in name else torch.optim.SGD
+            train(net, kind(net.parameters(), lr=0.1), *batch())
+            for key, value in net.named_parameters():
+                assert torch.allclose(found[key], value, rtol=1e-9, atol=1e-12), (name, key)
+
+
+def shard_flat(rank: int, folder: str) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    started(rank, folder)
+    try:
+        net = FullyShardedDataParallel(model(), device_id=torch.device("cpu"), use_orig_params=True)
+        x, target = (part.chunk(WORLD)[rank] for part in batch())
+        train(net, torch.optim.SGD(net.parameters(), lr=0.1), x, target)
+        with FullyShardedDataParallel.summon_full_params(net):
+            whole = {n: p.detach().clone() for n, p in net.module.named_parameters()}
+        torch.save(whole, Path(folder) / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="this build of torch has none")
+def test_the_older_fsdp_trains_as_one_process(tmp_path: Path) -> None:
+    run(shard_flat, str(tmp_path), processes=WORLD)
+    net = model()
+    train(net, torch.optim.SGD(net.parameters(), lr=0.1), *batch())
+    for rank in range(WORLD):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in net.named_parameters():
+            assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-12), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 
 import pytest
@@ -93,3 +94,21 @@ class Sum(nn.Module):
 def test_a_module_that_does_not_encode_is_refused() -> None:
     with pytest.raises(hl.ConfigurationError, match=r"gave \(\) for an input of shape \(1, 2\)"):
         hl.HyperNet({"a": hl.Normal(2)}, {"w": (2,)}, encoding=Sum())
+
+
+@pytest.mark.parametrize(
+    "kind", [hl.CosSin, hl.Dense, hl.LowRank, hl.Chunked, hl.HyperNet, hl.HyperModel]
+)
+@pytest.mark.parametrize("abstract_first", [True, False])
+def test_our_modules_combine_with_abstract_modules(kind: type, abstract_first: bool) -> None:
+    """As meta-learning libraries do for every submodule, in the order of bases that they chose."""
+    bases = (abc.ABC, nn.Module) if abstract_first else (nn.Module, abc.ABC)
+    base = abc.ABCMeta("Base", bases, {})
+    combined = abc.ABCMeta("Combined", (kind, base), {})
+    assert issubclass(combined, kind)
+
+
+def test_encodings_and_heads_without_their_methods_cannot_be_made() -> None:
+    for base in (hl.Encoding, hl.Head):
+        with pytest.raises(TypeError, match="abstract"):
+            type("Unfinished", (base,), {})()

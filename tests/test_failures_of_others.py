@@ -125,15 +125,16 @@ def test_theta0_in_another_order_is_scrambled() -> None:
 
 
 def test_weights_stay_set_after_an_exception_and_unknown_names_are_ignored() -> None:
+    seen: list[weakref.ref[Tensor]] = []
+
     class Fails(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = mlp()
-            self.seen: list[weakref.ref[Tensor]] = []
 
         def forward(self, x: Tensor, fail: bool = False) -> Tensor:
             y = self.inner(x)
-            self.seen.append(weakref.ref(self.inner[0].weight))
+            seen.append(weakref.ref(self.inner[0].weight))
             if fail:
                 raise RuntimeError("on purpose")
             return y
@@ -141,7 +142,7 @@ def test_weights_stay_set_after_an_exception_and_unknown_names_are_ignored() -> 
     net, x = Fails(), vectors()
     model = hl.hypernetize(net, SPACE)
     before = net(x)
-    net.seen.clear()
+    seen.clear()
     outer = model.bind(gamma=0.1)
     expected = outer.inner(x)
     with pytest.raises(RuntimeError, match="on purpose"):
@@ -149,9 +150,9 @@ def test_weights_stay_set_after_an_exception_and_unknown_names_are_ignored() -> 
     model(x, gamma=0.5)
     assert torch.equal(outer.inner(x), expected), "an inner use wiped the outer one"
     assert torch.equal(net(x), before)
-    net.seen.pop()
+    seen.pop()
     gc.collect()
-    assert [ref() for ref in net.seen] == [None, None], "weights and their graph are still held"
+    assert [ref() for ref in seen] == [None, None], "weights and their graph are still held"
 
     weight = torch.zeros(5, 3)
     with pytest.raises(hl.BindError, match="no parameter 'inner.0.wieght'"):

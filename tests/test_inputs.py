@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from statistics import NormalDist
 
 import numpy as np
@@ -217,6 +218,25 @@ def test_unstandardize_is_the_inverse(space: hl.Input) -> None:
     if space.bounded:
         assert coordinate.min() >= 0
         assert coordinate.max() <= 1
+
+
+@pytest.mark.parametrize("space", SPACES, ids=repr)
+def test_a_number_of_draws_is_a_batch_shape(space: hl.Input) -> None:
+    def draws(shape: int | tuple[int, ...]) -> torch.Tensor:
+        return space.sample(shape, generator=torch.Generator().manual_seed(0))
+
+    assert torch.equal(draws(32), draws((32,)))
+    assert torch.equal(draws(np.int64(32)), draws((32,)))
+    assert draws(0).shape == (0, *space.event_shape)
+
+
+@pytest.mark.parametrize("shape", [True, -1, 2.0, "32", (2, False), (2, -1), (2.0,), None])
+def test_what_is_no_batch_shape_is_refused(shape: object) -> None:
+    words = f"was {shape!r}; expected a number of draws, such as 32, or a tuple"
+    model = hl.hypernetize(nn.Linear(2, 1), {"g": hl.Normal()})
+    for sample in (hl.Normal().sample, model.sample, model.hypernet.sample):
+        with pytest.raises(hl.InputError, match=re.escape(words)):
+            sample(shape)
 
 
 # --- oversampled ends -----------------------------------------------------------

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
+import pickle
 from typing import Any
 
 import pytest
@@ -150,8 +153,79 @@ def test_sample_draws_every_input_and_fits_the_model() -> None:
     assert list(gamma) == ["a", "z", "v"]
     assert all(torch.equal(gamma[name], again[name]) for name in gamma)
     assert model(vectors(), **gamma).shape == (4, 2)
-    assert model.sample((6,))["z"].shape == (6, 4)
+    assert model.sample((6,))["z"].shape == model.sample(6)["z"].shape == (6, 4)
     assert model.double().sample()["a"].dtype == torch.float64
+
+
+# --- signatures ---------------------------------------------------------------
+
+
+class Called(nn.Module):
+    """Takes arguments of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, /, y: Any = None, *rest: Any, labels: Any = None, **more: Any):
+        return self.linear(x)
+
+
+def signatures(model: hl.HyperModel) -> set[str]:
+    return {str(inspect.signature(f)) for f in (model, model.forward)}
+
+
+def test_the_signature_is_that_of_the_primary_and_the_inputs() -> None:
+    model = hl.hypernetize(Called(), SPACE | {"z": hl.Normal(2)})
+    found = (
+        "(x: 'Tensor', /, y: 'Any' = None, *rest: 'Any', labels: 'Any' = None, g, z, **more: 'Any')"
+    )
+    assert signatures(model) == {found}
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.copy(model)):
+        assert signatures(twin) == {found}
+        assert torch.equal(
+            twin(torch.ones(1, 3), g=0.2, z=[0.0, 1.0]),
+            model(torch.ones(1, 3), g=0.2, z=[0.0, 1.0]),
+        )
+    # Each model has its own, and a hierarchy has that of all its levels.
+    assert signatures(hl.hypernetize(mlp(), SPACE)) == {"(input, *, g)"}
+    assert signatures(hl.hypernetize(model, {"h": hl.Normal()}, "primary.*")) == {
+        found.replace("z, ", "z, h, ")
+    }
+    assert "primary" in inspect.signature(hl.HyperModel).parameters
+    assert str(inspect.signature(hl.HyperModel.forward)) == (
+        "(self, *args: 'Any', labels=None, **kwargs: 'Any') -> 'Any'"
+    )
+
+
+def test_a_primary_whose_signature_cannot_be_read_takes_anything() -> None:
+    primary = nn.Linear(3, 2)
+    primary.forward = max  # written in C, without a signature
+    model = hl.hypernetize(primary, SPACE)
+    assert signatures(model) == {"(*args, g, **kwargs)"}
+
+
+def test_an_input_may_have_the_name_of_rest_arguments() -> None:
+    model = hl.hypernetize(Called(), {"rest": hl.Normal(), "x": hl.Normal()})
+    names = list(inspect.signature(model).parameters)
+    assert names == ["x_", "y", "rest_", "labels", "rest", "x", "more"]
+    assert model(torch.ones(1, 3), rest=0.1, x=0.2).shape == (1, 2)
+
+
+def test_a_forward_of_ones_own_replaces_the_models() -> None:
+    """As accelerate and users do, on the instance or in a subclass."""
+
+    class Doubled(hl.HyperModel):
+        def forward(self, x: Tensor, g: float) -> Tensor:
+            return 2 * super().forward(x, g=g)
+
+    model, x = hl.hypernetize(mlp(), SPACE), vectors()
+    expected = model(x, g=0.3)
+    doubled = Doubled(model.primary, model.hypernet)
+    assert torch.equal(doubled(x, 0.3), 2 * expected)
+    assert signatures(doubled) == {"(x: 'Tensor', g: 'float') -> 'Tensor'"}
+    model.forward = functools.partial(model.forward, g=0.3)
+    assert torch.equal(model(x), expected)
 
 
 # --- hierarchies -------------------------------------------------------------

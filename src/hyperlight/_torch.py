@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import functools
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-from torch._subclasses import fake_tensor
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.multiprocessing import reductions
 from torch.nn.parallel import DistributedDataParallel
@@ -35,15 +35,60 @@ Dropout = nn.modules.dropout._DropoutNd
 InstanceNorm = nn.modules.instancenorm._InstanceNorm
 ConvTranspose = nn.modules.conv._ConvTransposeNd
 
-# Runs a module on shapes alone.
-FakeTensorMode: Any = fake_tensor.FakeTensorMode
-
 # Tells whether a storage is still the one that was seen, without keeping it alive.
 StorageWeakRef: Any = reductions.StorageWeakRef
 
 # Flattens and rebuilds nested arguments and outputs, with the containers that other libraries
 # register (ModelOutput of transformers). Its public twin is newer than the oldest supported torch.
 pytree = _pytree
+
+# Stands in Tensor for a method that it has not. Classes that have one answer operations themselves.
+_NO_DISPATCH: Any = torch._C._disabled_torch_dispatch_impl
+
+
+def is_wrapper(tensor: Tensor) -> bool:
+    """Whether a subclass answers every operation itself: torchao's weights, DTensor, FakeTensor.
+
+    Subclasses that only carry attributes or methods do not.
+    """
+    kind = type(tensor)
+    return kind not in (Tensor, nn.Parameter) and kind.__torch_dispatch__ is not _NO_DISPATCH
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it stands for a tensor of that shape, in a graph that is being made."""
+    return isinstance(tensor, FakeTensor)
+
+
+def _is_a(value: object, module: str, name: str) -> bool:
+    """Whether it is of a class in a module that takes long to import, and need not be."""
+    found = sys.modules.get(module)
+    return found is not None and isinstance(value, getattr(found, name))
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, of which each process holds a part."""
+    return _is_a(tensor, "torch.distributed.tensor", "DTensor")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether parameters that the module reads are in parts now, as ``fully_shard`` leaves them.
+
+    Those of a submodule that is sharded on its own do not count: its call gathers them.
+    """
+    if torch.compiler.is_compiling() or not (
+        torch.distributed.is_available() and torch.distributed.is_initialized()
+    ):
+        return False
+    modules = [module]
+    for own in modules:  # grows
+        modules += [
+            child
+            for child in own.children()
+            if not _is_a(child, "torch.distributed.fsdp", "FSDPModule")
+        ]
+    return any(is_distributed(p) for own in modules for p in own.parameters(recurse=False))
+
 
 # --- the gradient as factors ------------------------------------------------------------
 
@@ -67,6 +112,33 @@ tracing_state: Any = torch._C._get_tracing_state
 transforms_active: Any = torch._C._are_functorch_transforms_active
 forward_mode_level: Any = functools.partial(operator.attrgetter("_current_level"), forward_ad)
 
+
+_dispatch_mode: Any = torch._C._get_dispatch_mode
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # the mode of make_fx
+
+
+def is_traced() -> bool:
+    """Whether what runs becomes a graph: by torch.compile, export, ONNX, a jit trace or make_fx."""
+    if torch.compiler.is_compiling():
+        return True
+    return tracing_state() is not None or _dispatch_mode(_PROXY) is not None
+
+
+_eval_frame: Any = torch._C._dynamo.eval_frame
+
+
+def never_compile_alone(function: Any) -> Any:
+    """Decorate a function that torch.compile may inline but is not to compile on its own.
+
+    After a graph break it tries that with every function that runs. For a ``__get__`` it then
+    reads the attribute that is being read, without end.
+    """
+    action = _eval_frame._FrameAction
+    strategy = _eval_frame._FrameExecStrategy(action.SKIP, action.DEFAULT)
+    _eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    return function
+
+
 # PyTorch's fused optimizer steps, called on a part of a weight. torch.optim has them for whole
 # parameters only, for which it needs the whole dense gradient.
 fused_adam: Any = torch._fused_adam_
@@ -88,15 +160,17 @@ def onednn_linear(features: Tensor, weight: Tensor) -> Tensor | None:
 
 # --- many sets of weights ---------------------------------------------------------------
 
-# Whether torch.vmap maps over a tensor. Nothing public tells.
-is_batched: Any = torch._C._functorch.is_batchedtensor
+# What torch.func wraps tensors in. Nothing public tells whether torch.vmap maps over one.
+_functorch = torch._C._functorch
 
 
-def is_mapped(tensor: Tensor) -> bool:
-    """Whether the innermost transform is a vmap that maps over this tensor."""
-    functorch = torch._C._functorch
-    level = functorch.maybe_get_level(tensor)
-    return bool(is_batched(tensor) and level == functorch.maybe_current_level())
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a vmap maps over this tensor, be it behind the wrappers of other transforms."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
 
 
 def hint(size: Any) -> int:
@@ -125,29 +199,12 @@ def canonical_mask(mask: Any, name: str, other: Any, dtype: torch.dtype) -> Any:
     )
 
 
-class VmapLevel:
-    """The innermost :func:`torch.vmap`, and the tensors behind those that it maps over.
+# --- binding ----------------------------------------------------------------------------
 
-    A :class:`torch.autograd.Function` with a vmap rule is the public way; it takes ten times the
-    Python time of a small layer.
-    """
 
-    def __init__(self) -> None:
-        self._interpreter: Any = retrieve_current_functorch_interpreter()
-        self._level = self._interpreter.level()
-
-    def open(self, tensor: Tensor) -> tuple[Tensor, bool]:
-        """The tensor with the mapped dimension first, and whether it has one at this level."""
-        inside, dim = torch._C._functorch._unwrap_batched(tensor, self._level)
-        return (inside, False) if dim is None else (inside.movedim(dim, 0), True)
-
-    def below(self) -> Any:
-        """Return a context in which operations run on the opened tensors."""
-        return self._interpreter.lower()
-
-    def close(self, tensor: Tensor, dim: int) -> Tensor:
-        """Undo :meth:`open`: map over that dimension again."""
-        return torch._C._functorch._add_batch_dim(tensor, dim, self._level)
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written in place; nothing public tells. 0 if it is not counted."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 # --- the rest ---------------------------------------------------------------------------

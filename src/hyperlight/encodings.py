@@ -8,14 +8,14 @@ It is given the inputs mapped to [0, 1], or as the user passed them if it says
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class Encoding(nn.Module, ABC):
+class Encoding(nn.Module, metaclass=ABCMeta):  # ABC as a base would fix where it must stand
     """The base class of encodings.
 
     Attributes:

@@ -46,6 +46,15 @@ class MissingExtraError(HyperLightError, ImportError):
     """A package is missing that an extra of HyperLight installs."""
 
 
+def sharded(what: str) -> ConfigurationError:
+    """The error for a part of a model whose parameters are spread over processes."""
+    return ConfigurationError(
+        f"{what} sharded over processes (DTensor), and is read as a whole here. Shard the model at "
+        "its root alone, once it is hypernetized: fully_shard(model). It is whole while model(...) "
+        "runs; for model.bind, predict and sweep gather it first: model.unshard()."
+    )
+
+
 def check_integer(call: str, value: object, least: int = 1) -> None:
     """Refuse a value that is not an integer of at least ``least``; ``call`` shows where it stood.
 

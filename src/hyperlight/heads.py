@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._torch import pytree
-from .errors import ConfigurationError, check_integer, did_you_mean, listed
+from ._torch import is_sharded, pytree
+from .errors import ConfigurationError, check_integer, did_you_mean, listed, sharded
 from .init import Initialization
 from .optim import dense_product, is_ordinary
 from .precision import rms, widest
@@ -45,8 +45,7 @@ class LowRankWeight:
     def dense(self) -> Tensor:
         """The weight as a tensor, ``(...) + theta0.shape``, made once."""
         if self._dense is None:
-            change = self.left @ self.right
-            self._dense = self.theta0 + change.reshape(change.shape[:-2] + self.theta0.shape)
+            (self._dense,) = _sums([self.theta0], (self.left @ self.right).flatten(-2))
         return self._dense
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
@@ -70,7 +69,7 @@ def dense(weight: Weight) -> Tensor:
     return weight.dense() if isinstance(weight, LowRankWeight) else weight
 
 
-class Head(nn.Module, ABC):
+class Head(nn.Module, metaclass=ABCMeta):
     """The base class of heads. A head is built once, by the hypernetwork that takes it.
 
     Attributes:
@@ -191,11 +190,15 @@ def _sums(theta0: Sequence[Tensor], flat: Tensor) -> Sequence[Tensor]:
 
     One node of autograd's graph in place of three for every tensor.
     """
-    if is_ordinary(flat, *theta0) and all(own.dtype == flat.dtype for own in theta0):
+    if not is_ordinary(flat, *theta0):
+        parts = _split(flat, [own.shape for own in theta0])
+        return [own + part.to(own.dtype) for own, part in zip(theta0, parts, strict=True)]
+    if all(own.dtype == flat.dtype for own in theta0):
         sums: tuple[Tensor, ...] = _Sums.apply(flat, *theta0)  # type: ignore[no-untyped-call]
         return sums
-    parts = _split(flat, [own.shape for own in theta0])
-    return [own + part.to(own.dtype) for own, part in zip(theta0, parts, strict=True)]
+    pieces = torch.split(flat, [own.numel() for own in theta0], dim=-1)
+    pairs = zip(theta0, pieces, strict=True)
+    return [_Sums.apply(piece.to(own.dtype), own)[0] for own, piece in pairs]  # type: ignore[no-untyped-call]
 
 
 class _Sums(torch.autograd.Function):
@@ -217,7 +220,7 @@ class _Sums(torch.autograd.Function):
                 [
                     like.new_zeros((*batch, shape.numel()))
                     if g is None
-                    else g.reshape(*batch, shape.numel())
+                    else g.to_dense().reshape(*batch, shape.numel())
                     for g, shape in zip(gradients, ctx.shapes, strict=True)
                 ],
                 dim=-1,
@@ -382,6 +385,8 @@ class LowRank(_Rows):
         return left.reshape(*batch, rows, self.rank), right.reshape(*batch, self.rank, columns)
 
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
+        if is_sharded(self):
+            raise sharded("The LowRank head is")
         weights: dict[str, Weight] = {}
         for name, code in self._split_rows(F.linear(features, self.weight), -1):
             own, matrix = theta0[name], self._matrix(name)
@@ -555,6 +560,8 @@ class Mixed(Head):
         return self.head_of(name).parameter_count(name)
 
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
+        if is_sharded(self):
+            raise sharded("A head of several is")
         weights: dict[str, Weight] = {}
         for head in self.heads():
             weights |= head.add_to(theta0, features)

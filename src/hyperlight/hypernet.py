@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import keyword
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._torch import is_sharded
 from .encodings import CosSin, Encoding, Identity
-from .errors import ConfigurationError, InputError, did_you_mean, listed
+from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
 from .heads import Dense, Head, find_head
 from .init import Init, find_init, gain_of, kaiming_fan_out_
-from .inputs import Categorical, Input
+from .inputs import Categorical, Input, as_batch_shape, is_read
 from .memory import refuse_oversize
 
 Activation = str | nn.Module | Callable[[], nn.Module]
@@ -141,12 +143,16 @@ class HyperNet(nn.Module):
                 ``batch_shape + event_shape``.
 
         Raises:
-            InputError: a name, type, shape, device or value that does not fit.
+            InputError: a name, type, shape, device or value that does not fit. Values that
+                would have to be waited for, or that a graph is made for, are not refused: the
+                nearest value inside the space takes their place (see :meth:`Input.nearest`).
         """
         return self.head.predict(self.features(**gamma))
 
     def features(self, **gamma: Any) -> Tensor:
         """What the head reads: ``batch_shape + (K,)``."""
+        if is_sharded(self):
+            raise sharded("The hypernetwork is")
         features: Tensor = self.trunk(self.encode(**gamma))
         return features
 
@@ -161,10 +167,12 @@ class HyperNet(nn.Module):
             value = values[name]
             batch_shape, size = value.shape[: value.ndim - len(space.event_shape)], space.numel
             if space.discrete:
-                value = F.normalize(next(embeddings)(value), dim=-1)
+                value = _embedded(next(embeddings), value)
                 size *= value.shape[-1]
             elif normalized:
-                value = space.normalize(value)
+                # With a dimension: PyTorch (2.13) gives the tangent of a float32 scalar that meets
+                # a number in float64.
+                value = space.normalize(value if value.ndim else value.reshape(1))
             (embedded if space.discrete else numbers).append(value.reshape((*batch_shape, size)))
         if len(values) > 1:
             batch_shape = self._common_batch_shape(values)
@@ -183,7 +191,8 @@ class HyperNet(nn.Module):
 
         Raises:
             InputError: a name, type, dtype, device or shape that does not fit; or a value,
-                if reading it is free (see :meth:`Input.tensor`).
+                if reading it is free (see :meth:`Input.tensor`). Otherwise the nearest value
+                inside takes its place.
         """
         for name in gamma:
             if name not in self.inputs:
@@ -209,7 +218,8 @@ class HyperNet(nn.Module):
     def check(self, **gamma: Any) -> None:
         """Check names, types, shapes, devices and values, wherever the values are.
 
-        ``forward`` does the same, except that it does not wait for an accelerator to read values.
+        ``forward`` does the same where reading values is free. Elsewhere (on an accelerator, in a
+        graph) it replaces values outside by the nearest ones inside, which this refuses.
 
         Raises:
             InputError: says which input was wrong, how, and what to do.
@@ -251,18 +261,20 @@ class HyperNet(nn.Module):
         return self._like.device
 
     def sample(
-        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+        self, batch_shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Draw every input from its space: ``{name: batch_shape + event_shape}``.
 
-        On the device and in the dtype of the hypernetwork. A CPU generator can be used on any
-        device, so that runs on different devices see the same draws.
+        A single number of draws, such as 32, is the batch shape ``(32,)``. Draws are on the device
+        and in the dtype of the hypernetwork. A CPU generator can be used on any device, so that
+        runs on different devices see the same draws.
         """
+        shape = as_batch_shape(batch_shape)
         drawn_on = self.device if generator is None else generator.device
         return {
-            name: space.sample(
-                batch_shape, generator=generator, dtype=self.dtype, device=drawn_on
-            ).to(self.device)
+            name: space.sample(shape, generator=generator, dtype=self.dtype, device=drawn_on).to(
+                self.device
+            )
             for name, space in self.inputs.items()
         }
 
@@ -288,6 +300,12 @@ class HyperNet(nn.Module):
         spaces = ", ".join(f"{name}={space!r}" for name, space in self.inputs.items())
         total = sum(shape.numel() for shape in self.shapes.values())
         return f"inputs: {spaces}\npredicts: {total:,} entries in {len(self.shapes)} tensors"
+
+
+def _by_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer that was exchanged: a quantized one takes no vectors."""
+    y: Tensor = layer(x if x.ndim > 1 else x.unsqueeze(0))
+    return y if x.ndim > 1 else y.squeeze(0)
 
 
 class Trunk(nn.Module):
@@ -325,7 +343,8 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer, activation in zip(self.layers, self.activations, strict=True):
-            y = _activated(activation, layer(x))
+            y = layer(x) if type(layer) is nn.Linear else _by_rows(layer, x)
+            y = _activated(activation, y)
             x = x + y if self.skip and y.shape == x.shape else y
         return x
 
@@ -360,6 +379,19 @@ def _activation(given: Activation, dtype: torch.dtype, device: torch.device) -> 
             "Instead of torch.nn.functional.elu pass torch.nn.ELU."
         )
     return made.to(device=device, dtype=dtype)
+
+
+def _embedded(embedding: nn.Module, category: Tensor) -> Tensor:
+    """The embedding at norm 1; NaN for a category that does not exist, where none is refused.
+
+    An index out of range is undefined in a graph: some count it from the end.
+    """
+    if is_read(category):
+        return F.normalize(embedding(category), dim=-1)
+    assert isinstance(embedding, nn.Embedding)
+    known = category.clamp(0, embedding.num_embeddings - 1)
+    embedded = F.normalize(embedding(known), dim=-1)
+    return embedded.masked_fill((known != category).unsqueeze(-1), math.nan)
 
 
 def _joined(parts: Sequence[Tensor], batch_shape: torch.Size) -> Tensor:

@@ -5,6 +5,10 @@ prescribes: min-max scaling, of the logarithm if the space spans orders of magni
 logistic function if it is unbounded. It also checks values and draws them. Shapes follow
 :mod:`torch.distributions`: a value has the shape ``batch_shape + event_shape``, and the event
 shape belongs to the input.
+
+A value outside the space is refused where it can be read at no cost. Elsewhere (in a graph that
+:func:`torch.compile`, :func:`torch.export.export` or ONNX makes, under :func:`torch.vmap`, in a
+tensor on an accelerator) it is replaced by the nearest value inside: see :meth:`Input.nearest`.
 """
 
 from __future__ import annotations
@@ -19,13 +23,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._torch import draw_gamma, is_batched
+from ._torch import draw_gamma, is_batched, is_traced
 from .errors import ConfigurationError, InputError, check_integer
 from .precision import widen, widest
 
 # Rounding that a value may carry past the end of its space, in units of the machine epsilon:
 # float32(1e-4) is smaller than 1e-4, also once it was cast to float64.
 _SLACK = 8.0
+
+_SIZES: tuple[type[Any], ...] = (numbers.Integral, torch.SymInt)
 
 
 def _slack(dtype: torch.dtype) -> float:
@@ -40,6 +46,21 @@ def _event_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
             "tuple of them, such as 32 or (4, 4), or () for a scalar."
         )
     return sizes
+
+
+def as_batch_shape(given: int | Sequence[int]) -> tuple[int, ...]:
+    """The batch shape as a tuple; an integer is its only size.
+
+    >>> as_batch_shape(32)
+    (32,)
+    """
+    sizes: Sequence[Any] = given if isinstance(given, Sequence) else (given,)
+    if not all(isinstance(n, _SIZES) and not isinstance(n, bool) and n >= 0 for n in sizes):
+        raise InputError(
+            f"The batch shape to sample was {given!r}; expected a number of draws, such as 32, or "
+            "a tuple such as (32,) or (4, 8); () is one draw without a batch dimension."
+        )
+    return tuple(sizes)
 
 
 def _finite(owner: str, **values: float) -> None:
@@ -82,7 +103,8 @@ class Input(ABC):
     @property
     def bounded(self) -> bool:
         """Whether the support is a finite interval."""
-        return all(math.isfinite(end) for end in self.support)
+        # Not math.isfinite: in a graph with dynamic shapes the ends are symbols.
+        return all(-math.inf < end < math.inf for end in self.support)
 
     @abstractmethod
     def standardize(self, value: Tensor) -> Tensor:
@@ -106,19 +128,22 @@ class Input(ABC):
 
     def sample(
         self,
-        batch_shape: Sequence[int] = (),
+        batch_shape: int | Sequence[int] = (),
         *,
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Draw values of shape ``batch_shape + event_shape``.
+        """Draw values of shape ``batch_shape + event_shape``; 32 is the batch shape ``(32,)``.
 
         The draw is made in the widest precision that the device has (float32 on
         devices without float64) and rounded once, so that the same generator
         gives the same values in every dtype.
+
+        Raises:
+            InputError: ``batch_shape`` is neither a number of draws nor a shape.
         """
-        shape = tuple(batch_shape) + self.event_shape
+        shape = as_batch_shape(batch_shape) + self.event_shape
         like = torch.empty(shape, dtype=widest(device), device=device)
         return self._rounded(self._draw(like, generator), dtype)
 
@@ -166,13 +191,14 @@ class Input(ABC):
             InputError: a type, dtype, device, shape or value that does not fit. The values of a
                 tensor are read only if that is free: not on an accelerator, which would have to
                 be waited for, and not while a graph is captured (compile, export, vmap).
+                Values that are not read are replaced by the :meth:`nearest` ones inside.
         """
         event = self.event_shape
         expected = f"a number or a tensor of shape {event} or batch shape + {event}"
         if not isinstance(value, Tensor):
             if isinstance(value, bool) or value is None or isinstance(value, str):
                 raise InputError(f"was {value!r}; expected {expected}.")
-            tracing = torch.compiler.is_compiling()
+            tracing = torch.compiler.is_compiling()  # a number is then a symbol
             if tracing or isinstance(value, numbers.Real):
                 if not tracing:
                     self.check_number(float(value))
@@ -182,11 +208,15 @@ class Input(ABC):
                         f"was declared as {self!r}."
                     )
                 kind = torch.int64 if self.discrete else dtype
-                return torch.full((), value, dtype=kind, device=device)
+                made = torch.full((), value, dtype=kind, device=device)
+                return self.nearest(made) if tracing else made
             value = self._from_array(value, expected, dtype, device)
         self._check_tensor(value, device)
+        checked = is_read(value)
+        if checked:
+            self.check_values(value)
         converted: Tensor = value.to(torch.int64 if self.discrete else dtype)
-        return converted
+        return converted if checked else self.nearest(converted)
 
     def _from_array(
         self, given: Any, expected: str, dtype: torch.dtype, device: torch.device
@@ -224,8 +254,6 @@ class Input(ABC):
                 f"has shape {tuple(value.shape)}; expected {event}, or batch shape + {event}, "
                 f"since it was declared as {self!r}."
             )
-        if _is_free_to_read(value):
-            self.check_values(value)
 
     def check_number(self, value: float) -> None:
         """Refuse a Python number outside the space."""
@@ -254,6 +282,18 @@ class Input(ABC):
                 raise self._outside("NaN")
             raise self._outside(_range(smallest, largest))
 
+    def nearest(self, value: Tensor) -> Tensor:
+        """The value itself if it is inside the space, otherwise the nearest one that is.
+
+        Takes the place of :meth:`check_values` where values are not read, and reads none. NaN
+        stays NaN.
+
+        >>> hl.Uniform(0.0, 0.5).nearest(torch.tensor([-1.0, 0.2, 7.0]))
+        tensor([0.0000, 0.2000, 0.5000])
+        """
+        low, high = self.support
+        return value if low == -math.inf and high == math.inf else value.clamp(low, high)
+
     def _outside(self, found: str) -> InputError:
         low, high = self.support
         finite = math.isfinite(low) or math.isfinite(high)
@@ -273,11 +313,11 @@ def _range(*ends: float) -> str:
     return smallest if smallest == largest else f"values from {smallest} to {largest}"
 
 
-def _is_free_to_read(value: Tensor) -> bool:
-    """Whether looking at the values costs nothing and does not break a graph."""
+def is_read(value: Tensor) -> bool:
+    """Whether the values are checked: if reading them costs nothing and does not break a graph."""
     return (
         value.device.type == "cpu"
-        and not torch.compiler.is_compiling()
+        and not is_traced()
         and type(value) in (Tensor, nn.Parameter)
         and not is_batched(value)
     )
@@ -530,6 +570,20 @@ class Simplex(Input):
         gamma = draw_gamma(alpha, generator).clamp_min(1e-30)
         return gamma / gamma.sum(dim=-1, keepdim=True)
 
+    def nearest(self, value: Tensor) -> Tensor:
+        """The value itself if it is a point of the simplex; otherwise that divided by its sum.
+
+        Negative entries count as zero; a value without a positive entry becomes NaN.
+
+        >>> hl.Simplex(2).nearest(torch.tensor([[0.25, 0.75], [1.0, 3.0]]))
+        tensor([[0.2500, 0.7500],
+                [0.2500, 0.7500]])
+        """
+        value = value.clamp_min(0.0)
+        total = widen(value).sum(dim=-1, keepdim=True)
+        off = (total - 1.0).abs() > self.size * _slack(value.dtype)
+        return torch.where(off, value / total, value).to(value.dtype)
+
     def check_values(self, value: Tensor) -> None:
         super().check_values(value)
         total = widen(value.detach()).sum(dim=-1)
@@ -588,6 +642,13 @@ class Categorical(Input):
         return (p * self.n).floor().clamp(0, self.n - 1).long()
 
     def _rounded(self, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+        return value
+
+    def nearest(self, value: Tensor) -> Tensor:
+        """The value itself: no category is near to another.
+
+        One that does not exist makes features and weights NaN where it is not refused.
+        """
         return value
 
     def check_number(self, value: float) -> None:

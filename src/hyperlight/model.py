@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import pytree
+from ._torch import is_distributed, pytree
 from .bind import BindPlan
 from .encodings import CosSin
-from .errors import ConfigurationError, InputError, did_you_mean, listed
+from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
 from .heads import Dense, Head, dense, find_head
 from .hypernet import Activation, HyperNet
 from .init import Init, Zero, find_init
 from .inputs import Input
 from .many import Many, Run, open_arguments
+from .signatures import SignatureOfForward, SignedMethod, arguments_of, keyword, with_keywords
 from .summary import Summary, summarize
 from .targets import Targets, attribute, select
 
@@ -44,7 +45,17 @@ class HyperModel(nn.Module):
     Attributes:
         primary: the network that was given; it holds ``theta0`` under its own names.
         hypernet: the hypernetwork; it holds ``omega``.
+
+    The signature of a model and of its ``forward`` is that of the primary's, with the inputs
+    among its keywords: trainers read it to choose the columns of a data set.
+
+    >>> import inspect
+    >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
+    >>> list(inspect.signature(model.forward).parameters)
+    ['input', 'scale']
     """
+
+    __signature__ = SignatureOfForward()
 
     def __init__(self, primary: nn.Module, hypernet: HyperNet) -> None:
         super().__init__()
@@ -70,7 +81,24 @@ class HyperModel(nn.Module):
         self._plan = BindPlan(primary, {target.name: target.aliases for target in targets})
         self._many = Many(primary, self._plan.places, self._plan)
         self.last_run: Run | None = None
+        self._sign()
 
+    def _sign(self) -> None:
+        keywords = [keyword(name) for name in self.inputs]
+        signature = with_keywords(arguments_of(self.primary), keywords)
+        self.__dict__["_signed"] = vars(HyperModel)["forward"].signed(signature)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
+        state.pop("_signed", None)  # a function like this cannot be pickled
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._plan.renew(self.primary)
+        self._sign()
+
+    @SignedMethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the primary with the weights for the given inputs.
 
@@ -108,12 +136,20 @@ class HyperModel(nn.Module):
             features = features[0]
         theta = self.hypernet.head.add_to(theta0, features)
         if features.ndim == 1:
-            output, run = self._plan.bind(self.primary, theta)(*args, **kwargs), Run("one")
+            network, tell = self._plan.bind_once(self.primary, theta)
+            output, run = network(*args, **kwargs), Run("one")
+            tell()
         else:
             output, run = self._many.run(self.primary, theta0, theta, samples, args, kwargs)
         if not torch.compiler.is_compiling():
             self.last_run = run
         return output
+
+    # The Trainer of transformers asks the class which arguments are labels, and evaluates no loss
+    # if it names none.
+    forward.function.__signature__ = with_keywords(
+        inspect.signature(forward.function), [keyword("labels", default=None)]
+    )
 
     @property
     def theta0(self) -> dict[str, Tensor]:
@@ -125,11 +161,29 @@ class HyperModel(nn.Module):
         ``model.primary.load_state_dict``. In the classical formulation (``residual=False``) they
         start at zero and are the bias of the hypernetwork's last layer.
 
+        Raises:
+            ConfigurationError: one of them is sharded apart from the model.
+
         >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
         >>> model.theta0["weight"] is model.primary.weight
         True
         """
-        return {name: attribute(self.primary, name) for name in self._names}
+        found = {}
+        for name in self._names:
+            try:
+                value = attribute(self.primary, name)
+            except AttributeError:
+                value = None
+            if not isinstance(value, Tensor):
+                raise ConfigurationError(
+                    f"{name!r} is no parameter of the primary any more: its layer was replaced "
+                    "since the model was made, as quantization does. Change the network that "
+                    "model.at(...) returns, or the primary before hypernetize."
+                )
+            if not torch.compiler.is_compiling() and is_distributed(value):
+                raise sharded(f"Parameter {name!r} of the primary is")
+            found[name] = value
+        return found
 
     @property
     def inputs(self) -> dict[str, Input]:
@@ -137,9 +191,11 @@ class HyperModel(nn.Module):
         return self.hypernet.inputs
 
     def sample(
-        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+        self, batch_shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """Draw every input from its space: ``{name: batch_shape + event_shape}``.
+
+        A single number of draws, such as 32, is the batch shape ``(32,)``.
 
         >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
         >>> model.sample(generator=torch.Generator().manual_seed(0))["scale"].shape
@@ -293,15 +349,12 @@ class HyperModel(nn.Module):
 
 
 def _refuse_clashes(primary: nn.Module, inputs: Mapping[str, Input]) -> None:
-    own: list[str] = []
-    try:
-        parameters = inspect.signature(primary.forward).parameters.values()
-    except (TypeError, ValueError):  # a forward that is not written in Python
-        parameters = {}.values()
-    for parameter in parameters:
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            own.append(parameter.name)
-    if isinstance(primary, (HyperModel, HyperNet)):
+    own = [
+        parameter.name
+        for parameter in arguments_of(primary).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if isinstance(primary, HyperNet):
         own.extend(primary.inputs)
     for name in inputs:
         if name in own:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from ._torch import NormBase
-from .errors import TargetError, did_you_mean, listed
+from ._torch import NormBase, is_distributed, is_fake, is_wrapper
+from .errors import TargetError, did_you_mean, listed, sharded
 
 NORMALIZATION: tuple[type[nn.Module], ...] = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Normalisation layers, whose gains and biases are learned as usual (paper, section A.2)."""
@@ -92,7 +93,7 @@ def select(primary: nn.Module, targets: Targets = None) -> tuple[Target, ...]:
 
     Args:
         primary: the network whose parameters are selected.
-        targets: ``None`` for all floating-point parameters but those of
+        targets: ``None`` for all parameters that can be predicted but those of
             normalisation layers (those of torch, and other classes with BatchNorm,
             LayerNorm, GroupNorm, InstanceNorm or RMSNorm in their name); a glob
             over parameter names (``"encoder.*"``); a module class (all parameters
@@ -102,8 +103,12 @@ def select(primary: nn.Module, targets: Targets = None) -> tuple[Target, ...]:
     Returns:
         The targets in the order of ``primary.named_parameters()``.
 
+    Warns:
+        With ``targets=None``, of parameters that cannot be predicted: complex and quantised ones.
+
     Raises:
         TargetError: a selector matches nothing, or matches what cannot be predicted.
+        ConfigurationError: a parameter to predict is sharded.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     >>> [target.name for target in select(net)]
@@ -135,15 +140,24 @@ def select(primary: nn.Module, targets: Targets = None) -> tuple[Target, ...]:
 
     if targets is None:
         excluded = _normalization(primary)
-        chosen = {
-            key
-            for key, parameter in parameters.items()
-            if key not in excluded and parameter.is_floating_point()
-        }
+        wanted = {key: p for key, p in parameters.items() if key not in excluded}
+        obstacles = {key: _obstacle(parameter) for key, parameter in wanted.items()}
+        chosen = {key for key, obstacle in obstacles.items() if not obstacle}
+        left_out = [f"{aliases[key][0]!r} {why}" for key, why in obstacles.items() if why]
         if not chosen:
             raise TargetError(
-                f"The primary {type(primary).__name__} has only parameters of normalisation "
+                f"The primary {type(primary).__name__} has no parameter that is predicted by "
+                f"default: {_shown(left_out)}. {_PREDICTABLE}"
+                if left_out
+                else f"The primary {type(primary).__name__} has only parameters of normalisation "
                 "layers, which are not predicted by default. Name them: targets='*'."
+            )
+        if left_out:
+            warnings.warn(
+                f"These parameters of {type(primary).__name__} stay the same for every input: "
+                f"{_shown(left_out)}. {_PREDICTABLE} With targets=... you choose, and are not "
+                "warned.",
+                stacklevel=3,
             )
     else:
         single = isinstance(targets, str) or callable(targets)
@@ -161,14 +175,36 @@ def select(primary: nn.Module, targets: Targets = None) -> tuple[Target, ...]:
     for key, parameter in parameters.items():
         if key not in chosen:
             continue
-        if not parameter.is_floating_point():
+        if is_distributed(parameter):
+            raise sharded(f"Parameter {aliases[key][0]!r} of the primary is")
+        obstacle = _obstacle(parameter)
+        if obstacle:
             raise TargetError(
-                f"Parameter {aliases[key][0]!r} has dtype {parameter.dtype}; only real "
-                "floating-point parameters can be predicted. Leave it out of targets."
+                f"Parameter {aliases[key][0]!r} {obstacle}; {_PREDICTABLE[0].lower()}"
+                f"{_PREDICTABLE[1:]} Leave it out of targets."
             )
         names = tuple(aliases[key])
         found.append(Target(names[0], names, parameter.shape, parameter.dtype, parameter.device))
     return tuple(found)
+
+
+_PREDICTABLE = "Only real floating-point parameters of at least 16 bits can be predicted."
+
+
+def _obstacle(parameter: nn.Parameter) -> str:
+    """Why the parameter cannot be predicted; ``""`` if it can."""
+    if is_wrapper(parameter) and not (is_distributed(parameter) or is_fake(parameter)):
+        return f"is a {type(parameter).__name__}, which holds its values in a way of its own"
+    if parameter.layout != torch.strided:
+        return f"has layout {parameter.layout}"
+    if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
+        return f"has dtype {parameter.dtype}"
+    return ""
+
+
+def _shown(reasons: list[str], most: int = 8) -> str:
+    rest = f" and {len(reasons) - most} more" if len(reasons) > most else ""
+    return ", ".join(reasons[:most]) + rest
 
 
 def _match(

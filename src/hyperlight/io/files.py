@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .._torch import is_distributed, is_wrapper
 from .._version import __version__
 from ..encodings import CosSin, Identity
 from ..errors import ConfigurationError, FormatError, did_you_mean, listed
@@ -361,6 +362,19 @@ def _check_savable(state: Mapping[str, Any], hypernet: HyperNet) -> None:
             raise FormatError(
                 f"{name!r} is of type {type(tensor).__name__} (the extra state of a module); "
                 "only tensors can be saved. Let get_extra_state return a tensor."
+            )
+        if is_distributed(tensor):
+            raise FormatError(
+                f"{name!r} is a DTensor, of which each process holds a part. Gather the state "
+                "with torch.distributed.checkpoint.state_dict.get_model_state_dict and "
+                "StateDictOptions(full_state_dict=True), load it into a model that is not sharded, "
+                "and save that."
+            )
+        if is_wrapper(tensor):
+            raise FormatError(
+                f"{name!r} is a {type(tensor).__name__}, which holds its values in a way of its "
+                "own; only dense tensors can be saved. Save the hypernetwork alone, "
+                "hl.save(model.hypernet, path), and the primary with the library that made it so."
             )
         if tensor.layout != torch.strided or tensor.is_quantized:
             kind = "quantized" if tensor.is_quantized else f"of layout {tensor.layout}"

@@ -178,6 +178,7 @@ class Sets:
     ) -> None:
         self.primary, self.samples, self.found = primary, samples, found
         self.guarded, self.owned, self.fresh = guarded, owned, fresh
+        self.tell: Callable[[], None] = lambda: None  # warns of what the call has left behind
         self.used: list[Plan] = []
         self._record: dict[int, Any] = {}
 
@@ -950,7 +951,10 @@ class BatchPlan:
                 )
         _, extra = stand_ins.get("", (None, {}))
         stand_ins[""] = (self._class, {**extra, "sets_of_weights": sets})
-        return self._plan.bind(primary, tensors, stand_ins)
+        if not fresh:
+            return self._plan.bind(primary, tensors, stand_ins)
+        network, sets.tell = self._plan.bind_once(primary, tensors, stand_ins)
+        return network
 
 
 def _outermost(primary: nn.Module, owners: Mapping[str, Any]) -> list[str]:

@@ -122,7 +122,9 @@ class Many:
         def native() -> Any:
             network = self.bind(primary, theta0, weights, samples, fresh=True)
             call = functools.partial(nn.Module.__call__, network)
-            return network.sets_of_weights.call(network, "forward", call, given)
+            output = network.sets_of_weights.call(network, "forward", call, given)
+            network.sets_of_weights.tell()
+            return output
 
         output, reason = _attempt(native)
         if not reason:

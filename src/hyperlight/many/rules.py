@@ -160,7 +160,7 @@ def _affine(
             return None
         shape = [1] * y.ndim
         shape[at : at + v.ndim - 1] = v.shape[1:]
-        shape[dim : dim + 1] = [1, len(v), 1] if folded else [len(v)]
+        shape[dim : dim + 1] = [1, v.shape[0], 1] if folded else [v.shape[0]]
         return v.reshape(shape)
 
     u = y.unflatten(dim, (outer, -1, inner)) if folded else y
@@ -366,15 +366,19 @@ def convolution(layer: Layer, module: Any, input: Tensor) -> Tensor:
     if x.ndim != dims + 2:
         raise ByItself
     padding = module.padding
-    if module.padding_mode != "zeros":
-        x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+    # ONNX has no convolution with as many groups as there are samples, if their number is open.
+    open_size = not isinstance(layer.samples, int)
+    if module.padding_mode != "zeros" or open_size:
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         padding = 0
     convolve = _CONVOLVE[dims - 1]
+    grouped = _windowed if open_size else _grouped
     options = (module.stride, padding, module.dilation)
     weight, bias = layer.weights.get("weight"), layer.weight(module, "bias")
     if isinstance(weight, LowRankWeight) and module.groups == 1:
         code = weight.right.unflatten(-1, weight.theta0.shape[1:])
-        h = _grouped(convolve, split(x, axis, layer.samples), code, None, options, 1)
+        h = grouped(convolve, split(x, axis, layer.samples), code, None, options, 1)
         change = torch.matmul(weight.left.unsqueeze(1), h.flatten(3)).unflatten(3, h.shape[3:])
         y = convolve(x, weight.theta0, None, *options) + merge(change, axis)
         return layer.give(_affine(y, axis, None, bias, 1), axis)
@@ -390,7 +394,7 @@ def convolution(layer: Layer, module: Any, input: Tensor) -> Tensor:
     elif _loop_is_faster(u, w):
         y = _looped(convolve, u, w, bias, options, module.groups)
     else:
-        y = _grouped(convolve, u, w, bias, options, module.groups)
+        y = grouped(convolve, u, w, bias, options, module.groups)
     return layer.give(merge(y, axis), axis)
 
 
@@ -429,6 +433,29 @@ def _grouped(
     b = None if bias is None else bias.reshape(-1)
     y = convolve(x, w.flatten(0, 1), b, *options, groups * samples)
     return y.unflatten(1, (samples, -1)).transpose(0, 1)
+
+
+def _windowed(
+    convolve: Callable[..., Tensor],
+    u: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    options: tuple[Any, ...],
+    groups: int,
+) -> Tensor:
+    """The same as :func:`_grouped` as a product with every window of the padded images."""
+    stride, _, dilation = options
+    sizes = w.shape[3:]
+    for dim, (size, step, apart) in enumerate(zip(sizes, stride, dilation, strict=True)):
+        u = u.unfold(3 + dim, (size - 1) * apart + 1, step)[..., ::apart]
+    dims = len(sizes)
+    u = u.unflatten(2, (groups, -1)).movedim(2, 1)  # (B, g, n, C / g, out..., kernel...)
+    u = u.movedim(3, 3 + dims)
+    rows = u.flatten(3 + dims).flatten(2, 2 + dims)
+    y = rows @ w.unflatten(1, (groups, -1)).flatten(3).mT  # (B, g, n * out, O / g)
+    y = y.unflatten(2, u.shape[2 : 3 + dims]).movedim(-1, 3)
+    y = y.movedim(1, 2).flatten(2, 3)
+    return y if bias is None else y + bias.reshape(bias.shape[0], 1, -1, *(1,) * dims)
 
 
 def _looped(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._torch import is_wrapper
 from ..errors import ConfigurationError
 from . import passes
 from .outer import OuterProduct, keep_factored
@@ -44,13 +45,15 @@ class _FromFactors(_Base):
 
     def _ask_for_factors(self, group: dict[str, Any]) -> None:
         for parameter in group["params"]:
-            if parameter.ndim == 2 and parameter.device.type in _DEVICES:
+            plain = parameter.ndim == 2 and not is_wrapper(parameter)
+            if plain and parameter.device.type in _DEVICES:
                 keep_factored(parameter, self)
                 if parameter.device.type == "cpu":
                     passes.keep_freed_memory()
         if group.get("fused") is None and not group.get("foreach"):
             group["fused"] = all(
-                p.device.type == "cpu" and p.is_floating_point() for p in group["params"]
+                p.device.type == "cpu" and p.is_floating_point() and not is_wrapper(p)
+                for p in group["params"]
             )
 
     def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
@@ -72,6 +75,8 @@ class _FromFactors(_Base):
                 super()._init_group({**group, "params": [parameter]}, *own)  # type: ignore[misc]
                 state = [item[0] for item in own[2:] if isinstance(item, list) and item]
                 self._step(group, parameter, gradient, state)
+        if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in others):
+            group["fused"] = False  # has no step for these; read after this call
         return super()._init_group({**group, "params": others}, *lists)  # type: ignore[misc]
 
     def _can_step(self, group: dict[str, Any], parameter: Tensor, gradient: OuterProduct) -> bool:
