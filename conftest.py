@@ -16,9 +16,11 @@ import torch
 import hyperlight as hl
 
 # How long an example takes depends on what else the machine does. Every run looks at the same
-# examples; HYPOTHESIS_PROFILE=search looks at others each time.
+# examples; HYPOTHESIS_PROFILE=search looks at others each time, and HYPOTHESIS_PROFILE=long also at
+# thousands of networks with one set of weights per sample (tests/test_true_batch.py).
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.register_profile("long", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 WORKER_BYTES = 3 * 2**30  # a worker and the processes that its tests start take no more

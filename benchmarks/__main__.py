@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         *("--workload", "-w"),
         type=_names,
-        default=[name for name in WORKLOADS if name != "smoke"],
-        help=f"some of {shown}, separated by commas; by default all but smoke",
+        default=[name for name in WORKLOADS if not name.startswith("smoke")],
+        help=f"some of {shown}, separated by commas; by default all but smoke, smoke-samples",
     )
     parser.add_argument(
         *("--subject", "-s"),
@@ -99,9 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = measure(workload, subjects, settings, say=lambda line: print(line, file=sys.stderr))
         rows.extend(found)
         console.print(report.table(f"{name}: {workload.title}", found))
-        against = report.peer_table(f"{name} against the peers", found)
-        if against is not None:
-            console.print(against)
+        for against in (
+            report.peer_table(f"{name} against the peers", found),
+            report.shared_table(f"{name}: one gamma per sample against one for the batch", found),
+        ):
+            if against is not None:
+                console.print(against)
         report.write(given.out, rows, _recorded(words))
     print(f"written to {given.out}: timings.csv, provenance.json, ratios.svg")
     return int(any(r.error and not r.error.startswith("skipped") for r in rows))

@@ -1,13 +1,14 @@
 """The same hypernetwork, written as each library wants it.
 
 A family is a module that holds a primary and the network that predicts its weights.
-``forward(x, gamma)`` takes one gamma for the batch; ``each`` and ``sweep`` take several, and loop
-if the library offers nothing better; ``put`` and ``call`` run the primary with weights that are
-already predicted.
+``forward(x, gamma)`` takes one gamma for the batch; ``each``, ``samples`` and ``sweep`` take
+several, and loop if the library offers nothing better; ``put`` and ``call`` run the primary with
+weights that are already predicted.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import math
@@ -20,6 +21,9 @@ from torch.func import functional_call
 from .workloads import HIDDEN
 
 __all__ = ["FAMILIES", "Family", "FunctionalCall", "Ours", "Plain"]
+
+
+RANK = 4  # of the changes in the comparison of ways to give every sample its own
 
 
 def predicted(primary: nn.Module) -> dict[str, nn.Parameter]:
@@ -41,6 +45,10 @@ class Family(nn.Module):
     def each(self, x: Tensor, gamma: Tensor) -> Tensor:
         """Run data of shape ``(M, n, ...)`` with one gamma per row, ``(M,)``."""
         return torch.stack([self(own, g) for own, g in zip(x, gamma, strict=True)])
+
+    def samples(self, x: Tensor, gamma: Tensor) -> Tensor:
+        """Run data of shape ``(B, ...)`` with one gamma per sample, ``(B,)``."""
+        return self.each(x.unsqueeze(1), gamma).flatten(0, 1)
 
     def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
         """Run data of shape ``(n, ...)`` with every gamma of ``(M,)``; returns ``(M, n, ...)``."""
@@ -73,6 +81,9 @@ class Plain(Family):
         output: Tensor = self.primary(x.flatten(0, 1))
         return output.unflatten(0, x.shape[:2])
 
+    def samples(self, x: Tensor, gamma: Tensor) -> Tensor:
+        return self(x, gamma)
+
     def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
         return self.each(x.expand(len(gamma), *x.shape), gamma)
 
@@ -104,7 +115,8 @@ class Ours(Family):
         return output
 
     def each(self, x: Tensor, gamma: Tensor) -> Tensor:
-        return self(x, gamma)
+        output: Tensor = self(x, gamma)  # (M * n, classes) on the whole batch
+        return output.reshape(*x.shape[:2], output.shape[-1])
 
     def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
         output: Tensor = self.model.sweep(x, gamma=gamma)
@@ -135,6 +147,48 @@ class OursRank8(Ours):
         import hyperlight as hl
 
         super().__init__(primary, hl.LowRank(8))
+
+
+def matrices(primary: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers, by name: all that adapters of low rank usually change."""
+    return {name: m for name, m in primary.named_modules() if isinstance(m, nn.Linear)}
+
+
+class OursShared(Family):
+    """HyperLight, this version: changes of rank 4 to linear layers, one gamma for the batch."""
+
+    def __init__(self, primary: nn.Module, everything: bool = False) -> None:
+        import hyperlight as hl
+
+        super().__init__()
+        self.model = hl.hypernetize(
+            primary,
+            inputs={"gamma": hl.Uniform(0.0, 1.0)},
+            targets=None if everything else [f"{name}.weight" for name in matrices(primary)],
+            hidden=HIDDEN,
+            head=hl.LowRank(RANK),
+        )
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        output: Tensor = self.model(x, gamma=gamma)
+        return output
+
+    def samples(self, x: Tensor, gamma: Tensor) -> Tensor:
+        return self(x, gamma[0])
+
+
+class OursSamples(OursShared):
+    """The same with one gamma per sample."""
+
+    def samples(self, x: Tensor, gamma: Tensor) -> Tensor:
+        return self(x, gamma)
+
+
+class OursSamplesAll(OursSamples):
+    """The same, predicting everything but normalisation layers, as ``hypernetize`` does."""
+
+    def __init__(self, primary: nn.Module) -> None:
+        super().__init__(primary, everything=True)
 
 
 def _trunk(inputs: int) -> nn.Sequential:
@@ -174,6 +228,72 @@ class FunctionalCall(Family):
 
     def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
         output: Tensor = torch.vmap(self.call, in_dims=(0, None))(self.theta(gamma), x)
+        return output
+
+
+class Vmapped(Family):
+    """By hand: rank 4 factors from one head; ``torch.vmap`` of ``functional_call``."""
+
+    def __init__(self, primary: nn.Module) -> None:
+        super().__init__()
+        self.primary = primary
+        self.layers = {name: layer.weight.shape for name, layer in matrices(primary).items()}
+        self.trunk = _trunk(2)
+        self.sizes = [size * RANK for shape in self.layers.values() for size in shape]
+        self.head = nn.Linear(HIDDEN[-1], sum(self.sizes), bias=False)
+        nn.init.normal_(self.head.weight, 0.0, 0.01)
+
+    def factors(self, gamma: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Left ``(B, rows, rank)`` and right ``(B, rank, columns)`` of every change."""
+        angle = gamma.unsqueeze(-1) * (math.pi / 2)
+        flat = self.head(self.trunk(torch.cat([angle.cos(), angle.sin()], dim=-1)))
+        parts = iter(flat.split(self.sizes, dim=-1))
+        return {
+            name: (
+                next(parts).unflatten(-1, (rows, RANK)),
+                next(parts).unflatten(-1, (RANK, columns)),
+            )
+            for name, (rows, columns) in self.layers.items()
+        }
+
+    def samples(self, x: Tensor, gamma: Tensor) -> Tensor:
+        theta = {
+            f"{name}.weight": self.primary.get_parameter(f"{name}.weight") + left @ right
+            for name, (left, right) in self.factors(gamma).items()
+        }
+
+        def one(weights: dict[str, Tensor], own: Tensor) -> Tensor:
+            output: Tensor = functional_call(self.primary, weights, (own.unsqueeze(0),))
+            return output.squeeze(0)
+
+        output: Tensor = torch.vmap(one, randomness="different")(theta, x)
+        return output
+
+
+class Patched(Vmapped):
+    """By hand, as Doc-to-LoRA describes it: every linear layer has another ``forward``.
+
+    It adds to the layer's own output the product with this sample's factors, on the true batch.
+    """
+
+    def __init__(self, primary: nn.Module) -> None:
+        super().__init__(primary)
+        self.now: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, layer in matrices(primary).items():
+            layer.forward = functools.partial(self._linear, name, layer)  # type: ignore[method-assign]
+
+    def _linear(self, name: str, layer: nn.Linear, x: Tensor) -> Tensor:
+        left, right = self.now[name]
+        change = torch.einsum("b...i,bri->b...r", x, right)
+        change = torch.einsum("b...r,bor->b...o", change, left)
+        return nn.functional.linear(x, layer.weight, layer.bias) + change
+
+    def each(self, x: Tensor, gamma: Tensor) -> Tensor:
+        raise TypeError("patched linear layers leave convolutions and embeddings as they are")
+
+    def samples(self, x: Tensor, gamma: Tensor) -> Tensor:
+        self.now = self.factors(gamma)  # kept until the next call: checkpoints read it in backward
+        output: Tensor = self.primary(x)
         return output
 
 
@@ -322,7 +442,12 @@ FAMILIES: dict[str, type[Family]] = {
     "ours": Ours,
     "ours-rank4": OursRank4,
     "ours-rank8": OursRank8,
+    "ours-shared": OursShared,
+    "ours-samples": OursSamples,
+    "ours-samples-all": OursSamplesAll,
     "functional-call": FunctionalCall,
+    "vmap": Vmapped,
+    "patched": Patched,
     "hyperlight": HyperLight005,
     "hypnettorch": HypNetTorch,
     "hypnettorch-chunked": HypNetTorchChunked,

@@ -20,7 +20,7 @@ import hyperlight
 from hyperlight.lab import figures
 from hyperlight.lab.files import write_text
 
-from .run import FLOOR, PLAIN, Measured
+from .run import FLOOR, PLAIN, SHARED, Measured
 from .subjects import PEERS, SUBJECTS
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "overhead",
     "peer_table",
     "provenance",
+    "shared_table",
     "table",
     "write",
 ]
@@ -79,7 +80,8 @@ def overhead(row: Measured, other: Measured) -> float | None:
 
 def _peer(row: Measured) -> bool:
     subject = SUBJECTS.get(row.subject)
-    return subject is not None and (subject.family in PEERS or subject.family == "functional-call")
+    by_hand = ("functional-call", "vmap", "patched")
+    return subject is not None and (subject.family in PEERS or subject.family in by_hand)
 
 
 def _table(title: str, heading: Sequence[str]) -> Table:
@@ -136,6 +138,23 @@ def peer_table(title: str, rows: Sequence[Measured]) -> Table | None:
             more = "" if added is None else f"; {added:.2f}"
             cells.append(f"{own.median / theirs.median:.2f}{more}")
         made.add_row(peer.title, *cells)
+    return made
+
+
+def shared_table(title: str, rows: Sequence[Measured]) -> Table | None:
+    """Steps of subjects with one gamma per sample over that of one gamma for the whole batch."""
+    shared = next((row for row in rows if row.subject == SHARED and row.seconds), None)
+    if shared is None:
+        return None
+    made = _table(title, ("", "x shared weights, median (range)"))
+    for row in rows:
+        if row.subject in (SHARED, PLAIN, FLOOR):
+            continue
+        if not row.seconds:
+            made.add_row(row.title, f"no numbers: {row.error}")
+            continue
+        pairs = zip(row.seconds, shared.seconds, strict=True)
+        made.add_row(row.title, str(Spread([own / one for own, one in pairs])))
     return made
 
 

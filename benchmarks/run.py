@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import subprocess
 import tempfile
 import threading
@@ -30,7 +31,8 @@ from .workloads import HIDDEN, Workload
 
 __all__ = ["Measured", "Settings", "head_entries", "measure"]
 
-PLAIN, FLOOR = "plain/fused", "floor"
+PLAIN, FLOOR, SHARED = "plain/fused", "floor", "ours-shared/fused"
+_ERROR = re.compile(r"[\w.]+(Error|Exception): ")  # where the message of an exception begins
 PROCESS = 400 * 2**20  # memory of Python and PyTorch themselves
 
 
@@ -127,8 +129,9 @@ class Process:
             said = [text.strip() for text in self.log.read().splitlines() if text.strip()]
             if late:
                 raise SubjectError(f"no answer for {self.patience:g} seconds")
-            last = said[-1] if said else "it said nothing"
-            raise SubjectError(f"ended with status {self.process.returncode}: {last[-300:]}")
+            errors = [number for number, line in enumerate(said) if _ERROR.match(line)]
+            last = " ".join(said[errors[-1] if errors else -1 :]) or "it said nothing"
+            raise SubjectError(f"ended with status {self.process.returncode}: {last[:300]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -165,7 +168,8 @@ def head_entries(workload: Workload) -> int:
 
 def _memory(subject: Subject, workload: Workload) -> int:
     """Memory that a subject needs, without activations, in bytes."""
-    dense = subject.family not in ("ours-rank4", "ours-rank8", "hypnettorch-chunked")
+    small = ("ours-rank4", "ours-rank8", "hypnettorch-chunked", "vmap", "patched")
+    dense = subject.family not in small and not subject.family.startswith("ours-s")
     if workload.kind in ("sweep", "bind") or not dense:
         return PROCESS + _summary(workload).primary.bytes * 16
     return PROCESS + int(_summary(workload).bytes * subject.copies)
@@ -224,7 +228,7 @@ def measure(
     device = torch.device(settings.device)
     plain = Measured(workload.name, PLAIN, SUBJECTS[PLAIN].title)
     floor = Measured(workload.name, FLOOR, "floor: plain network, and 7 passes over the head")
-    optimized = workload.kind in ("train", "each")
+    optimized = workload.kind in ("train", "each", "samples")
     rows = {
         subject.name: Measured(
             workload.name,

@@ -75,21 +75,32 @@ SUBJECTS = {
         Subject("ours", "hl-sgd", "HyperLight, hl.optim.SGD, Nesterov"),
         Subject("ours-rank4", "fused", "HyperLight, LowRank(4), Adam(fused=True)"),
         Subject("ours-rank8", "fused", "HyperLight, LowRank(8), Adam(fused=True)"),
+        Subject("ours-shared", "fused", "HyperLight, LowRank(4), one gamma for the batch"),
+        Subject("ours-samples", "fused", "HyperLight, LowRank(4), one gamma per sample"),
+        Subject("ours-samples-all", "fused", "the same, all but normalisation layers predicted"),
         Subject("functional-call", "fused", "functional_call by hand, Adam(fused=True)"),
+        Subject("vmap", "fused", "vmap of functional_call by hand, rank 4, Adam(fused=True)"),
+        Subject("patched", "fused", "linear layers patched by hand, rank 4, Adam(fused=True)"),
         *_both("hyperlight", "HyperLight 0.0.5"),
         *_both("hypnettorch", "hypnettorch 0.0.4"),
         Subject("hypnettorch-chunked", "adam", "hypnettorch 0.0.4, chunked, Adam"),
+        Subject("hypnettorch-chunked", "fused", "hypnettorch 0.0.4, chunked, Adam(fused=True)"),
         *_both("hyper-nn", "hyper-nn 0.2.2"),
         *_both("torchhyper", "torchhyper 0.1.2"),
     )
 }
 
+# Families that run only where a workload names them.
+OTHERS = (
+    *("plain", "ours-rank4", "ours-rank8", "ours-shared", "ours-samples", "ours-samples-all"),
+    *("vmap", "patched", "hypnettorch-chunked"),
+)
+
 # Subjects of a workload that names none: hypernetworks with one dense head, and Adam.
 USUAL = [
     name
     for name, subject in SUBJECTS.items()
-    if subject.family not in ("plain", "ours-rank4", "ours-rank8", "hypnettorch-chunked")
-    and subject.optimizer != "hl-sgd"
+    if subject.family not in OTHERS and subject.optimizer != "hl-sgd"
 ]
 
 
@@ -143,6 +154,8 @@ def prepare(subject: Subject, workload: Workload, device: torch.device) -> Calla
     """Do everything that is not timed, and return a function that runs step number ``n``."""
     torch.manual_seed(0)
     primary = workload.primary()
+    if workload.frozen and subject.family != "plain":
+        primary.requires_grad_(False)
     family = (
         Ours(primary, per_gamma=True)
         if subject.family == "ours" and workload.kind == "each"
@@ -169,7 +182,8 @@ def prepare(subject: Subject, workload: Workload, device: torch.device) -> Calla
         return sweep
 
     update = optimizer(subject.optimizer, family.parameters())
-    run = family.each if workload.kind == "each" else family
+    runs = {"each": family.each, "samples": family.samples}
+    run = runs.get(workload.kind, family)
 
     def train(step: int) -> object:
         update.zero_grad()

@@ -18,7 +18,9 @@ __all__ = ["HIDDEN", "WORKLOADS", "Workload"]
 # The widths of the hypernetwork's hidden layers (paper, section 5.2).
 HIDDEN = (16, 128)
 
-Kind = Literal["train", "each", "sweep", "bind"]
+TOKENS = 64  # of a text; 0 pads
+
+Kind = Literal["train", "each", "samples", "sweep", "bind"]
 
 
 def _primaries() -> ModuleType:
@@ -49,6 +51,56 @@ class Transformer(nn.Module):
         return output
 
 
+class Llama(nn.Module):
+    """A Llama of six layers and width 256 from ``transformers``: 3.2 million weights in matrices.
+
+    Args:
+        masked: whether it is given a mask, of the tokens that are not 0.
+        checkpoints: whether every layer runs again in backward.
+        width: of the hidden states; twice that inside.
+        layers: how many.
+    """
+
+    def __init__(
+        self, masked: bool = False, checkpoints: bool = False, width: int = 256, layers: int = 6
+    ) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        super().__init__()
+        self.masked = masked
+        config = LlamaConfig(
+            vocab_size=TOKENS,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            attn_implementation="sdpa",
+        )
+        self.network = LlamaForCausalLM(config)
+        if checkpoints:
+            self.network.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = (ids > 0).long() if self.masked else None
+        output: Tensor = self.network(ids, attention_mask=mask, use_cache=False).logits
+        return output
+
+
+class ViT(nn.Module):
+    """ViT-B from its configuration in ``transformers``: 86 million weights."""
+
+    def __init__(self) -> None:
+        from transformers import ViTConfig, ViTForImageClassification
+
+        super().__init__()
+        self.network = ViTForImageClassification(ViTConfig(num_labels=10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.network(pixel_values=x).logits
+        return output
+
+
 def _classify(output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output.flatten(0, -2), target.flatten())
 
@@ -61,13 +113,17 @@ class Workload:
         name: the value of ``--workload``.
         title: the workload in words.
         kind: ``"train"``: a training step with one gamma per batch. ``"each"``: a training step in
-            which every gamma has its own images. ``"sweep"``: inference on the same images with
+            which every gamma has its own images. ``"samples"``: the same with one gamma per
+            sample, beside one gamma per batch. ``"sweep"``: inference on the same images with
             every gamma. ``"bind"``: one call of the primary with weights already predicted.
         primary: makes the primary.
-        x: shape of a batch of data, or of the data of one gamma.
+        x: shape of a batch of data, or of the data of one gamma. In a text ``(B, T)``, every other
+            sample is padded from the middle.
         target: shape of the loss's target, and the number of classes; 0 for a mean squared error.
         gammas: number of gammas in a step.
-        subjects: subjects that run by default (families or names); empty for all.
+        subjects: subjects that run by default (names); empty for all.
+        text: whether the data are numbers of tokens.
+        frozen: whether a hypernetwork leaves ``theta0`` as it is; the plain network is trained.
     """
 
     name: str
@@ -78,13 +134,19 @@ class Workload:
     target: tuple[tuple[int, ...], int] = ((), 0)
     gammas: int = 1
     subjects: tuple[str, ...] = ()
+    text: bool = False
+    frozen: bool = False
 
     def data(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return data and targets, the same for every subject."""
         g = torch.Generator().manual_seed(0)
         gammas = (self.gammas,) if self.kind == "each" else ()
         shape, classes = self.target
-        x = torch.randn(gammas + self.x, generator=g)
+        if self.text:
+            x = torch.randint(1, TOKENS, self.x, generator=g)
+            x[1::2, self.x[1] // 2 :] = 0
+        else:
+            x = torch.randn(gammas + self.x, generator=g)
         if classes:
             target = torch.randint(classes, gammas + shape, generator=g)
         else:
@@ -105,6 +167,41 @@ def _chain() -> nn.Module:
     return nn.Sequential(*(nn.Linear(4, 4) for _ in range(50)))
 
 
+# All with fused Adam; hypnettorch's dense head does not fit beside such primaries.
+SAMPLES = tuple(
+    f"{family}/fused"
+    for family in (
+        *("ours-shared", "ours-samples", "ours-samples-all", "vmap", "patched"),
+        *("hypnettorch-chunked", "hypnettorch"),
+    )
+)
+# What runs in W4, and the one that cannot.
+EACH = tuple(
+    f"{family}/{optimizer}"
+    for family, optimizers in {
+        "ours": ("adam", "fused", "hl-adam-eager", "hl-adam-compiled"),
+        "functional-call": ("fused",),
+        **dict.fromkeys(("hyperlight", "hypnettorch", "hyper-nn", "torchhyper"), ("adam", "fused")),
+        "patched": ("fused",),
+    }.items()
+    for optimizer in optimizers
+)
+
+
+def _llama(name: str, words: str, masked: bool, checkpoints: bool) -> Workload:
+    return Workload(
+        name,
+        f"Llama, 6 layers of width 256, 16 texts of 128 tokens, training step, {words}",
+        "samples",
+        lambda: Llama(masked, checkpoints),
+        (16, 128),
+        ((16, 128), TOKENS),
+        gammas=16,
+        subjects=SAMPLES,
+        text=True,
+    )
+
+
 def _each(images: int) -> Workload:
     return Workload(
         f"W4-{images}",
@@ -115,6 +212,7 @@ def _each(images: int) -> Workload:
         (images, 1, 28, 28),
         ((images,), 10),
         gammas=32,
+        subjects=EACH,
     )
 
 
@@ -172,6 +270,20 @@ WORKLOADS = {
                 *("ours-rank8/fused", "hyperlight/adam", "hypnettorch-chunked/adam"),
             ),
         ),
+        _llama("W7", "no mask", False, False),
+        _llama("W7-mask", "with a mask", True, False),
+        _llama("W7-checkpoint", "with a mask and checkpoints", True, True),
+        Workload(
+            "W8",
+            "ViT-B, 4 images of 224x224, training step, theta0 frozen",
+            "samples",
+            ViT,
+            (4, 3, 224, 224),
+            ((4,), 10),
+            gammas=4,
+            subjects=SAMPLES,
+            frozen=True,
+        ),
         Workload(
             "bind",
             "one forward with 100 predicted tensors, Python time",
@@ -187,6 +299,17 @@ WORKLOADS = {
             lambda: lenet(8),
             (4, 1, 8, 8),
             ((4,), 10),
+        ),
+        Workload(
+            "smoke-samples",
+            "Llama, 1 layer of width 16, 3 texts of 8 tokens, training step: checks W7",
+            "samples",
+            lambda: Llama(width=16, layers=1),
+            (3, 8),
+            ((3, 8), TOKENS),
+            gammas=3,
+            subjects=SAMPLES,
+            text=True,
         ),
     )
 }

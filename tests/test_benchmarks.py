@@ -7,6 +7,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,50 @@ def test_images_with_their_own_gamma_match_the_loop() -> None:
     _close(ours.each(x, gamma), naive)
     _close(other.each(x, gamma), naive)
     _close(super(FunctionalCall, other).each(x, gamma), naive)
+
+
+def test_one_gamma_per_sample_is_the_same_by_hand() -> None:
+    workload = WORKLOADS["smoke-samples"]
+    torch.manual_seed(0)
+    ours = FAMILIES["ours-samples"](workload.primary()).double()
+    x, _ = workload.data(torch.device("cpu"))
+    gamma = workload.gamma(0).double()
+    expected = torch.cat([ours(x[i : i + 1], g) for i, g in enumerate(gamma)])
+    _close(ours.samples(x, gamma), expected)
+    for name in ("vmap", "patched"):
+        other = FAMILIES[name](workload.primary()).double()
+        other.primary.load_state_dict(ours.model.primary.state_dict())
+        with torch.no_grad():
+            other.head.weight.copy_(ours.model.hypernet.head.weight)
+            own = ours.model.hypernet.trunk.parameters()
+            for theirs, given in zip(other.trunk.parameters(), own, strict=True):
+                theirs.copy_(given)
+        _close(other.samples(x, gamma), expected)
+    shared = FAMILIES["ours-shared"](ours.model.primary).double()
+    shared.model.load_state_dict(ours.model.state_dict())
+    _close(shared.samples(x, gamma)[:1], expected[:1])  # the first gamma, for all
+
+
+def test_patched_linear_layers_say_that_they_cannot_do_convolutions() -> None:
+    with pytest.raises(TypeError, match="leave convolutions and embeddings as they are"):
+        prepare(SUBJECTS["patched/fused"], WORKLOADS["W4-1"], torch.device("cpu"))(0)
+
+
+def test_a_text_is_padded_and_theta0_may_be_frozen() -> None:
+    x, target = WORKLOADS["W7-mask"].data(torch.device("cpu"))
+    assert (x[::2] > 0).all()
+    assert (x[1::2, 64:] == 0).all()
+    assert x.shape == target.shape == (16, 128)
+    frozen = replace(WORKLOADS["smoke-samples"], frozen=True)
+    for name, moves in (("ours-samples", False), ("plain", True)):
+        made: list[torch.nn.Module] = []
+        workload = replace(frozen, primary=lambda made=made: made[0])
+        made.append(frozen.primary())
+        before = [p.detach().clone() for p in made[0].parameters()]
+        step = prepare(SUBJECTS[f"{name}/fused"], workload, torch.device("cpu"))
+        step(0)
+        moved = [not torch.equal(a, b) for a, b in zip(made[0].parameters(), before, strict=True)]
+        assert any(moved) == moves
 
 
 def test_a_sweep_matches_the_loop() -> None:
@@ -304,6 +349,19 @@ def test_peers_are_rows_and_hyperlight_is_a_column() -> None:
     assert "0.31; 0.04" in release  # the floor's
     assert "broken" not in text
     assert report.peer_table("nobody", _rows()[:3]) is None
+
+
+def test_one_gamma_per_sample_is_compared_with_one_for_the_batch() -> None:
+    rows = _rows()
+    assert report.shared_table("per sample", rows) is None
+    rows[2].subject = run.SHARED
+    made = report.shared_table("per sample", rows)
+    assert made is not None
+    text = _text(made)
+    (release,) = [line for line in text.splitlines() if "release" in line]
+    assert "2.19 (2.00 to 6.43)" in release  # 9 / 1.4, 3 / 1.5 and 3.5 / 1.6
+    assert "plain" not in text
+    assert "no numbers: ended with status 1: why" in text
 
 
 def test_what_is_written(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_every_primary_passes(name: str) -> None:
     make, data = PRIMARIES[name]
     report = check_hypernet(hl.hypernetize(make(), NUMBERS), data())
     assert list(report.passed) == CHECKS
+    assert "sets: " in report.passed["samples"]
     alone = "of the hypernetwork alone, since the primary cannot be"
     assert report.passed["pickle"].startswith(alone) is (name == "weight norm")
 
@@ -106,13 +107,16 @@ def test_every_trunk_passes(hidden: tuple[int, ...], head: str) -> None:
 def test_hypernetworks_of_hypernetworks_pass() -> None:
     inner = hl.HyperNet({"a": hl.Uniform(0.0, 1.0)}, {"w": (2, 3)}, hidden=(4,))
     model = hl.hypernetize(inner, {"b": hl.Uniform(0.0, 1.0)})
-    assert list(check_hypernet(model, a=0.5).passed) == CHECKS
+    report = check_hypernet(model, a=0.5)
+    assert list(report.skipped) == ["samples"]
+    assert list(report.passed) == [name for name in CHECKS if name != "samples"]
 
 
 def test_a_hypernet_alone_passes() -> None:
     net = hl.HyperNet(NUMBERS, {"w": (3, 2), "scalar": ()})
     report = check_hypernet(net)
-    assert report.skipped == dict.fromkeys(("binding", "primary"), "a HyperNet has no primary")
+    wanted = ("binding", "samples", "primary")
+    assert report.skipped == dict.fromkeys(wanted, "a HyperNet has no primary")
 
 
 class Threefold(nn.Module):
@@ -695,7 +699,9 @@ def test_what_is_wrong_with_a_primary_is_found_by_name(
 ) -> None:
     model = hl.hypernetize(primary(), NUMBERS, "linear.*")
     error = expect_failure(model, check, words, vectors())
-    assert check == "primary" or list(error.failures) == [check]
+    # A network with one set per sample shows theta0 where one with a single set shows a tensor.
+    more = ["samples"] if primary is Looks else []
+    assert check == "primary" or list(error.failures) == [check, *more]
 
 
 class Drifting(hl.HyperModel):
@@ -738,6 +744,109 @@ def test_a_class_that_pickle_cannot_find_is_reported_and_no_failure() -> None:
     assert "by name only, in a module" in report.skipped["pickle"]
 
 
+# --- one set of weights per sample ------------------------------------------
+
+
+class Centred(nn.Module):
+    """Looks at the whole batch after its last layer, which is not what single sets do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y - y.mean(0)
+
+
+class Exchanged(hl.HyperModel):
+    """Gives every sample the weights of another."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        for name, space in self.inputs.items():
+            if kwargs[name].ndim > len(space.event_shape):
+                kwargs[name] = kwargs[name].flip(0)
+        return super().forward(*args, **kwargs)
+
+
+class Stopped(hl.HyperModel):
+    """Right outputs, with gradients for the first sample alone."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        y = super().forward(*args, **kwargs)
+        return torch.cat([y[:1], y[1:].detach()])
+
+
+@pytest.mark.parametrize("kind", [Exchanged, Stopped])
+def test_samples_with_weights_of_others_are_found(kind: type[hl.HyperModel]) -> None:
+    words = "With one set of weights per sample .4 sets: once on the whole batch. the model must"
+    if kind is Stopped:
+        words += ".*They differ, in the gradient for"
+    model = kind(mlp(), built().hypernet)
+    error = expect_failure(model, "samples", words, vectors())
+    assert list(error.failures) == ["samples"]
+
+
+def test_what_looks_at_the_whole_batch_is_told_apart() -> None:
+    model = hl.hypernetize(Centred(), NUMBERS)
+    words = "makes of the whole batch after its last predicted layer is no fault"
+    expect_failure(model, "samples", words, vectors())
+
+
+class Turned(Centred):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flip(0)).flip(0)
+
+
+class Masked(Centred):
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(x) * mask, mask
+
+
+def test_the_report_says_how_samples_ran() -> None:
+    x = torch.randn(6, 5, 3)
+    cases: list[tuple[nn.Module, tuple[Any, ...], str]] = [
+        (nn.Linear(3, 2), (x,), "4 sets: once on the whole batch"),
+        (nn.GRU(3, 2, batch_first=True), (x,), "4 sets: "),
+        (nn.GRU(3, 2), (hl.PerSample(x, dim=1),), "4 sets: "),
+        (Turned(), (x[:3],), "3 sets: every sample by itself, under torch.vmap, since "),
+        (Masked(), (x, hl.Shared(torch.ones(5, 2))), "4 sets: once on the whole batch"),
+    ]
+    for primary, args, words in cases:
+        found = check_hypernet(hl.hypernetize(primary, NUMBERS), *args).passed["samples"]
+        assert found.startswith(words), (primary, found)
+
+
+class Norm(Centred):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).norm()
+
+
+class Thing:
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+class Reads(nn.Linear):
+    def forward(self, thing: Thing) -> Tensor:
+        return super().forward(thing.x)
+
+
+def test_the_report_says_why_samples_were_not_compared() -> None:
+    x, statistics = vectors(), nn.BatchNorm1d(3, track_running_stats=False)
+    cases: list[tuple[nn.Module, tuple[Any, ...], str]] = [
+        (nn.Linear(3, 2), (), "pass what forward takes, with a batch of two or more"),
+        (nn.Linear(3, 2), (x[:1],), "the batch has one sample; pass two or more"),
+        (Masked(), (x, x[0, :2]), "arguments hold 2 and 4 samples; pass a batch, and wrap"),
+        (Norm(), (x,), "forward returns no tensor with an entry for every sample"),
+        (Reads(3, 2), (Thing(x),), "an argument is of class Thing, which the check cannot split"),
+        (nn.Sequential(nn.Linear(3, 3), statistics), (x,), "the model refuses it: InputError: "),
+    ]
+    for primary, args, words in cases:
+        model = hl.hypernetize(primary, NUMBERS)
+        assert words in check_hypernet(model, *args).skipped["samples"]
+
+
 def test_each_check_is_shown_to_fail() -> None:
     wrong = WRONG_HEADS + WRONG_ENCODINGS + WRONG_PRIMARIES + WRONG_MODELS
-    assert {check for _, check, _ in wrong} | {"inputs"} == set(CHECKS)
+    assert {check for _, check, _ in wrong} | {"inputs", "samples"} == set(CHECKS)

@@ -219,35 +219,15 @@ class BindPlan:
         bound: _M = self._bind(module, tensors, stand_ins)[0]
         return bound
 
-    def bind_once(
+    def bind_watched(
         self,
         module: _M,
         tensors: Mapping[str, Weight],
         stand_ins: Mapping[str, StandIn] | None = None,
-    ) -> tuple[_M, Callable[[], None]]:
-        """A bound copy for one call, and what to call after it.
-
-        That warns of results that the call has left on the copy, where nobody can read them.
-        """
+    ) -> tuple[_M, Left]:
+        """A bound copy, as :meth:`bind` makes it, and what its forward leaves on it."""
         bound, copies = self._bind(module, tensors, stand_ins)
-        if torch.compiler.is_compiling():
-            return bound, _nothing
-        return bound, functools.partial(self._tell, _snapshot(copies))
-
-    def _tell(self, before: list[_Held]) -> None:
-        for path, name in _assigned(before):
-            if (path, name) not in self._told:
-                self._told.add((path, name))
-                where = f"submodule {path!r} of the primary" if path else "primary"
-                read = f"{path}.{name}" if path else name
-                warnings.warn(
-                    f"The forward of the {where} wrote its attribute {name!r}, on a bound copy "
-                    "that lasts for this call: model.primary and later calls do not see it. "
-                    "To read it, or to keep a state from call to call, keep the bound network: "
-                    f"net = model.bind(...); y = net(x); net.{read}. A buffer that is written in "
-                    "place (copy_, add_) is seen by all.",
-                    stacklevel=5,
-                )
+        return bound, Left(copies, self._told)
 
     def _bind(
         self,
@@ -270,10 +250,6 @@ class BindPlan:
             f"The attributes of {type(module).__name__} change while it is bound. Do not change "
             "the primary in another thread."
         )
-
-
-def _nothing() -> None:
-    pass
 
 
 def bind(module: _M, tensors: Mapping[str, Tensor]) -> _M:
@@ -689,6 +665,8 @@ def _copy(
                 parameters = _Predicted(parameters)
         parameters[leaf] = weight
     attributes["_parameters"] = parameters
+    if node.leaves and held.get("sparse") is True:  # no gradient of a predicted weight is sparse
+        attributes["sparse"] = False
     for name, child in node.children:
         if not child.affected and compiling:
             continue  # a graph capture traces more code in modules that are copied
@@ -776,6 +754,47 @@ def _compute(module: nn.Module, key: int) -> None:
 # For one bound module: its node, its attributes as they are at any time, and how many they were;
 # then what its attributes, buffers and containers held, or None for a class of torch.
 _Held = tuple[_Node, dict[str, Any], int, tuple[dict[str, Any], ...] | None]
+
+
+class Left:
+    """What a forward leaves on a bound network.
+
+    Args:
+        copies: the modules of the network.
+        told: what was warned of before.
+    """
+
+    def __init__(self, copies: _Copies, told: set[tuple[str, str]]) -> None:
+        self._copies, self._told = copies, told
+        self._before = [] if torch.compiler.is_compiling() else _snapshot(copies)
+
+    def start(self) -> None:
+        """Look from here on."""
+        self._before = _snapshot(self._copies)
+
+    @property
+    def any(self) -> bool:
+        """Whether an attribute of a module is another one than before."""
+        return any(
+            len(now) != size if was is None else bool(_changed(was[0], now))
+            for _, now, size, was in self._before
+        )
+
+    def tell(self) -> None:
+        """Warn of results on a network that nobody keeps, so that nobody can read them."""
+        for path, name in _assigned(self._before):
+            if (path, name) not in self._told:
+                self._told.add((path, name))
+                where = f"submodule {path!r} of the primary" if path else "primary"
+                read = f"{path}.{name}" if path else name
+                warnings.warn(
+                    f"The forward of the {where} wrote its attribute {name!r}, on a bound copy "
+                    "that lasts for this call: model.primary and later calls do not see it. "
+                    "To read it, or to keep a state from call to call, keep the bound network: "
+                    f"net = model.bind(...); y = net(x); net.{read}. A buffer that is written in "
+                    "place (copy_, add_) is seen by all.",
+                    stacklevel=5,
+                )
 
 
 def _snapshot(copies: _Copies) -> list[_Held]:

@@ -140,9 +140,9 @@ class HyperModel(nn.Module):
             features = features[0]
         theta = self.hypernet.head.add_to(theta0, features)
         if features.ndim == 1:
-            network, tell = self._plan.bind_once(self.primary, theta)
+            network, left = self._plan.bind_watched(self.primary, theta)
             output, run = network(*args, **kwargs), Run("one")
-            tell()
+            left.tell()
         else:
             output, run = self._many.run(self.primary, theta0, theta, samples, args, kwargs)
         if not torch.compiler.is_compiling():

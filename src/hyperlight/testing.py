@@ -49,6 +49,7 @@ import itertools
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,7 @@ from .errors import ConfigurationError, HyperLightError
 from .heads import dense
 from .hypernet import HyperNet
 from .init import FanOut, Given, Zero
+from .many import PerSample, Shared
 from .model import HyperModel
 from .targets import attribute
 
@@ -71,6 +73,13 @@ _BATCHES: tuple[tuple[int, ...], ...] = ((), (1,), (3,), (2, 3))
 # The factor by which a measured spread may be off: if all entries of a tensor depend on a few
 # draws, only the few resets and features that are tried reduce its error.
 _SPREAD = 2.0
+_PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Tensor)
+_WAYS = {
+    "batch": "once on the whole batch",
+    "vmap": "every sample by itself, under torch.vmap",
+    "loop": "one after another",
+}
+_SAMPLES = 4  # of a batch, each with a set of weights of its own
 _Model = HyperModel | HyperNet
 
 
@@ -136,6 +145,8 @@ def check_hypernet(model: HyperModel | HyperNet, *args: Any, **kwargs: Any) -> C
     ``reset``          ``reset_parameters`` draws all of the head, and the same with the
                        same generator
     ``binding``        ``bind`` equals a deep copy of the primary with the weights copied in
+    ``samples``        one set of weights per sample equals single sets, one by one: outputs
+                       and gradients, twice. The report says how it ran
     ``primary``        predicting, binding and backward do not change it
     ``copies``         a deep copy predicts the same and has its own parameters
     ``pickle``         it can be pickled, as a spawned process requires
@@ -146,7 +157,9 @@ def check_hypernet(model: HyperModel | HyperNet, *args: Any, **kwargs: Any) -> C
 
     Args:
         model: the model, in any state of training.
-        args: the arguments of the primary's forward, for the checks that call it.
+        args: the arguments of the primary's forward, for the checks that call it. For
+            ``samples`` they hold a batch, of which the first four are used. Wrap those that do
+            not in :class:`~hyperlight.Shared`.
         kwargs: its keyword arguments, and inputs of the hypernetwork, as in a call of the
             model.
 
@@ -160,7 +173,7 @@ def check_hypernet(model: HyperModel | HyperNet, *args: Any, **kwargs: Any) -> C
     >>> model = hl.hypernetize(nn.Linear(3, 2), inputs={"scale": hl.Uniform(0.0, 0.5)})
     >>> report = hl.testing.check_hypernet(model, torch.randn(5, 3))
     >>> len(report.passed), report.skipped
-    (16, {})
+    (17, {})
     """
     if not isinstance(model, (HyperModel, HyperNet)):
         raise ConfigurationError(
@@ -226,6 +239,25 @@ def _pickling_error(thing: Any) -> str:
     except Exception as error:
         return _said(error)
     return ""
+
+
+def _unwrapped(leaf: Any) -> Any:
+    return leaf.value if isinstance(leaf, (Shared, PerSample)) else leaf
+
+
+def _tensors(output: Any) -> dict[str, Tensor]:
+    leaves = enumerate(pytree.tree_leaves(output))
+    return {f"output {i}": leaf for i, leaf in leaves if isinstance(leaf, Tensor)}
+
+
+def _joined(ones: list[Tensor], whole: Tensor) -> Tensor:
+    """Outputs for single samples along the dimension in which one for all of them is larger."""
+    if not ones[0].ndim:  # numbers, of which there is one per sample where each runs by itself
+        return torch.stack(ones)
+    apart = [
+        d for d in range(ones[0].ndim) if whole.ndim > d and whole.shape[d] != ones[0].shape[d]
+    ]
+    return torch.cat(ones, apart[0]) if apart else ones[0]
 
 
 @torch.no_grad()
@@ -340,9 +372,8 @@ class _Checks:
     def _outputs(self, network: Any, seed: int, /, **gamma: Any) -> dict[str, Tensor]:
         """The tensors in the output, with the random numbers of the seed."""
         torch.manual_seed(seed)
-        output = network(*self.args, **self.kwargs, **gamma)
-        leaves = enumerate(pytree.tree_leaves(output))
-        return {f"output {i}": leaf for i, leaf in leaves if isinstance(leaf, Tensor)}
+        args, kwargs = pytree.tree_map(_unwrapped, (self.args, self.kwargs))
+        return _tensors(network(*args, **kwargs, **gamma))
 
     def _features(self, size: int, seed: int) -> Tensor:
         """Random directions, ``(size, K)``."""
@@ -591,6 +622,105 @@ class _Checks:
             what += ", whatever it keeps or computes outside of forward; they differ"
             _expect_equal(what, found, expected, room=10.0)
         return "" if expected else "weights only: forward returned no tensors to compare"
+
+    def samples(self) -> str:
+        model, size = self._hypermodel(), self._batch_size()
+        gamma, spaces = self._gamma((size,), seed=7), self.hypernet.inputs
+        for name, value in self.given.items():
+            one = torch.as_tensor(value, device=self.hypernet.device)
+            gamma[name] = one.expand(size, *spaces[name].event_shape)
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        ran = ""
+        for order in (range(size), range(size - 1, -1, -1)):  # then in reverse, as another batch
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the report says how it ran
+                    found = self._of_samples(model, order, gamma)
+            except HyperLightError as refusal:
+                raise _SkippedError(f"the model refuses it: {_said(refusal)}") from refusal
+            run = model.last_run
+            assert run is not None
+            ran = f"{size} sets: {_WAYS[run.way]}" + (f", since {run.reason}" * bool(run.reason))
+            ones = [self._of_samples(model, i, gamma) for i in order]
+            expected = {
+                name: _joined([one[name] for one in ones], tensor)
+                for name, tensor in found.items()
+                if tensor.ndim and name in ones[0]
+            }
+            if not expected:
+                raise _SkippedError("forward returns no tensor with an entry for every sample")
+            what = (
+                f"With one set of weights per sample ({ran}) the model must give what it gives for "
+                "one sample after another, each with its own set. What a network makes of the "
+                "whole batch after its last predicted layer is no fault: leave it out of forward "
+                "here. All else is a fault of HyperLight: please report it. They differ"
+            )
+            found = {name: found[name] for name in expected}
+            _expect_equal(what, found, expected, room=10.0)
+            traced = [name for name, tensor in expected.items() if tensor.requires_grad]
+            if traced and named:
+                weights = [torch.rand_like(expected[name]) for name in traced]
+                gradients = [
+                    torch.autograd.grad(
+                        [tensors[name] for name in traced],
+                        list(named.values()),
+                        weights,
+                        materialize_grads=True,
+                    )
+                    for tensors in (found, expected)
+                ]
+                own, theirs = (dict(zip(named, each, strict=True)) for each in gradients)
+                _expect_equal(f"{what}, in the gradient", own, theirs, room=100.0)
+        return ran
+
+    def _batch_size(self) -> int:
+        """The size of the batch among the arguments, and at most what the check is worth."""
+        if not (self.args or self.kwargs):
+            raise _SkippedError("pass what forward takes, with a batch of two or more")
+        leaves, sizes = pytree.tree_leaves((self.args, self.kwargs)), set()
+        for leaf in leaves:
+            if isinstance(leaf, PerSample):
+                sizes.add(leaf.value.shape[leaf.dim])
+            elif isinstance(leaf, Tensor) and leaf.ndim:
+                sizes.add(len(leaf))
+            elif not isinstance(leaf, (Shared, *_PLAIN)):
+                raise _SkippedError(
+                    f"an argument is of class {type(leaf).__name__}, which the check cannot split "
+                    "into samples; pass its tensors"
+                )
+        if len(sizes) != 1:
+            found = " and ".join(map(str, sorted(sizes))) or "no"
+            raise _SkippedError(
+                f"the tensors among the arguments hold {found} samples; pass a batch, and wrap "
+                "what all samples share in hl.Shared"
+            )
+        (size,) = sizes
+        if size < 2:
+            raise _SkippedError("the batch has one sample; pass two or more")
+        return min(size, _SAMPLES)
+
+    def _of_samples(
+        self, model: HyperModel, which: Sequence[int] | int, gamma: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The model's outputs for these samples, each with its own set; or for one of them."""
+        rows = [which] if isinstance(which, int) else list(which)
+
+        def chosen(leaf: Any) -> Any:
+            if isinstance(leaf, PerSample):
+                value = leaf.value.index_select(leaf.dim, torch.tensor(rows).to(leaf.value.device))
+                return value if isinstance(which, int) else PerSample(value, leaf.dim)
+            if isinstance(leaf, Shared):
+                return leaf.value if isinstance(which, int) else leaf
+            return leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+        args, kwargs = pytree.tree_map(chosen, (self.args, self.kwargs))
+        index = which if isinstance(which, int) else rows
+        own = {name: value[index] for name, value in gamma.items()}
+        before = torch.get_rng_state()
+        tensors = _tensors(model(*args, **kwargs, **own))
+        if not torch.equal(torch.get_rng_state(), before):
+            raise _SkippedError("forward draws random numbers in eval mode")
+        return tensors
 
     def primary(self) -> None:
         copied = self._copied()

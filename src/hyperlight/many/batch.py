@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._torch import Dropout, FakeTensorMode, graph_task, hint, is_out_of_memory, pytree
-from ..bind import BindPlan
+from ..bind import BindPlan, Left
 from ..errors import BindError
 from ..heads import Weight, dense
 from ..targets import attribute
@@ -107,7 +107,7 @@ class Found:
 
     def learn(self, plan: Plan) -> None:
         """Keep what does not depend on sizes."""
-        for (path, slot, shape), place in plan.places.items():
+        for (path, slot, shape, _), place in plan.places.items():
             key, known = (path, slot, len(shape)), _without_sizes(place)
             if self.by_rank.setdefault(key, known) != known:
                 self.by_rank[key] = None
@@ -178,7 +178,7 @@ class Sets:
     ) -> None:
         self.primary, self.samples, self.found = primary, samples, found
         self.guarded, self.owned, self.fresh = guarded, owned, fresh
-        self.tell: Callable[[], None] = lambda: None  # warns of what the call has left behind
+        self.left: Left | None = None  # on the bound network
         self.used: list[Plan] = []
         self._record: dict[int, Any] = {}
 
@@ -203,6 +203,7 @@ class Sets:
         try:
             return self.call(network, name, method, given)
         except (Lost, Changed) as error:
+            self.found.plans.clear()
             raise BindError(
                 f"{type(network).__name__}.{name} cannot run with one set of weights per sample: "
                 f"{error}. Call the model itself, model(x, ...), which falls back to running every "
@@ -295,6 +296,8 @@ class Sets:
         key: Any,
         rows: int | None,
     ) -> Any:
+        if self.left is not None and not self.fresh:
+            self.left.start()
         plan, tracker = Plan(), Tracker(self.samples, rows or 1, self._record, self.guarded)
         for tensor in _held(network):
             tracker.hold(tensor)
@@ -321,7 +324,9 @@ class Sets:
         if plan.certain:
             if rows is None:
                 self.found.learn(plan)
-            if key is not None and plan.reads is not None and not given.inside:
+            # A network that is kept may go another way by its own state.
+            steady = self.fresh or self.left is None or not self.left.any
+            if steady and key is not None and plan.reads is not None and not given.inside:
                 self.found.keep(key, plan)
         return self._unfolded(output, plan, rows)
 
@@ -371,7 +376,7 @@ class Sets:
         """Where an argument of a layer holds the samples."""
         if torch.compiler.is_compiling():
             return self._traced(path, slot, tensor)
-        key = (path, slot, tuple(tensor.shape))
+        key = (path, slot, tuple(tensor.shape), tensor.stride())
         run = self._current
         if run is None:
             return self._again(key)
@@ -849,12 +854,14 @@ class BatchPlan:
             for alias in aliases:
                 path, _, leaf = alias.rpartition(".")
                 owners.setdefault(paths[id(attribute(primary, path))], {})[leaf] = name
-        # A parameter with a first dimension of 1 takes part in the batch as it is.
+        # A parameter with a first dimension of 1, as a token or a table of positions has, takes
+        # part in the batch as it is.
         self._owned: list[str] = []
         for path in list(owners):
             module, leaves = attribute(primary, path), owners[path]
             if find_rule(module) is None and all(
-                getattr(module, leaf).shape[:1] == (1,) for leaf in leaves
+                getattr(module, leaf).ndim >= 3 and len(getattr(module, leaf)) == 1
+                for leaf in leaves
             ):
                 self._owned += owners.pop(path).values()
         self._units: list[_Unit] = []
@@ -951,9 +958,7 @@ class BatchPlan:
                 )
         _, extra = stand_ins.get("", (None, {}))
         stand_ins[""] = (self._class, {**extra, "sets_of_weights": sets})
-        if not fresh:
-            return self._plan.bind(primary, tensors, stand_ins)
-        network, sets.tell = self._plan.bind_once(primary, tensors, stand_ins)
+        network, sets.left = self._plan.bind_watched(primary, tensors, stand_ins)
         return network
 
 

@@ -6,6 +6,7 @@ values, say) runs in a loop: slower, with the same result.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .._torch import BatchNorm, InstanceNorm, is_out_of_memory, pytree
 from ..errors import InputError
 from ..heads import Weight
 from .arguments import Arguments, tensors_inside
 from .track import Axis
+
+
+class LayerByLayer(TorchFunctionMode):
+    """Within it, attention and encoder layers do not take PyTorch's fast path for inference,
+    which knows neither vmap nor gradients of predicted weights.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 def refuse_mixing(primary: nn.Module, remedy: str) -> None:
@@ -71,7 +82,9 @@ def run_each(
         values = list(given.leaves)
         for i, tensor, dim in zip(tensors, rows, dims, strict=True):
             values[i] = tensor if dim is None else tensor.unsqueeze(dim)
-        out, rebuild = _taken_apart(given.call(bind(theta), values))
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else LayerByLayer():
+            output = given.call(bind(theta), values)
+        out, rebuild = _taken_apart(output)
         returned[:] = [rebuild]
         if per_sample:
             out = [t.squeeze(0) if t.ndim and t.shape[0] == 1 else t for t in out]
@@ -115,6 +128,7 @@ def _taken_apart(output: Any) -> tuple[list[Tensor], Callable[[Iterator[Tensor]]
             parts.append(next)
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             fields = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
+            fields |= getattr(leaf, "__dict__", {})  # and what __post_init__ has added
             found, rebuild = _taken_apart(fields)
             tensors += found
             parts.append(_record(leaf, rebuild))

@@ -123,7 +123,7 @@ class Many:
             network = self.bind(primary, theta0, weights, samples, fresh=True)
             call = functools.partial(nn.Module.__call__, network)
             output = network.sets_of_weights.call(network, "forward", call, given)
-            network.sets_of_weights.tell()
+            network.sets_of_weights.left.tell()
             return output
 
         output, reason = _attempt(native)

@@ -260,7 +260,7 @@ def bilinear(layer: Layer, module: nn.Module, input1: Tensor, input2: Tensor) ->
 
 
 def embedding(layer: Layer, module: nn.Embedding, input: Tensor) -> Tensor:
-    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+    if module.max_norm is not None or module.scale_grad_by_freq:
         raise ByItself
     indices, axis = layer.take("input", input)
     weight, size = layer.weights["weight"], module.num_embeddings

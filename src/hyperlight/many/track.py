@@ -349,15 +349,15 @@ class Tracker(TorchDispatchMode):
     def read(self, tensor: Tensor, value: Any) -> None:
         """The network has read numbers of a tensor into Python.
 
-        What it decides by whole numbers of the whole batch (a mask without padding, the longest
-        length) it decides for the whole batch, as it does without a hypernetwork. Numbers that
-        were computed, or those of single samples, would make a sample depend on the others.
+        Whether any or all samples have a property (a mask has padding) it decides for the whole
+        batch, as it does without a hypernetwork. All other numbers of samples would make one
+        depend on the others.
         """
         fact = self.fact(tensor)
         if not _of_samples(fact) or self._off:
             return
-        computed = tensor.is_floating_point() or tensor.is_complex()
-        if computed or _key(tensor) in self.decided or fact == UNKNOWN:
+        asked = isinstance(value, bool) and tensor.dtype == torch.bool
+        if not asked or _key(tensor) in self.decided or fact != POOLED:
             self.lost = self.lost or f"numbers of samples were read into Python ({value!r:.40})"
 
     def _guard(self, given: Sequence[Tensor]) -> None:
