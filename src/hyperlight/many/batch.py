@@ -25,7 +25,8 @@ from ..bind import BindPlan, Left
 from ..errors import BindError
 from ..heads import Weight, dense
 from ..targets import attribute
-from .arguments import Arguments, open_arguments, tensors_inside
+from .arguments import Arguments, open_arguments
+from .fallback import LayerByLayer, taken_apart
 from .rules import WHOLE, ByItself, Layer, Rule, StandIn, find_rule, merge, split
 from .track import ADDED, COPIED, DATA, EQUAL, INDEX, SAME, SHARED, Axis, Fact, Lost, Tracker
 
@@ -249,34 +250,28 @@ class Sets:
         """For a sweep, the output with the sets in front."""
         if rows is None:
             return output
-        leaves, structure = pytree.tree_flatten(output)
-        tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        for i, place in zip(tensors, plan.outputs, strict=True):
+        tensors, rebuild = taken_apart(output)
+        found = []
+        for tensor, place in zip(tensors, plan.outputs, strict=True):
             if place is None:
-                leaves[i] = leaves[i].expand(self.samples, *leaves[i].shape)
+                tensor = tensor.expand(self.samples, *tensor.shape)
             else:
-                leaves[i] = split(leaves[i], place.axis, self.samples)
-                if place.how == _ADD:
-                    leaves[i] = leaves[i][:, 0]
-        return pytree.tree_unflatten(leaves, structure)
+                tensor = split(tensor, place.axis, self.samples)
+                tensor = tensor[:, 0] if place.how == _ADD else tensor
+            found.append(tensor)
+        return rebuild(iter(found))
 
-    def _find_outputs(self, tracker: Tracker, output: Any, rows: int) -> list[Place | None]:
+    def _find_outputs(self, tracker: Tracker, output: Any) -> list[Place | None]:
         found: list[Place | None] = []
-        for leaf in pytree.tree_leaves(output):
-            if not isinstance(leaf, Tensor):
-                if tensors_inside(leaf):
-                    raise Lost(f"an object of class {type(leaf).__name__} is returned")
-                continue
-            fact = tracker.fact(leaf)
-            if isinstance(fact, Axis) and fact.kind not in (EQUAL, ADDED):
-                found.append(Place(fact))
-            elif isinstance(fact, Axis) and fact.kind == ADDED:
-                found.append(Place(fact, _ADD))
+        for tensor in taken_apart(output)[0]:
+            fact = tracker.fact(tensor)
+            if isinstance(fact, Axis) and fact.kind != EQUAL:
+                found.append(Place(fact, _ADD if fact.kind == ADDED else _THERE))
             elif fact in (SAME, SHARED, INDEX):
                 found.append(None)
             else:
                 raise Lost(
-                    f"which entries of a tensor of shape {tuple(leaf.shape)} that is returned "
+                    f"which entries of a tensor of shape {tuple(tensor.shape)} that is returned "
                     "belong to which set of weights is not known"
                 )
         return found
@@ -302,7 +297,7 @@ class Sets:
         for tensor in _held(network):
             tracker.hold(tensor)
         for tensor in self.owned:
-            tracker.put(tensor, Axis(0))
+            tracker.put(tensor, Axis(0, tracker.rows))
         leaves = list(given.leaves)
         for index, fact in enumerate(given.facts):
             if fact is not None:
@@ -318,7 +313,7 @@ class Sets:
         if tracker.open:
             raise Lost(f"{', '.join(sorted(tracker.open))} is given the same for all samples")
         if rows is not None:
-            plan.outputs = self._find_outputs(tracker, output, rows)
+            plan.outputs = self._find_outputs(tracker, output)
         plan.reads = reads.values
         plan.writes = tracker.wrote_outside
         if plan.certain:
@@ -722,7 +717,10 @@ def _by_itself(
         for i, tensor in zip(tensors, given, strict=True):
             values[i] = tensor
         own_args, own_kwargs = pytree.tree_unflatten(values, structure)
-        found, shape = pytree.tree_flatten(layer.one(weights).forward(*own_args, **own_kwargs))
+        compiling = torch.compiler.is_compiling()
+        with contextlib.nullcontext() if compiling else LayerByLayer():
+            output = layer.one(weights).forward(*own_args, **own_kwargs)
+        found, shape = pytree.tree_flatten(output)
         form[:] = found, shape
         return [leaf for leaf in found if isinstance(leaf, Tensor)]
 
@@ -917,7 +915,7 @@ class BatchPlan:
         weights: Mapping[str, Weight],
         samples: int,
         fresh: bool = False,
-        sweep: bool = False,
+        rows: int | None = None,
     ) -> Any:
         """The primary with one set of weights per sample in place.
 
@@ -927,7 +925,7 @@ class BatchPlan:
             weights: by name, with the sets in their first dimension.
             samples: the number of sets.
             fresh: whether it is called once and then dropped.
-            sweep: whether all sets are given the same data.
+            rows: for a sweep, how many entries the data have that all sets are given.
 
         Raises:
             Lost: it cannot run so.
@@ -941,6 +939,8 @@ class BatchPlan:
         if self.refused:
             raise Lost(self.refused)
         owned = {name: dense(weights[name]).squeeze(1) for name in self._owned}
+        if rows:
+            owned = {name: own.repeat_interleave(rows, 0) for name, own in owned.items()}
         tensors = {name: owned.get(name, own) for name, own in theta0.items()}
         guarded = [(n, theta0[n]) for unit in self._units for n in unit.names.values()]
         sets = Sets(primary, samples, self.found, guarded, list(owned.values()), fresh)
@@ -949,7 +949,7 @@ class BatchPlan:
             own = {name: weights[full] for name, full in unit.names.items()}
             layer = _Layer(unit, sets, own)
             stand_ins[unit.path] = (self._dressed[unit.path], {"layer_of_sets": layer})
-        for path in self._shared if sweep else ():
+        for path in self._shared if rows else ():
             module = attribute(primary, path)
             if not any(m.training and isinstance(m, Dropout) for m in module.modules()):
                 stand_ins[path] = (

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
 from .._torch import BatchNorm, InstanceNorm, is_out_of_memory, pytree
@@ -84,7 +85,7 @@ def run_each(
             values[i] = tensor if dim is None else tensor.unsqueeze(dim)
         with contextlib.nullcontext() if torch.compiler.is_compiling() else LayerByLayer():
             output = given.call(bind(theta), values)
-        out, rebuild = _taken_apart(output)
+        out, rebuild = taken_apart(output)
         returned[:] = [rebuild]
         if per_sample:
             out = [t.squeeze(0) if t.ndim and t.shape[0] == 1 else t for t in out]
@@ -113,11 +114,13 @@ def run_each(
     return returned[0](iter(out)), "loop" if loop else "vmap", reason
 
 
-def _taken_apart(output: Any) -> tuple[list[Tensor], Callable[[Iterator[Tensor]], Any]]:
+def taken_apart(output: Any) -> tuple[list[Tensor], Callable[[Iterator[Tensor]], Any]]:
     """The tensors of an output, and what puts others in their place.
 
+    Objects are copied, with other tensors for their own: a cache of keys and values, a dataclass.
+
     Raises:
-        InputError: there are tensors in an object that cannot be taken apart.
+        InputError: there are tensors in an object that knows the shapes of its tensors.
     """
     leaves, structure = pytree.tree_flatten(output)
     tensors: list[Tensor] = []
@@ -126,28 +129,23 @@ def _taken_apart(output: Any) -> tuple[list[Tensor], Callable[[Iterator[Tensor]]
         if isinstance(leaf, Tensor):
             tensors.append(leaf)
             parts.append(next)
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            fields = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
-            fields |= getattr(leaf, "__dict__", {})  # and what __post_init__ has added
-            found, rebuild = _taken_apart(fields)
-            tensors += found
-            parts.append(_record(leaf, rebuild))
-        else:
-            if not torch.compiler.is_compiling() and tensors_inside(leaf):
-                raise InputError(
-                    f"The primary returned an object of class {type(leaf).__name__} with tensors "
-                    "in it; every sample ran by itself, and their objects cannot be put together. "
-                    "Return the tensors, in a tuple, a dict or a dataclass."
-                )
+        elif torch.compiler.is_compiling() or not tensors_inside(leaf):
             parts.append(lambda _, leaf=leaf: leaf)
+        elif isinstance(leaf, Distribution) or not hasattr(leaf, "__dict__"):
+            raise InputError(
+                f"The primary returned an object of class {type(leaf).__name__} with tensors in "
+                "it; every sample ran by itself, and their objects cannot be put together. Return "
+                "the tensors, in a tuple, a dict or a dataclass."
+            )
+        else:
+            found, rebuild = taken_apart(dict(vars(leaf)))
+            tensors += found
+            parts.append(functools.partial(_rebuilt, leaf, rebuild))
     return tensors, lambda given: pytree.tree_unflatten([part(given) for part in parts], structure)
 
 
-def _record(leaf: Any, rebuild: Callable[..., Any]) -> Callable[[Iterator[Tensor]], Any]:
-    def make(given: Iterator[Tensor]) -> Any:
-        made = copy.copy(leaf)
-        for name, value in rebuild(given).items():
-            object.__setattr__(made, name, value)
-        return made
-
-    return make
+def _rebuilt(leaf: Any, rebuild: Callable[..., Any], given: Iterator[Tensor]) -> Any:
+    made = copy.copy(leaf)
+    for name, value in rebuild(given).items():
+        object.__setattr__(made, name, value)
+    return made

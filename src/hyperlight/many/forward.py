@@ -72,7 +72,7 @@ class Many:
         samples: int,
         *,
         fresh: bool = False,
-        sweep: bool = False,
+        rows: int | None = None,
     ) -> Any:
         """A network with one set of weights per sample, which runs on the true batch.
 
@@ -82,7 +82,7 @@ class Many:
             weights: by name, with the sets in their first dimension.
             samples: how many sets there are.
             fresh: whether it is called once and then dropped.
-            sweep: whether all sets are given the same data.
+            rows: for a sweep, how many entries the data have that all sets are given.
 
         Raises:
             BindError: it cannot.
@@ -95,7 +95,7 @@ class Many:
                 f"sample: {self._batch.refused}. Call the model itself, model(x, ...), which runs "
                 "every sample by itself, or bind one set after another."
             )
-        return self._batch.bind(primary, theta0, weights, samples, fresh, sweep)
+        return self._batch.bind(primary, theta0, weights, samples, fresh, rows)
 
     def run(
         self,
@@ -163,7 +163,7 @@ class Many:
             return self._each(primary, weights, given, known or Run("vmap", "no data"))
 
         def native() -> Any:
-            network = self.bind(primary, theta0, weights, samples, fresh=True, sweep=True)
+            network = self.bind(primary, theta0, weights, samples, fresh=True, rows=rows)
             call = functools.partial(nn.Module.__call__, network)
             return network.sets_of_weights.call(network, "forward", call, copied, rows)
 
@@ -189,11 +189,12 @@ class Many:
         output, way, why = run_each(bind, weights, given, loop=loop)
         run = Run(way, planned.reason + (f"; torch.vmap fails: {why}" if why else ""))
         if not torch.compiler.is_compiling() and not transforms_active():
-            self._warn(run)
+            self._warn(run, all(not isinstance(fact, Axis) for fact in given.facts))
         return output, run
 
-    def _warn(self, run: Run) -> None:
-        if not run.reason or run.reason in self._warned:
+    def _warn(self, run: Run, shared: bool) -> None:
+        """Say once why the samples run apart; a sweep under vmap is as good."""
+        if not run.reason or run.reason in self._warned or (shared and run.way == "vmap"):
             return
         self._warned.add(run.reason)
         how = "under torch.vmap" if run.way == "vmap" else "one after another"
