@@ -396,7 +396,6 @@ def test_what_vmap_cannot_follow_runs_in_a_loop_and_says_so_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _same(model, model(x, **gamma), expected)
-    with _announced("loop"):  # its reasons are others
         sweep = model.sweep(x, **gamma)
     _same(model, sweep, loop_over_copies(model, (x,), gamma, per_sample=False))
 
