@@ -178,16 +178,20 @@ class HyperModel(nn.Module):
                 value = attribute(self.primary, name)
             except AttributeError:
                 value = None
-            if not isinstance(value, Tensor):
-                raise ConfigurationError(
-                    f"{name!r} is no parameter of the primary any more: its layer was replaced "
-                    "since the model was made, as quantization does. Change the network that "
-                    "model.at(...) returns, or the primary before hypernetize."
-                )
-            if not torch.compiler.is_compiling() and is_distributed(value):
-                raise sharded(f"Parameter {name!r} of the primary is")
+            if type(value) is not nn.Parameter:  # it seldom is anything else
+                self._check_theta0(name, value)
             found[name] = value
         return found
+
+    def _check_theta0(self, name: str, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            raise ConfigurationError(
+                f"{name!r} is no parameter of the primary any more: its layer was replaced "
+                "since the model was made, as quantization does. Change the network that "
+                "model.at(...) returns, or the primary before hypernetize."
+            )
+        if not torch.compiler.is_compiling() and is_distributed(value):
+            raise sharded(f"Parameter {name!r} of the primary is")
 
     @property
     def inputs(self) -> dict[str, Input]:

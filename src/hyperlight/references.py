@@ -404,11 +404,12 @@ class _Spans:
             return None
         try:
             first, storage = value.data_ptr(), value.untyped_storage()
+            has_memory = bool(storage.data_ptr())
             steps = [(n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)]
-        except (RuntimeError, NotImplementedError):
+        except RuntimeError:
             return None
         space: Any = value.device
-        if not storage.data_ptr():  # no memory behind it, as on the meta device
+        if not has_memory:  # no memory behind it, as on the meta device
             self._alive.append(storage)
             space, first = id(storage), value.storage_offset() * value.element_size()
         return space, first, first + (sum(steps) + 1) * value.element_size()
