@@ -118,13 +118,13 @@ class _Predicted(dict[str, Any]):
     """The parameters of a bound module, some of them predicted."""
 
     def __deepcopy__(self, memo: object) -> NoReturn:
-        raise BindError(_NO_COPY)
+        raise BindError(NO_COPY)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise BindError(_NO_COPY)
+        raise BindError(NO_COPY)
 
 
-_NO_COPY = (
+NO_COPY = (
     "A bound network cannot be copied or pickled: its weights are results of the hypernetwork, and "
     "gradients flow through them. Use model.at(...) for an independent network with these weights, "
     "or copy the model itself."

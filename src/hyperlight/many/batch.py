@@ -14,14 +14,14 @@ import inspect
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._torch import Dropout, FakeTensorMode, graph_task, hint, is_out_of_memory, pytree
-from ..bind import BindPlan, Left
+from ..bind import NO_COPY, BindPlan, Left
 from ..errors import BindError
 from ..heads import Weight, dense
 from ..targets import attribute
@@ -627,6 +627,9 @@ class _Layer(Layer):
     def __init__(self, unit: _Unit, sets: Sets, weights: Mapping[str, Weight]) -> None:
         super().__init__(unit.path, sets.samples, weights)
         self._unit, self._sets = unit, sets
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise BindError(NO_COPY)
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tracker = self._sets.tracker
