@@ -81,7 +81,8 @@ _TABLES = tuple(
 )
 _tables = operator.itemgetter(*_TABLES)
 # Attributes that name modules without running them. A GraphModule's code reads self.<name>.
-_HARMLESS = {torch.fx.GraphModule: {"_graph"}}
+# An RNN looks by weak references whether its weights are the ones that it had.
+_HARMLESS = {torch.fx.GraphModule: {"_graph"}, nn.RNNBase: {"_flat_weight_refs"}}
 # Hooks of torch that compute an attribute from parameters before every forward.
 _COMPUTING = (WeightNorm, SpectralNorm, BasePruningMethod)
 
@@ -117,13 +118,13 @@ class _Predicted(dict[str, Any]):
     """The parameters of a bound module, some of them predicted."""
 
     def __deepcopy__(self, memo: object) -> NoReturn:
-        raise BindError(_NO_COPY)
+        raise BindError(NO_COPY)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise BindError(_NO_COPY)
+        raise BindError(NO_COPY)
 
 
-_NO_COPY = (
+NO_COPY = (
     "A bound network cannot be copied or pickled: its weights are results of the hypernetwork, and "
     "gradients flow through them. Use model.at(...) for an independent network with these weights, "
     "or copy the model itself."
@@ -380,7 +381,8 @@ class _Planner:
 
     def _references(self, current: nn.Module) -> Iterator[tuple[str, list[Reached]]]:
         """The attributes and hooks that may hold references, with what they reach."""
-        skipped = {name for _, name in _computing(current)}
+        computing = {name for _, name in _computing(current)}
+        skipped = set(computing)
         for kind, names in _HARMLESS.items():
             if isinstance(current, kind):
                 skipped |= names
@@ -391,7 +393,7 @@ class _Planner:
             inert = is_inert(value) and (torchs or not isinstance(value, tuple))
             if hook or not (name in _OWN or name in skipped or inert):
                 reached = self.search.from_value(value)
-                if skipped and name == "_flat_weights":  # kept in step by nn.RNNBase
+                if computing and name == "_flat_weights":  # kept in step by nn.RNNBase
                     reached = [each for each in reached if not each.obstacle]
                 yield name, reached
         for name, value in self._inherited(current):

@@ -103,11 +103,17 @@ class HyperModel(nn.Module):
         """Run the primary with the weights for the given inputs.
 
         The batch shape of the inputs decides what is shared. With ``()`` the whole batch has one
-        set of weights. With ``(B,)`` every sample has its own, in one forward: every tensor among
-        the arguments then holds one entry per sample in its first dimension (wrap one that does
-        not in :class:`~hyperlight.Shared`), the primary sees batches of one, and its outputs are
-        stacked, where a leading dimension of 1 is that of the batch. Dropout draws for every
-        sample separately.
+        set of weights. With ``(B,)`` every sample has its own, in one forward on the whole batch:
+        layers with predicted weights apply to each sample its own, all other code runs as it
+        does without a hypernetwork. Every tensor among the arguments then holds ``B`` entries in
+        its first dimension. Wrap one that all samples share in :class:`~hyperlight.Shared`, and
+        one that holds them elsewhere in :class:`~hyperlight.PerSample`; numbers and tensors
+        without dimensions are shared. Dropout draws for every sample separately.
+
+        A primary that mixes samples before a layer with predicted weights, or whose samples
+        cannot be followed, runs sample by sample on batches of one, with a warning. Every tensor
+        that it returns is then stacked: ``(B, ...)`` in place of a leading 1, and ``(B,)`` for a
+        scalar. ``last_run`` says how the call ran and why. docs/per-sample.md has all rules.
 
         What the primary's forward leaves on ``self`` (an auxiliary loss, a state) is gone after
         the call, with a warning the first time. To read it, keep the bound network:
@@ -119,12 +125,19 @@ class HyperModel(nn.Module):
                 shape ``batch_shape + event_shape``. All others are passed to the primary.
 
         Returns:
-            What the primary returns.
+            What the primary returns for the batch: a scalar loss is that of the batch.
 
         Raises:
             InputError: as for :meth:`predict`; or with one value per sample: another batch
-                shape than ``(B,)``, a tensor of another size, or a layer that takes
-                statistics over the batch in training mode.
+                shape than ``(B,)``, a tensor of another size, a layer that takes statistics
+                over the batch in training mode (:meth:`bind` runs it), or an argument that is
+                an object where every sample has to run by itself.
+
+        >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
+        >>> model(torch.zeros(4, 2), scale=torch.rand(4) / 2).shape
+        torch.Size([4, 1])
+        >>> model.last_run
+        Run(way='batch', reason='')
         """
         theta0, features = self.theta0, self.hypernet.features(**self._take_inputs(kwargs))
         if features.ndim > 2:
@@ -178,16 +191,20 @@ class HyperModel(nn.Module):
                 value = attribute(self.primary, name)
             except AttributeError:
                 value = None
-            if not isinstance(value, Tensor):
-                raise ConfigurationError(
-                    f"{name!r} is no parameter of the primary any more: its layer was replaced "
-                    "since the model was made, as quantization does. Change the network that "
-                    "model.at(...) returns, or the primary before hypernetize."
-                )
-            if not torch.compiler.is_compiling() and is_distributed(value):
-                raise sharded(f"Parameter {name!r} of the primary is")
+            if type(value) is not nn.Parameter:  # it seldom is anything else
+                self._check_theta0(name, value)
             found[name] = value
         return found
+
+    def _check_theta0(self, name: str, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            raise ConfigurationError(
+                f"{name!r} is no parameter of the primary any more: its layer was replaced "
+                "since the model was made, as quantization does. Change the network that "
+                "model.at(...) returns, or the primary before hypernetize."
+            )
+        if not torch.compiler.is_compiling() and is_distributed(value):
+            raise sharded(f"Parameter {name!r} of the primary is")
 
     @property
     def inputs(self) -> dict[str, Input]:
@@ -233,16 +250,26 @@ class HyperModel(nn.Module):
         of the primary: move or cast the model, not the bound network. Gradients flow to the
         hypernetwork and to ``theta0``. It cannot be copied or pickled: see :meth:`at`.
 
+        With inputs of batch shape ``(B,)`` the network holds one set of weights per sample. All
+        its public methods run on a batch of ``B`` samples, with arguments as for
+        :meth:`forward`. BatchNorm in training mode takes its statistics over that batch. Unlike
+        the model, a bound network never runs sample by sample: where the samples cannot be
+        followed, the call raises. Outside of a call, its predicted parameters read as ``theta0``.
+
         Args:
-            gamma: every input, by name, without batch dimensions.
+            gamma: every input, by name: batch shape ``()`` or ``(B,)``.
 
         Raises:
-            InputError: as for :meth:`predict`, or the inputs have a batch shape.
+            InputError: as for :meth:`predict`, or the batch shape has several dimensions.
+            BindError: the primary cannot run with one set of weights per sample, here or in a
+                later call.
 
         >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
         >>> net = model.bind(scale=0.3)
         >>> type(net).__name__, net(torch.zeros(4, 2)).shape
         ('Linear', torch.Size([4, 1]))
+        >>> model.bind(scale=torch.rand(4) / 2)(torch.zeros(4, 2)).shape
+        torch.Size([4, 1])
         """
         theta0, features = self.theta0, self.hypernet.features(**gamma)
         if features.ndim > 2:
@@ -293,6 +320,10 @@ class HyperModel(nn.Module):
     def sweep(self, *args: Any, **kwargs: Any) -> Any:
         """Run the primary on the same data under many sets of weights.
 
+        Tensors with as many entries in their first dimension as the first tensor argument are the
+        data; all others are shared. Layers with predicted weights run as in :meth:`forward`.
+        Modules before the first of them run once for all sets.
+
         Args:
             args: passed to the primary, the same to each.
             kwargs: the inputs of the hypernetwork, by name, with batch shapes that broadcast
@@ -300,8 +331,8 @@ class HyperModel(nn.Module):
                 others are passed to the primary.
 
         Returns:
-            What the primary returns, its tensors with the batch shape in front:
-            ``(64, B, ...)``.
+            What the primary returns under each set, its tensors with the batch shape in front:
+            ``(64, B, ...)``, and ``(64,)`` for a scalar.
 
         Raises:
             InputError: as for :meth:`predict`; there is one set of weights only; or a layer

@@ -393,7 +393,7 @@ class _Spans:
     def _find(self, value: Any) -> tuple[Any, int, int] | None:
         """``(space, first, end)`` in bytes; None if that cannot be told.
 
-        As for a tensor that a transform has wrapped, or one that holds its values in others.
+        As for a tensor that a transform has wrapped.
         """
         if _is_array(value):
             if value.dtype.hasobject:
@@ -404,12 +404,12 @@ class _Spans:
             return None
         try:
             first, storage = value.data_ptr(), value.untyped_storage()
-            without_memory = not storage.data_ptr()  # as on the meta device
+            has_memory = bool(storage.data_ptr())
             steps = [(n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)]
-        except (RuntimeError, NotImplementedError):
+        except RuntimeError:
             return None
         space: Any = value.device
-        if without_memory:
+        if not has_memory:  # no memory behind it, as on the meta device
             self._alive.append(storage)
             space, first = id(storage), value.storage_offset() * value.element_size()
         return space, first, first + (sum(steps) + 1) * value.element_size()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._torch import pytree
 from ..errors import InputError, check_integer
-from .track import COPIED, SHARED, UNKNOWN, Axis, Fact
+from .track import SHARED, UNKNOWN, Axis, Fact
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,12 @@ def open_arguments(
 
 
 def copy_arguments(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], samples: int
-) -> tuple[Arguments, int | None]:
-    """The arguments of a sweep, and how many rows of data every set of weights is given.
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    samples: int,
+    layout_of: Callable[[int], Axis],
+) -> tuple[Arguments, Axis | None]:
+    """The arguments of a sweep, and how the data hold the copies for every set of weights.
 
     Tensors with as many entries in their first dimension as the first one are taken for the data:
     they are repeated for every set. All others are shared. A wrong guess is seen where the two
@@ -145,20 +148,23 @@ def copy_arguments(
     leaves = [leaf.value if isinstance(leaf, (Shared, PerSample)) else leaf for leaf in leaves]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     rows = next((tensor.shape[0] for tensor in tensors if tensor.ndim), None)
+    layout = layout_of(rows) if rows else None
     facts: list[Fact | None] = [SHARED if isinstance(leaf, Tensor) else None for leaf in leaves]
     signature = []
     for index, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
             signature.append((leaf.shape, leaf.dtype, leaf.requires_grad))
-            if rows and leaf.ndim and leaf.shape[0] == rows:
-                facts[index] = Axis(0, rows, kind=COPIED)
-                leaves[index] = leaf.expand(samples, *leaf.shape).flatten(0, 1)
+            if layout is not None and leaf.ndim and leaf.shape[0] == rows:
+                at = 0 if layout.outer == 1 else 1  # where the copies go
+                sizes = (*leaf.shape[:at], samples, *leaf.shape[at:])
+                facts[index] = layout
+                leaves[index] = leaf.unsqueeze(at).expand(sizes).flatten(0, 1)
         elif isinstance(leaf, _ATOMS):
             signature.append(leaf)
         else:
-            rows = None  # an object, whose tensors would have to be copied
-    known = None if rows is None else (structure, tuple(signature))
-    return Arguments(leaves, facts, [], structure, known), rows
+            layout = None  # an object, whose tensors would have to be copied
+    known = None if layout is None else (structure, tuple(signature))
+    return Arguments(leaves, facts, [], structure, known), layout
 
 
 _ATOMS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)

@@ -14,20 +14,20 @@ import inspect
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._torch import Dropout, FakeTensorMode, graph_task, hint, is_out_of_memory, pytree
-from ..bind import BindPlan, Left
+from ..bind import NO_COPY, BindPlan, Left
 from ..errors import BindError
 from ..heads import Weight, dense
 from ..targets import attribute
 from .arguments import Arguments, open_arguments
 from .fallback import LayerByLayer, taken_apart
-from .rules import WHOLE, ByItself, Layer, Rule, StandIn, find_rule, merge, split
+from .rules import CONVOLUTIONS, WHOLE, ByItself, Layer, Rule, StandIn, find_rule, merge, split
 from .track import ADDED, COPIED, DATA, EQUAL, INDEX, SAME, SHARED, Axis, Fact, Lost, Tracker
 
 # What a layer does with an argument before it reads the samples: nothing; expand its dimension of
@@ -78,6 +78,7 @@ class Plan:
 class _Once(NamedTuple):
     """A part of a network that does the same for all sets of a sweep."""
 
+    layout: Axis
     copied: list[bool]  # which of its arguments are copies, tensors only
     results: list[Place | None]  # where its results hold the sets; None if nowhere
 
@@ -217,7 +218,7 @@ class Sets:
         name: str,
         method: Callable[..., Any],
         given: Arguments,
-        rows: int | None = None,
+        layout: Axis | None = None,
     ) -> Any:
         """Call a method by the plan, or watch it.
 
@@ -226,8 +227,8 @@ class Sets:
             name: of the method.
             method: the method.
             given: its arguments.
-            rows: for a sweep, how many entries every set has. All outputs then come back with
-                the sets in their first dimension: ``(B, rows, ...)``.
+            layout: for a sweep, how the data hold the copies for every set. All outputs then
+                come back with the sets in their first dimension: ``(B, rows, ...)``.
 
         Raises:
             Lost: where the samples are cannot be told.
@@ -235,20 +236,20 @@ class Sets:
         key = None
         if given.signature is not None:
             mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), network.training
-            key = (name, self.samples, mode, rows, given.signature)
+            key = (name, self.samples, mode, layout, given.signature)
         plan = self.found.plans.get(key) if key else None
         if plan is not None and (not plan.reads or (self.fresh and not plan.writes)):
             try:
-                return self._unfolded(self._follow(plan, method, given), plan, rows)
+                return self._unfolded(self._follow(plan, method, given), plan, layout)
             except Changed:
                 self.found.plans.pop(key, None)
                 if not self.fresh or plan.writes:
                     raise
-        return self._watch(network, method, given, key, rows)
+        return self._watch(network, method, given, key, layout)
 
-    def _unfolded(self, output: Any, plan: Plan, rows: int | None) -> Any:
+    def _unfolded(self, output: Any, plan: Plan, layout: Axis | None) -> Any:
         """For a sweep, the output with the sets in front."""
-        if rows is None:
+        if layout is None:
             return output
         tensors, rebuild = taken_apart(output)
         found = []
@@ -289,15 +290,17 @@ class Sets:
         method: Callable[..., Any],
         given: Arguments,
         key: Any,
-        rows: int | None,
+        layout: Axis | None,
     ) -> Any:
         if self.left is not None and not self.fresh:
             self.left.start()
-        plan, tracker = Plan(), Tracker(self.samples, rows or 1, self._record, self.guarded)
+        plan, tracker = Plan(), Tracker(
+            self.samples, layout or Axis(0), self._record, self.guarded
+        )
         for tensor in _held(network):
             tracker.hold(tensor)
         for tensor in self.owned:
-            tracker.put(tensor, Axis(0, tracker.rows))
+            tracker.put(tensor, tracker.layout._replace(kind=DATA))
         leaves = list(given.leaves)
         for index, fact in enumerate(given.facts):
             if fact is not None:
@@ -312,20 +315,20 @@ class Sets:
             raise Lost(tracker.failed)
         if tracker.open:
             raise Lost(f"{', '.join(sorted(tracker.open))} is given the same for all samples")
-        if rows is not None:
+        if layout is not None:
             if tracker.lost:  # numbers of all sets together, where each has its own
                 raise Lost(tracker.lost)
             plan.outputs = self._find_outputs(tracker, output)
         plan.reads = reads.values
         plan.writes = tracker.wrote_outside
         if plan.certain:
-            if rows is None:
+            if layout is None:
                 self.found.learn(plan)
             # A network that is kept may go another way by its own state.
             steady = self.fresh or self.left is None or not self.left.any
             if steady and key is not None and plan.reads is not None and not given.inside:
                 self.found.keep(key, plan)
-        return self._unfolded(output, plan, rows)
+        return self._unfolded(output, plan, layout)
 
     # --- a part that is the same for all sets -------------------------------------------------
 
@@ -345,7 +348,7 @@ class Sets:
             return plain(*args, **kwargs)
         for i, copied in zip(tensors, once.copied, strict=True):
             if copied:
-                leaves[i] = leaves[i][: leaves[i].shape[0] // self.samples]
+                leaves[i] = split(leaves[i], once.layout, self.samples)[0]
         args, kwargs = pytree.tree_unflatten(leaves, structure)
         with contextlib.nullcontext() if tracker is None else tracker.paused():
             leaves, structure = pytree.tree_flatten(plain(*args, **kwargs))
@@ -456,9 +459,9 @@ class Sets:
                     f"dimensions holds the samples is not known ({tracker.reason(output)})"
                 )
             elif expanded and output.ndim and output.shape[0] == 1:
-                found.append(Place(Axis(0, tracker.rows), _EXPAND))
+                found.append(Place(tracker.layout._replace(kind=DATA), _EXPAND))
             else:
-                found.append(Place(Axis(0, tracker.rows, kind=ADDED), _ADD))
+                found.append(Place(tracker.layout._replace(kind=ADDED), _ADD))
         current.plan.results[key] = found
         return found
 
@@ -471,18 +474,17 @@ class Sets:
             return Place(fact)
         shape = tuple(tensor.shape)
         if fact in (SAME, SHARED, INDEX) or (isinstance(fact, Axis) and fact.kind == EQUAL):
-            dims = _as_long_as(tensor, self.samples * tracker.rows, fact)
+            dims = _as_long_as(tensor, tracker.length, fact)
             if expected in dims:
                 dims = [expected]
             if len(dims) == 1:  # taken for the samples until it meets them
                 tracker.open.add(where)
-                axis = fact if isinstance(fact, Axis) else Axis(dims[0], tracker.rows)
+                axis = fact if isinstance(fact, Axis) else tracker.layout._replace(dim=dims[0])
                 return Place(axis._replace(kind=frozenset((where,))))
-            rows = tracker.rows
             if not dims and tensor.ndim > expected and shape[expected] == 1:
-                return Place(Axis(expected, rows), _EXPAND)
-            if not dims and self.samples * rows not in shape:
-                return Place(Axis(0, rows, kind=ADDED), _ADD)
+                return Place(tracker.layout._replace(dim=expected, kind=DATA), _EXPAND)
+            if not dims and tracker.length not in shape:
+                return Place(tracker.layout._replace(kind=ADDED), _ADD)
         why = fact if not isinstance(fact, Axis) else "a table for every sample"
         if fact == "unknown":
             why = tracker.reason(tensor)
@@ -501,11 +503,11 @@ def _found_once(
 ) -> _Once:
     """Whether a part does the same for all sets: what it does to shapes tells."""
     facts = [tracker.fact(leaves[i]) for i in tensors]
-    copied = [fact == Axis(0, tracker.rows, 1, COPIED) for fact in facts]
-    never = _Once([False for _ in facts], [])
+    copied = [fact == tracker.layout for fact in facts]
+    never = _Once(tracker.layout, [False for _ in facts], [])
     if not any(copied) or not all(c or f in (SAME, SHARED) for c, f in zip(copied, facts, strict=True)):
         return never
-    shapes = Tracker(tracker.samples, tracker.rows, {}, ())
+    shapes = Tracker(tracker.samples, tracker.layout, {}, ())
     shapes.outside = SHARED  # parameters and buffers
     try:
         with tracker.paused(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -525,7 +527,7 @@ def _found_once(
     places = [Place(fact) if isinstance(fact, Axis) else None for fact in found]
     if any(p.axis.kind != COPIED if p else f not in (SAME, SHARED) for p, f in zip(places, found, strict=True)):
         return never
-    return _Once(copied, places)
+    return _Once(tracker.layout, copied, places)
 
 
 def _copied(result: Tensor, axis: Axis, samples: int) -> Tensor:
@@ -628,6 +630,9 @@ class _Layer(Layer):
         super().__init__(unit.path, sets.samples, weights)
         self._unit, self._sets = unit, sets
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise BindError(NO_COPY)
+
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tracker = self._sets.tracker
         if tracker is None:
@@ -647,10 +652,10 @@ class _Layer(Layer):
         axis, how = self._sets.place(self.path, slot, tensor, expected)
         if how == _EXPAND:
             sizes = list(tensor.shape)
-            sizes[axis.dim] = self.samples * axis.inner
+            sizes[axis.dim] = self.samples * axis.inner * axis.outer
             tensor = tensor.expand(sizes)
         elif how == _ADD:
-            tensor = tensor.expand(self.samples * axis.inner, *tensor.shape)
+            tensor = tensor.expand(self.samples * axis.inner * axis.outer, *tensor.shape)
         return tensor, axis
 
     def look(self, slot: Any, tensor: Tensor) -> Place:
@@ -733,7 +738,7 @@ def _by_itself(
             y = merge(y, axis)
         else:  # all rows of a sample are alike
             y = y if how == _EXPAND else y.unsqueeze(1)
-            y = y.expand(-1, axis.inner, *y.shape[2:]).flatten(0, 1)
+            y = merge(y.expand(-1, axis.inner * axis.outer, *y.shape[2:]), axis)
         others = () if axis.kind == ADDED else tuple(place.axis for place in places)
         merged.append(layer.give(y, axis, *others))
     rest = iter(merged)
@@ -901,6 +906,15 @@ class BatchPlan:
         kind = type(primary)
         self._class = _network_class(kind, self._dressed.get("", kind))
 
+    def layout(self, rows: int) -> Axis:
+        """How the data of a sweep hold their copies.
+
+        Convolutions want the copies of an image beside each other: so they are channels in
+        memory. Other layers want all that one set is given.
+        """
+        convolved = any(unit.rule in CONVOLUTIONS for unit in self._units)
+        return Axis(0, 1, rows, COPIED) if convolved else Axis(0, rows, 1, COPIED)
+
     def _is_shared(self, primary: nn.Module, path: str) -> bool:
         """Whether a module is the root of a part whose parameters are its own for all samples."""
         above = path.rpartition(".")[0]
@@ -917,7 +931,7 @@ class BatchPlan:
         weights: Mapping[str, Weight],
         samples: int,
         fresh: bool = False,
-        rows: int | None = None,
+        layout: Axis | None = None,
     ) -> Any:
         """The primary with one set of weights per sample in place.
 
@@ -927,7 +941,7 @@ class BatchPlan:
             weights: by name, with the sets in their first dimension.
             samples: the number of sets.
             fresh: whether it is called once and then dropped.
-            rows: for a sweep, how many entries the data have that all sets are given.
+            layout: for a sweep, how the data hold the copies for every set.
 
         Raises:
             Lost: it cannot run so.
@@ -941,8 +955,10 @@ class BatchPlan:
         if self.refused:
             raise Lost(self.refused)
         owned = {name: dense(weights[name]).squeeze(1) for name in self._owned}
-        if rows:
-            owned = {name: own.repeat_interleave(rows, 0) for name, own in owned.items()}
+        if layout is not None:
+            rows = layout.inner * layout.outer
+            for name, own in owned.items():
+                owned[name] = merge(own.unsqueeze(1).expand(-1, rows, *own.shape[1:]), layout)
         tensors = {name: owned.get(name, own) for name, own in theta0.items()}
         guarded = [(n, theta0[n]) for unit in self._units for n in unit.names.values()]
         sets = Sets(primary, samples, self.found, guarded, list(owned.values()), fresh)
@@ -951,7 +967,7 @@ class BatchPlan:
             own = {name: weights[full] for name, full in unit.names.items()}
             layer = _Layer(unit, sets, own)
             stand_ins[unit.path] = (self._dressed[unit.path], {"layer_of_sets": layer})
-        for path in self._shared if rows else ():
+        for path in self._shared if layout is not None else ():
             module = attribute(primary, path)
             if not any(m.training and isinstance(m, Dropout) for m in module.modules()):
                 stand_ins[path] = (

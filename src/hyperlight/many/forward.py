@@ -72,7 +72,7 @@ class Many:
         samples: int,
         *,
         fresh: bool = False,
-        rows: int | None = None,
+        layout: Axis | None = None,
     ) -> Any:
         """A network with one set of weights per sample, which runs on the true batch.
 
@@ -82,7 +82,7 @@ class Many:
             weights: by name, with the sets in their first dimension.
             samples: how many sets there are.
             fresh: whether it is called once and then dropped.
-            rows: for a sweep, how many entries the data have that all sets are given.
+            layout: for a sweep, how the data hold the copies for every set.
 
         Raises:
             BindError: it cannot.
@@ -95,7 +95,7 @@ class Many:
                 f"sample: {self._batch.refused}. Call the model itself, model(x, ...), which runs "
                 "every sample by itself, or bind one set after another."
             )
-        return self._batch.bind(primary, theta0, weights, samples, fresh, rows)
+        return self._batch.bind(primary, theta0, weights, samples, fresh, layout)
 
     def run(
         self,
@@ -156,16 +156,18 @@ class Many:
         given = Arguments(leaves, facts, [], structure, None)
         if samples == 1 or torch.compiler.is_compiling() or transforms_active():
             return self._each(primary, weights, given, Run("vmap"))
-        copied, rows = copy_arguments(args, kwargs, samples)
+        if self._batch is None:
+            self._batch = BatchPlan(primary, self._places)
+        copied, layout = copy_arguments(args, kwargs, samples, self._batch.layout)
         key = ("sweep", copied.signature, torch.is_grad_enabled())
         known = self._ways.get(key)
-        if rows is None or known is not None:
+        if layout is None or known is not None:
             return self._each(primary, weights, given, known or Run("vmap", "no data"))
 
         def native() -> Any:
-            network = self.bind(primary, theta0, weights, samples, fresh=True, rows=rows)
+            network = self.bind(primary, theta0, weights, samples, fresh=True, layout=layout)
             call = functools.partial(nn.Module.__call__, network)
-            return network.sets_of_weights.call(network, "forward", call, copied, rows)
+            return network.sets_of_weights.call(network, "forward", call, copied, layout)
 
         output, reason = _attempt(native)
         if not reason:

@@ -386,7 +386,7 @@ def convolution(layer: Layer, module: Any, input: Tensor) -> Tensor:
     assert w is not None
     if axis.kind == COPIED and module.groups == 1:  # the same images: one convolution
         b = None if bias is None else bias.flatten()
-        y = convolve(x[: axis.inner], w.flatten(0, 1), b, *options)
+        y = convolve(split(x, axis, layer.samples)[0], w.flatten(0, 1), b, *options)
         return layer.give(merge(y.unflatten(1, (layer.samples, -1)).transpose(0, 1), axis), axis)
     u = split(x, axis, layer.samples)
     if _is_covered(u, w, padding, module.dilation) and module.groups == 1:
@@ -430,6 +430,8 @@ def _grouped(
     """``(B, n, C, ...)`` to ``(B, n, O, ...)``."""
     samples = u.shape[0]
     x = u.transpose(0, 1).flatten(1, 2)
+    if 1 in x.shape[2:]:  # whose strides PyTorch (2.13) may take for another layout in backward
+        x = x.clone(memory_format=torch.contiguous_format)
     b = None if bias is None else bias.reshape(-1)
     y = convolve(x, w.flatten(0, 1), b, *options, groups * samples)
     return y.unflatten(1, (samples, -1)).transpose(0, 1)
@@ -715,6 +717,8 @@ LAYERS: dict[Any, Rule] = {
 
 # Layers of other libraries, which are not imported: by module and class.
 OTHERS: dict[tuple[str, str], Rule] = {("transformers.pytorch_utils", "Conv1D"): transposed_linear}
+
+CONVOLUTIONS = (convolution, transposed_convolution)
 
 # What the rules need to know of layers whose weights are not predicted: PyTorch's kernels for
 # them do not say where the samples are.

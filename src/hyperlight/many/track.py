@@ -64,13 +64,13 @@ class _Call(NamedTuple):
     names: tuple[str, ...]  # of the arguments, in order
     given: dict[str, Any]
     out: Tensor
-    rows: int  # entries of a sample in the batch
+    layout: Axis  # how a dimension holds the batch
     length: int  # of the batch
     together: Callable[[set[Any]], Any]  # the kind of an axis on which several kinds meet
 
     def even(self, dim: int) -> Axis:
         """A dimension as long as the batch, along which all entries are the same."""
-        return Axis(dim, self.rows, kind=EQUAL)
+        return self.layout._replace(dim=dim, kind=EQUAL)
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
@@ -93,7 +93,8 @@ class Tracker(TorchDispatchMode):
 
     Args:
         samples: ``B``, at least 2.
-        rows: how many entries a sample has in the batch: 1, or in a sweep the data's.
+        layout: how a dimension of the batch holds the samples; in a sweep every one has as many
+            entries as the data.
         record: the facts by storage, to go on with those of an earlier call.
         guarded: tensors that no operation may read, with their names: the weights of layers that
             have one set per sample, which only those layers may use.
@@ -102,12 +103,13 @@ class Tracker(TorchDispatchMode):
     def __init__(
         self,
         samples: int,
-        rows: int,
+        layout: Axis,
         record: dict[int, Any],
         guarded: Iterable[tuple[str, Tensor]],
     ) -> None:
         super().__init__()
-        self.samples, self.rows, self.record = samples, rows, record
+        self.samples, self.layout, self.record = samples, layout, record
+        self.length = samples * layout.inner * layout.outer
         self.why: dict[int, str] = {}
         self.lost = ""  # why nothing can be known from here on
         self.failed = ""  # why the call cannot go on
@@ -173,8 +175,15 @@ class Tracker(TorchDispatchMode):
             if hint(tensor.numel()) == 1:
                 return SAME
             known = self.outside if stored is None else SHARED
-            return known if known != SHARED else _expanded(tensor, self.samples, self.rows)
+            return self._expanded(tensor) if known == SHARED else known
         return str(stored)
+
+    def _expanded(self, tensor: Tensor) -> Fact:
+        """Shared content that was expanded to the length of the batch is EQUAL."""
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            if hint(size) == self.length and hint(stride) == 0:
+                return self.layout._replace(dim=dim, kind=EQUAL)
+        return SHARED
 
     def reason(self, tensor: Tensor) -> str:
         """Why a tensor is unknown."""
@@ -274,9 +283,8 @@ class Tracker(TorchDispatchMode):
         item, total = tensor.element_size(), tensor.untyped_storage().nbytes()
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
             step = hint(stride) * item
-            length = self.samples * self.rows
-            if hint(size) == length and step and total % (step * length) == 0:
-                return (step * self.rows, 0, EQUAL)
+            if hint(size) == self.length and step and total % (step * self.length) == 0:
+                return (step * self.layout.inner, 0, EQUAL)
         return SHARED
 
     # --- the operations ---------------------------------------------------------------------
@@ -310,8 +318,8 @@ class Tracker(TorchDispatchMode):
                 operation.names,
                 named,
                 made[0],
-                self.rows,
-                self.samples * self.rows,
+                self.layout,
+                self.length,
                 self.together,
             )
             fact = operation.rule(call)
@@ -442,14 +450,6 @@ def _joined(call: _Call, items: Sequence[_Item], ndim: int) -> Fact:
                 fact == SAME or not _reaches(t, dim - ndim + t.ndim) for t, fact in items
             ):
                 return call.even(dim)
-    return SHARED
-
-
-def _expanded(tensor: Tensor, samples: int, rows: int) -> Fact:
-    """Shared content that was expanded to as many entries as there are samples is EQUAL."""
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if hint(size) == samples * rows and hint(stride) == 0:
-            return Axis(dim, rows, kind=EQUAL)
     return SHARED
 
 
@@ -679,7 +679,7 @@ def _repeat_shared(call: _Call) -> Fact:
         for dim, times in enumerate(repeats):
             if hint(times) == call.length:
                 inner = hint(tensor.shape[dim - added]) if dim >= added else 1
-                return Axis(dim, inner * call.rows, 1, EQUAL)
+                return Axis(dim, inner * call.layout.inner, call.layout.outer, EQUAL)
     return _alone(_repeat, constant=True)(call)
 
 
@@ -759,7 +759,7 @@ def _each_its_own(
     """``x[arange(B), choice]``: every sample chooses among its own entries."""
     index, kind = facts[chooser]
     dims = [d for d in range(index.ndim) if _reaches(index, d)]
-    if kind != INDEX or fact.place[1:] != (call.rows, 1) or len(dims) != 1:
+    if kind != INDEX or fact.place[1:] != call.layout.place[1:] or len(dims) != 1:
         return UNKNOWN
     if hint(index.shape[dims[0]]) != call.length:
         return UNKNOWN
@@ -768,9 +768,9 @@ def _each_its_own(
         at = here - block + other.ndim
         if other is index or not _reaches(other, at):
             continue
-        if not (isinstance(known, Axis) and known.place == (at, call.rows, 1)):
+        if not (isinstance(known, Axis) and known.place == (at, *call.layout.place[1:])):
             return UNKNOWN
-    return Axis(first + here, call.rows, 1, fact.kind)
+    return call.layout._replace(dim=first + here, kind=fact.kind)
 
 
 def _filled(call: _Call) -> Fact:
