@@ -182,6 +182,11 @@ def hint(size: Any) -> int:
 graph_task: Any = torch._C._current_graph_task_id
 
 
+def is_abstract() -> bool:
+    """Whether a graph is made, or a transform of torch.func runs: memory says nothing then."""
+    return bool(is_traced() or transforms_active())
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device was too small; the CPU's allocator has no class for it."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._torch import BatchNorm, canonical_mask
+from .._torch import BatchNorm, canonical_mask, pytree
 from ..errors import InputError
 from ..heads import LowRankWeight, Weight, dense
 from .track import COPIED, Axis, Lost
@@ -685,8 +685,9 @@ def _states(states: Sequence[Tensor], given: Any) -> Any:
     return tuple(states) if isinstance(given, tuple) else states[0]
 
 
-def _of_sample(weight: Weight, index: int) -> Tensor:
-    return dense(weight)[index]
+def _of_sample(weight: Weight, index: int) -> Weight:
+    one: Weight = pytree.tree_map(lambda tensor: tensor[index], weight)
+    return one
 
 
 # --- which rule is for which layer ------------------------------------------------------
