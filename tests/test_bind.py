@@ -32,6 +32,30 @@ def made(name: str) -> tuple[nn.Module, Tensor]:
     return make().double(), data().double()
 
 
+@pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(1)], ids=["dense", "low rank"])
+@pytest.mark.parametrize("registered", [True, False])
+def test_an_attribute_does_not_hide_a_predicted_weight(registered: bool, head: hl.Head) -> None:
+    """FullyShardedDataParallel keeps plain tensors while it runs, beside parameters or alone."""
+    net = mlp().double()
+    model = hl.hypernetize(net, {"g": hl.Uniform(0.0, 1.0)}, head=head)
+    x, g = torch.randn(5, 3, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    one, many = model(x, g=0.5), model(x, g=g)
+    wanted = torch.autograd.grad(one.sum(), list(model.hypernet.parameters()))
+    for name, parameter in list(net.named_parameters()):
+        path, _, leaf = name.rpartition(".")
+        module, view = net.get_submodule(path), parameter.view(parameter.shape)
+        del module._parameters[leaf]
+        if registered:
+            module._parameters[leaf] = view  # type: ignore[assignment]
+        object.__setattr__(module, leaf, view)
+    for _ in range(2):
+        found = model(x, g=0.5)
+        torch.testing.assert_close(found, one)
+        torch.testing.assert_close(model(x, g=g), many)
+        gradients = torch.autograd.grad(found.sum(), list(model.hypernet.parameters()))
+        torch.testing.assert_close(gradients, wanted)
+
+
 def other_weights(primary: nn.Module) -> dict[str, Tensor]:
     return {
         name: (p + 0.3 * torch.randn_like(p)).detach().requires_grad_()

@@ -282,16 +282,20 @@ print(list(hl.hypernetize(net, {"g": hl.Uniform(0, 1)}, targets).predict(g=0.5))
 def test_batch_norm_dropout_and_recurrent_layers_fail_obscurely_per_sample() -> None:
     x, gamma = torch.randn(3, 5, 4), torch.rand(3)
     normed = hl.hypernetize(nn.Sequential(nn.Conv1d(5, 6, 1), nn.BatchNorm1d(6)), SPACE)
-    with pytest.raises(hl.InputError, match=r"BatchNorm1d '1' in training mode.*model\.eval\(\)"):
+    words = r"BatchNorm1d '1' in training mode.*model\.eval\(\).*model\.bind\(\.\.\.\)\(x\)"
+    with pytest.raises(hl.InputError, match=words):
         normed(x, gamma=gamma)
+    assert normed.bind(gamma=gamma)(x).mean((0, 2)).abs().max() < 1e-5  # over the whole batch
     assert normed.eval()(x, gamma=gamma).shape == (3, 6, 4)
     dropping = hl.hypernetize(nn.Sequential(nn.Linear(4, 100), nn.Dropout()), SPACE)
     y = dropping(x[:1].expand(3, -1, -1), gamma=torch.full((3,), 0.5))
     assert not torch.equal(y[0] == 0, y[1] == 0)
     recurrent = hl.hypernetize(nn.LSTM(4, 6, batch_first=True), SPACE)
-    with pytest.warns(UserWarning, match="runs once for every set of weights instead"):
-        y, _ = recurrent(x, gamma=gamma)
-    torch.testing.assert_close(y[1], recurrent(x[1], gamma=gamma[1])[0])
+    y, (h, c) = recurrent(x, gamma=gamma)
+    assert recurrent.last_run.way == "batch"
+    alone, (h1, c1) = recurrent(x[1:2], gamma=gamma[1])
+    torch.testing.assert_close(y[1:2], alone)
+    torch.testing.assert_close((h[:, 1:2], c[:, 1:2]), (h1, c1))
 
 
 def test_gigabytes_are_allocated_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,9 +310,14 @@ def test_missing_inputs_are_named_with_the_call() -> None:
 
 
 def test_the_rank_decides_not_the_number() -> None:
-    model = hl.hypernetize(mlp(), SPACE)
+    model, x, g = hl.hypernetize(mlp(), SPACE), torch.randn(4, 3), torch.rand(1)
     with pytest.raises(hl.InputError, match=r"batch shape \(1,\)"):
-        model.bind(g=torch.rand(1))  # a batch of one is a batch (design D3)
+        model.at(g=g)  # a batch of one is a batch
+    for run in (model.bind(g=g), lambda x: model(x, g=g)):
+        with pytest.raises(hl.InputError, match=r"with 1 sets of weights, one per sample"):
+            run(x)
+        torch.testing.assert_close(run(x[:1]), model(x[:1], g=g[0]))
+    torch.testing.assert_close(model.bind(g=g[0])(x), model(x, g=g[0]))
 
 
 @pytest.mark.parametrize(

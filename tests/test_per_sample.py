@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -47,13 +48,13 @@ class FunctionOfWeights(nn.Module):
 class Branching(nn.Module):
     """Control flow on values: vmap cannot follow."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: nn.Module | None = None) -> None:
         super().__init__()
-        self.linear = nn.Linear(8, 8)
+        self.linear, self.last = nn.Linear(8, 8), last or nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
-        return y if y.sum() > 0 else -2 * y
+        return self.last(y if y.sum() > 0 else -2 * y)
 
 
 def _x(*shape: int) -> Callable[[], tuple[Tensor]]:
@@ -143,13 +144,18 @@ CASES: dict[str, Case] = {
         _x(1, 5, 5),
     ),
 }
-# torch says where vmap goes through a single operation one by one, and we where the primary does.
-quiet = pytest.mark.filterwarnings(
-    "ignore:There is a performance drop", "ignore:The primary cannot run under torch.vmap"
-)
-# What torch has no rule for, and what looks at values.
-LOOPED = (nn.RNN, nn.GRU, nn.LSTM, nn.LSTMCell, nn.AdaptiveLogSoftmaxWithLoss, Subclass)
-cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+# What does not run on the true batch: it reads a weight outside of the layer that owns it, or its
+# shapes depend on values, which vmap cannot follow either.
+APART = {"structured output": "vmap", "AdaptiveLogSoftmaxWithLoss": "loop"}
+# Where tensors of the output have their batch, if not in front: recurrent states.
+BATCH_DIMS = {
+    "RNN": (0, 1),
+    "GRU": (0, 1),
+    "GRU, bidirectional": (0, 1),
+    "LSTM": (0, 1, 1),
+    "LSTM, projected": (0, 1, 1),
+}
+cases = pytest.mark.parametrize("case", CASES)
 
 
 WITH_WEIGHTS = [
@@ -195,7 +201,8 @@ def _gradients(model: hl.HyperModel, output: Any) -> dict[str, Tensor]:
         for leaf in _leaves(output)
         if leaf.is_floating_point()
     )
-    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     return {
         name: torch.zeros_like(p) if g is None else g
         for (name, p), g in zip(model.named_parameters(), found, strict=True)
@@ -209,29 +216,47 @@ def _same(model: hl.HyperModel, output: Any, expected: Any) -> None:
     )
 
 
+def _announced(way: str, quiet: bool = False) -> Any:
+    """What must be said of samples that run apart; without it a warning is an error."""
+    if way == "batch" or quiet:
+        return contextlib.nullcontext()
+    how = {"vmap": "under torch.vmap", "loop": "one after another"}[way]
+    return pytest.warns(UserWarning, match=f"cannot run once on the whole batch.*{how}")
+
+
 @cases
-@quiet
 @pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(1)], ids=["dense", "low rank"])
-def test_one_set_of_weights_per_sample_equals_the_loop(case: Case, head: hl.Head) -> None:
-    make, data = case
+def test_one_set_of_weights_per_sample_equals_the_loop(case: str, head: hl.Head) -> None:
+    make, data = CASES[case]
     model = _model(make, head=head)
     args, gamma = data(), _gamma(B)
-    output = model(*args, **gamma)
-    # All others run under vmap, not in the loop that they are compared with.
-    pass
-    _same(model, output, loop_over_copies(model, args, gamma, per_sample=True))
+    way, dims = APART.get(case, "batch"), BATCH_DIMS.get(case, ())
+    with _announced(way):
+        output = model(*args, **gamma)
+    assert model.last_run.way == way, model.last_run
+    assert (model.last_run.reason == "") == (way == "batch")
+    expected = loop_over_copies(model, args, gamma, per_sample=True, batch_dims=dims)
+    _same(model, output, expected)
+    again = model(*args, **gamma)  # by the plan of the first call, and without another warning
+    assert model.last_run.way == way
+    _same(model, again, expected)
 
 
 @cases
-@quiet
-def test_a_sweep_equals_the_loop(case: Case) -> None:
-    make, data = case
+def test_a_sweep_equals_the_loop(case: str) -> None:
+    make, data = CASES[case]
     model = _model(make)
     args, gamma = data(), _gamma(4)
     if any(isinstance(a, hl.Shared) for a in args):
         args = tuple(a.value if isinstance(a, hl.Shared) else a for a in args)
-    output = model.sweep(*args, **gamma)
-    _same(model, output, loop_over_copies(model, args, gamma, per_sample=False))
+    way = APART.get(case, "batch")
+    with _announced(way, quiet=way == "vmap"):
+        output = model.sweep(*args, **gamma)
+    assert model.last_run.way == way, model.last_run
+    expected = loop_over_copies(model, args, gamma, per_sample=False)
+    _same(model, output, expected)
+    _same(model, model.sweep(*args, **gamma), expected)
+    assert model.last_run.way == way
 
 
 def test_a_batch_of_one_keeps_its_dimension() -> None:
@@ -275,13 +300,69 @@ def test_keyword_and_nested_arguments_are_split() -> None:
         torch.testing.assert_close(output[i : i + 1], expected)
 
 
-def test_a_scalar_output_is_stacked() -> None:
-    class Loss(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x).square().mean()
+class Loss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 5)
 
-    model = _model(lambda: Loss(8, 5))
-    assert model(*_x(8)(), **_gamma(B)).shape == (B,)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).square().mean()
+
+
+class LossOfALayer(nn.Linear):
+    """A subclass of a layer with a forward of its own: it has no rule."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).square().mean()
+
+
+def test_a_scalar_output_is_that_of_the_batch() -> None:
+    model = _model(Loss)
+    (x,), gamma = _x(8)(), _gamma(B)
+    output = model(x, **gamma)
+    assert output.shape == () and model.last_run.way == "batch"
+    each = loop_over_copies(model, (x,), gamma, per_sample=True)[0]
+    _same(model, output, each.mean())
+    assert model.sweep(x, **gamma).shape == (B,)  # every set has the whole batch
+
+
+def test_a_scalar_output_of_samples_that_run_apart_is_stacked() -> None:
+    model = _model(lambda: LossOfALayer(8, 5))
+    (x,), gamma = _x(8)(), _gamma(B)
+    with pytest.warns(UserWarning, match="such as a loss, comes back one per sample"):
+        output = model(x, **gamma)
+    assert output.shape == (B,) and model.last_run.way == "vmap"
+    _same(model, output, loop_over_copies(model, (x,), gamma, per_sample=True))
+
+
+def test_recurrent_states_are_passed_on_in_the_layout_of_the_layer() -> None:
+    model = _model(lambda: nn.LSTM(4, 6, 2, batch_first=True))
+    (x,), gamma = _x(5, 4)(), _gamma(B)
+    whole, _ = model(x, **gamma)
+    _, states = model(x[:, :3], **gamma)
+    assert [s.shape for s in states] == [(2, B, 6), (2, B, 6)]
+    net = model.bind(**gamma)
+    _, states = net(x[:, :3])
+    rest, _ = net(x[:, 3:], tuple(hl.PerSample(state, dim=1) for state in states))
+    torch.testing.assert_close(rest, whole[:, 3:], rtol=1e-10, atol=1e-12)
+
+
+def test_numbers_and_tensors_without_dimensions_are_shared() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor, a: float, b: Tensor, *, c: Tensor) -> Tensor:
+            return a * self.linear(x) * b + c
+
+    model = _model(Scaled)
+    (x,), gamma, one = _x(8)(), _gamma(B), torch.tensor
+    output = model(x, 2.0, one(3.0), c=one(0.5), **gamma)
+    for i in range(B):
+        own = {name: value[i] for name, value in gamma.items()}
+        expected = model(x[i : i + 1], 2.0, one(3.0), c=one(0.5), **own)
+        torch.testing.assert_close(output[i : i + 1], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_dropout_draws_for_every_sample() -> None:
@@ -304,14 +385,72 @@ def test_dropout_draws_for_every_sample() -> None:
 def test_what_vmap_cannot_follow_runs_in_a_loop_and_says_so_once() -> None:
     model = _model(Branching)
     (x,), gamma = _x(8)(), _gamma(B)
-    with pytest.warns(UserWarning, match="cannot run under torch.vmap.*slower. The reason: "):
+    words = "cannot run once on the whole batch.*one after another: slower.*The reason: last cannot "
+    with pytest.warns(UserWarning, match=words):
         output = model(x, **gamma)
-    _same(model, output, loop_over_copies(model, (x,), gamma, per_sample=True))
+    expected = loop_over_copies(model, (x,), gamma, per_sample=True)
+    _same(model, output, expected)
+    assert model.last_run.way == "loop"
+    assert "read into Python" in model.last_run.reason
+    assert "torch.vmap fails: " in model.last_run.reason
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(model(x, **gamma), output)
+        _same(model, model(x, **gamma), expected)
         sweep = model.sweep(x, **gamma)
     _same(model, sweep, loop_over_copies(model, (x,), gamma, per_sample=False))
+
+
+def test_what_a_network_decides_after_its_last_layer_it_decides_for_the_whole_batch() -> None:
+    model = _model(lambda: Branching(nn.Identity()))
+    (x,), gamma = _x(8)(), _gamma(B)
+    each = model(x, **gamma)
+    assert model.last_run.way == "batch"
+    theta = model.predict(**gamma)
+    y = torch.einsum("bi,boi->bo", x, theta["linear.weight"]) + theta["linear.bias"]
+    _same(model, each, y if y.sum() > 0 else -2 * y)
+    shifted = x - 10 * torch.linalg.pinv(theta["linear.weight"].detach().mean(0)).sum(1)
+    y = torch.einsum("bi,boi->bo", shifted, theta["linear.weight"]) + theta["linear.bias"]
+    _same(model, model(shifted, **gamma), y if y.sum() > 0 else -2 * y)
+    assert model.last_run.way == "batch"
+
+
+def test_in_a_sweep_every_set_of_weights_decides_alone() -> None:
+    model = _model(lambda: Branching(nn.Identity()))
+    (x,), gamma = _x(8)(), _gamma(12)
+    theta = model.predict(**gamma)
+    y = torch.einsum("ni,boi->bno", x, theta["linear.weight"]) + theta["linear.bias"].unsqueeze(1)
+    with torch.no_grad():  # so that half of the sums are negative
+        model.primary.linear.bias -= y.sum((1, 2)).median() / y[0].numel() + 1e-6
+    expected = loop_over_copies(model, (x,), gamma, per_sample=False)
+    with _announced("loop"):
+        output = model.sweep(x, **gamma)
+    _same(model, output, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _same(model, model.sweep(x, **gamma), expected)
+
+
+def test_the_way_is_decided_for_every_structure_of_arguments() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, positive: bool = False) -> Tensor:
+            y = self.linear(x)
+            return self.last(y if not positive or y.sum() > 0 else -2 * y)
+
+    model = _model(Optional)
+    (x,), gamma = _x(8)(), _gamma(B)
+    ways = []
+    for positive in (False, True, False, True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model(x, positive=positive, **gamma)
+        ways.append(model.last_run.way)
+    assert ways == ["batch", "loop", "batch", "loop", "batch"]
+    model(x, g=0.3, z=torch.zeros(2, dtype=torch.float64))
+    assert (model.last_run.way, model.last_run.reason) == ("one", "")
 
 
 class OutOfMemoryOnce(nn.Module):
@@ -353,9 +492,12 @@ def test_running_out_of_memory_is_passed_on_and_forgotten(error: RuntimeError) -
 
 def test_an_error_of_the_primary_is_not_taken_for_one_of_vmap() -> None:
     model = _model(lambda: nn.Linear(8, 5))
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        model(*_x(7)(), **_gamma(B))
-    assert not model._loop
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            model(*_x(7)(), **_gamma(B))
+        assert model(*_x(8)(), **_gamma(B)).shape == (B, 5)
+    assert model.last_run.way == "batch"
 
 
 # --- low rank ---------------------------------------------------------------------
@@ -440,10 +582,18 @@ def test_a_batch_norm_alone_in_eval_mode_is_fine() -> None:
     [
         (
             lambda m: m(torch.randn(B + 1, 8).double(), **_gamma(B)),
-            "Tensor 1 of the arguments has shape (4, 8); with 3 sets of weights, one per sample, "
+            "Argument 'input' has shape (4, 8); with 3 sets of weights, one per sample, "
             "expected 3 entries in its first dimension. Wrap a tensor that all samples share",
         ),
-        (lambda m: m(torch.tensor(1.0), **_gamma(B)), "has shape (); with 3 sets"),
+        (
+            lambda m: m(input=torch.randn(B + 1, 8).double(), **_gamma(B)),
+            "Argument 'input' has shape (4, 8); with 3 sets",
+        ),
+        (
+            lambda m: m(hl.PerSample(torch.randn(3, 8).double(), dim=1), **_gamma(B)),
+            "Argument 'input' has shape (3, 8); with 3 sets of weights, one per sample, "
+            "expected 3 entries in dimension 1.",
+        ),
         (
             lambda m: m(torch.randn(6, 8).double(), **_gamma(2, 3)),
             "have batch shape (2, 3); expected () for one set of weights, or (B,)",
@@ -453,10 +603,14 @@ def test_a_batch_norm_alone_in_eval_mode_is_fine() -> None:
             "have batch shape (): that is one set of weights. Pass the values to sweep over",
         ),
         (
-            lambda m: m.bind(**_gamma(B)),
-            "have batch shape (3,): that is 3 sets of weights, and one network holds one",
+            lambda m: m.bind(**_gamma(2, 3)),
+            "have batch shape (2, 3); expected () for one set of weights, or (B,)",
         ),
-        (lambda m: m.at(**_gamma(2, 3)), "have batch shape (2, 3): that is 2 x 3 sets of weights"),
+        (
+            lambda m: m.at(**_gamma(2, 3)),
+            "have batch shape (2, 3): that is several sets of weights, and a module of its own "
+            "holds one. Pass a single value for each input",
+        ),
         (lambda m: m.sweep(torch.randn(6, 8).double(), g=0.1), "Hypernetwork input 'z' is missing"),
     ],
 )

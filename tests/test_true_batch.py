@@ -244,15 +244,43 @@ def test_every_step_alone(crossing: bool) -> None:
     _alone(lambda m, data, g: m(*_given(m, data), g=g), crossing, ("right",))
 
 
-@quiet
-@pytest.mark.parametrize("name", DECIDING)
-def test_numbers_that_are_read_off_the_arguments(name: str) -> None:
-    """Of the whole batch, they are other ones than a single sample's."""
+def _deciding(name: str) -> Iterator[Case]:
     for seed in range(4):
         calls = ((4, 5, seed == 0),) * 2 + ((4, 5, False), (3, 3, False))
-        case = Case(4, (("crossing", name),), calls, False, False, False, seed)
+        yield Case(4, (("crossing", name),), calls, False, False, False, seed)
+
+
+# What a network decides by any() or all() of whole numbers, it decides for the whole batch.
+FOR_ALL = ("branch on any",)
+
+
+@quiet
+@pytest.mark.parametrize("name", [name for name in DECIDING if name not in FOR_ALL])
+def test_numbers_that_are_read_off_the_arguments(name: str) -> None:
+    """Of the whole batch, they are other ones than a single sample's."""
+    for case in _deciding(name):
         _check(case, _native, Tally(), ("right", "refused"))
         _check(case, lambda m, data, g: m(*_given(m, data), g=g), Tally(), ("right",))
+
+
+@pytest.mark.parametrize("name", FOR_ALL)
+def test_what_is_decided_by_any_sample_is_decided_for_the_whole_batch(name: str) -> None:
+    """As without a hypernetwork: every sample equals its row of the batch under its own set."""
+    apart = set()
+    for case in _deciding(name):
+        model = _model(case)
+        for call in (0, 1, 2, 3, 1):
+            data, g = case.data(call), _gamma(case, call)
+            whole = [model(*_given(model, data), g=one)[i] for i, one in enumerate(g)]
+            expected = torch.stack(whole)
+            apart.add(_equal(_loop(model, data, g), expected))
+            gradients = _gradients(model, expected, data[0])
+            for run in (_native, lambda m, data, g: m(*_given(m, data), g=g)):
+                output = run(model, data, g)
+                assert _equal(output, expected), call
+                assert all(map(_equal, _gradients(model, output, data[0]), gradients))
+            assert model.last_run.way == "batch"
+    assert apart == {True, False}  # in some calls the samples would decide differently
 
 
 @quiet

@@ -657,14 +657,14 @@ def _copy(
         weight = tensors[name]
         if isinstance(weight, LowRankWeight):
             if kind is _LowRankLinear and leaf == "weight":
-                del parameters[leaf]
+                parameters.pop(leaf, None)
                 attributes["_low_rank"] = weight
                 continue
             weight = weight.dense()
         if not compiling:
-            if leaf not in parameters:
+            if leaf == "weight" and leaf not in parameters:
                 attributes.pop("_low_rank", None)
-                attributes.pop(leaf, None)
+            attributes.pop(leaf, None)  # an attribute would hide it, as FSDP1 leaves one
             if weight.grad_fn is not None and type(parameters) is dict:
                 parameters = _Predicted(parameters)
         parameters[leaf] = weight

@@ -311,9 +311,11 @@ class HyperModel(nn.Module):
                     "of its own holds one. Pass a single value for each input (batch shape ())."
                 )
             theta = self.hypernet.head.add_to(self.theta0, features)
+            values = {name: dense(theta[name]) for name in self._names}
+            self._plan.bind(self.primary, values)  # refuses what has changed in the primary
             plain = _copied(self.primary, "model.at copies the primary")
-            for name in self._names:
-                plain.get_parameter(name).copy_(dense(theta[name]))
+            for name, value in values.items():
+                plain.get_parameter(name).copy_(value)
         return plain
 
     def sweep(self, *args: Any, **kwargs: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -158,13 +158,21 @@ def predict_chunked(head: hl.Chunked, features: Tensor) -> dict[str, Tensor]:
 
 
 def loop_over_copies(
-    model: hl.HyperModel, args: tuple[object, ...], gamma: dict[str, Tensor], per_sample: bool
-) -> object:
-    """The primary, run once for every set of weights; outputs stacked leaf by leaf.
+    model: hl.HyperModel,
+    args: tuple[object, ...],
+    gamma: dict[str, Tensor],
+    per_sample: bool,
+    batch_dims: Sequence[int] = (),
+) -> list[Tensor]:
+    """The primary, run once for every set of weights; outputs put together leaf by leaf.
 
     Differentiable: the weights are put in place by ``torch.func.functional_call``.
+
+    Args:
+        batch_dims: for every tensor of the output, where it has its batch, if not in front.
     """
-    theta = model.predict(**gamma)
+    theta, shared = model.predict(**gamma), dict(model.primary.named_parameters())
+    twin = copy.deepcopy(model.primary)  # functional_call leaves its weights on recurrent layers
     outputs = []
     for i in range(len(next(iter(theta.values())))):
         own = []
@@ -176,12 +184,15 @@ def loop_over_copies(
             else:
                 own.append(arg)
         weights = {name: t[i] for name, t in theta.items()}
-        outputs.append(torch.func.functional_call(model.primary, weights, tuple(own)))
+        outputs.append(torch.func.functional_call(twin, {**shared, **weights}, tuple(own)))
     leaves = [torch.utils._pytree.tree_leaves(output) for output in outputs]
-    stacked = []
-    for column in zip(*leaves, strict=True):
-        if isinstance(column[0], Tensor):
-            if per_sample and column[0].ndim and len(column[0]) == 1:
-                column = [tensor[0] for tensor in column]
-            stacked.append(torch.stack(list(column)))
-    return stacked
+    columns = [c for c in zip(*leaves, strict=True) if isinstance(c[0], Tensor)]
+    if batch_dims:
+        return [torch.cat(c, dim) for c, dim in zip(columns, batch_dims, strict=True)]
+    found = []
+    for column in columns:
+        if per_sample and column[0].ndim and len(column[0]) == 1:
+            found.append(torch.cat(column))
+        else:
+            found.append(torch.stack(column))
+    return found

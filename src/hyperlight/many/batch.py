@@ -329,6 +329,8 @@ class Sets:
         if tracker.open:
             raise Lost(f"{', '.join(sorted(tracker.open))} is given the same for all samples")
         if layout is not None:
+            if tracker.lost:  # numbers of all sets together, where each has its own
+                raise Lost(tracker.lost)
             plan.outputs = self._find_outputs(tracker, output)
         plan.reads = reads.values
         plan.writes = tracker.wrote_outside
