@@ -433,7 +433,7 @@ def _grouped(
     if 1 in x.shape[2:]:  # whose strides PyTorch (2.13) may take for another layout in backward
         x = x.clone(memory_format=torch.contiguous_format)
     b = None if bias is None else bias.reshape(-1)
-    y = convolve(x, w.flatten(0, 1), b, *options, groups * samples)
+    y = convolve(x, w.flatten(0, 1).contiguous(), b, *options, groups * samples)
     return y.unflatten(1, (samples, -1)).transpose(0, 1)
 
 
