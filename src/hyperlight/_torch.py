@@ -210,6 +210,11 @@ def padding_of(convolution: Any) -> list[int]:
     return found
 
 
+def is_abstract() -> bool:
+    """Whether a graph is made, or a transform of torch.func runs: memory says nothing then."""
+    return bool(is_traced() or transforms_active())
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device was too small; the CPU's allocator has no class for it."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

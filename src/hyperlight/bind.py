@@ -185,11 +185,13 @@ class BindPlan:
         self.places = {name: tuple(aliases) for name, aliases in places.items()}
         self._told: set[tuple[str, str]] = set()
         self._root: _Node | None = None
+        self.made = 0  # how often the plan was made
         # What was found harmless though it cannot be followed, by identity.
         self._judged: dict[int, Any] = {}
         self._make(module)
 
     def _make(self, module: nn.Module) -> None:
+        self.made += 1
         root, judged = _Planner(module, self.places).plan()
         self._root, self._judged = root, {id(value): (value, state_of(value)) for value in judged}
 
@@ -393,7 +395,7 @@ class _Planner:
             inert = is_inert(value) and (torchs or not isinstance(value, tuple))
             if hook or not (name in _OWN or name in skipped or inert):
                 reached = self.search.from_value(value)
-                if computing and name == "_flat_weights":  # kept in step by nn.RNNBase
+                if isinstance(current, nn.RNNBase) and name == "_flat_weights":  # in step
                     reached = [each for each in reached if not each.obstacle]
                 yield name, reached
         for name, value in self._inherited(current):

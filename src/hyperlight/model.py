@@ -23,7 +23,7 @@ from .heads import Dense, Head, dense, find_head
 from .hypernet import Activation, HyperNet
 from .init import Init, Zero, find_init
 from .inputs import Input
-from .many import Many, Run, open_arguments
+from .many import Many, Run, open_arguments, unwrap
 from .signatures import SignatureOfForward, SignedMethod, arguments_of, keyword, with_keywords
 from .summary import Summary, summarize
 from .targets import Targets, attribute, select
@@ -150,6 +150,8 @@ class HyperModel(nn.Module):
             opened = open_arguments(args, kwargs, 1, self.primary.forward)
             args, kwargs = opened.args, opened.kwargs
             features = features[0]
+        elif samples is None:
+            args, kwargs = unwrap(args, kwargs)
         theta = self.hypernet.head.add_to(theta0, features)
         if features.ndim == 1:
             network, left = self._plan.bind_watched(self.primary, theta)

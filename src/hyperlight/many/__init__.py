@@ -5,7 +5,7 @@ holds the samples), ``batch`` (a network that runs on the true batch), ``rules``
 ``track`` (where the samples are), ``fallback`` (vmap, and the loop).
 """
 
-from .arguments import PerSample, Shared, open_arguments
+from .arguments import PerSample, Shared, open_arguments, unwrap
 from .forward import Many, Run
 
-__all__ = ["Many", "PerSample", "Run", "Shared", "open_arguments"]
+__all__ = ["Many", "PerSample", "Run", "Shared", "open_arguments", "unwrap"]

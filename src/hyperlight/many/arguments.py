@@ -61,6 +61,18 @@ class PerSample:
             )
 
 
+def unwrap(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with one set of weights, without wrappers."""
+    if any(isinstance(value, (Shared, PerSample)) for value in (*args, *kwargs.values())):
+        args = tuple(map(_bare, args))
+        kwargs = {name: _bare(value) for name, value in kwargs.items()}
+    return args, kwargs
+
+
+def _bare(value: Any) -> Any:
+    return value.value if isinstance(value, (Shared, PerSample)) else value
+
+
 @dataclass
 class Arguments:
     """The arguments, opened: without wrappers, and with what is known of every tensor.
@@ -78,6 +90,16 @@ class Arguments:
     inside: list[tuple[Tensor, Fact]]
     structure: Any
     signature: Any
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What calls alike have in common whatever their sizes: ranks, and flags."""
+        return tuple(
+            [
+                leaf.ndim if isinstance(leaf, Tensor) else leaf if isinstance(leaf, _FLAGS) else ""
+                for leaf in self.leaves
+            ]
+        )
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -172,6 +194,7 @@ def copy_arguments(
 
 
 _ATOMS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_FLAGS = (bool, str, type(None))
 _DEPTH = 6
 
 

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .._torch import Dropout, FakeTensorMode, graph_task, hint, is_out_of_memory, pytree
+from .._torch import (
+    Dropout,
+    FakeTensorMode,
+    graph_task,
+    hint,
+    is_out_of_memory,
+    is_abstract,
+    pytree,
+)
 from ..bind import NO_COPY, BindPlan, Left
 from ..errors import BindError
 from ..heads import Weight, dense
@@ -92,14 +100,13 @@ class Found:
 
     Attributes:
         plans: by what calls have in common.
-        by_rank: the same without sizes, for graphs that are traced.
+        by_form: the same without sizes, for graphs that are traced and transforms.
         alone: layers that vmap has failed on.
     """
 
     def __init__(self) -> None:
         self.plans: OrderedDict[Any, Plan] = OrderedDict()
-        self.by_rank: dict[Any, Place | None] = {}
-        self.results_by_rank: dict[Any, list[Place] | None] = {}
+        self.by_form: dict[Any, dict[Any, Any]] = {}
         self.alone: set[str] = set()
 
     def keep(self, key: Any, plan: Plan) -> None:
@@ -107,18 +114,21 @@ class Found:
         while len(self.plans) > _MOST_PLANS:
             self.plans.popitem(last=False)
 
-    def learn(self, plan: Plan) -> None:
+    def learn(self, form: Any, plan: Plan) -> None:
         """Keep what does not depend on sizes."""
+        known = self.by_form.setdefault(form, {})
         for (path, slot, shape, _), place in plan.places.items():
-            key, known = (path, slot, len(shape)), _without_sizes(place)
-            if self.by_rank.setdefault(key, known) != known:
-                self.by_rank[key] = None
+            _agree(known, (path, slot, len(shape)), _without_sizes(place))
         for (path, shapes), places in plan.results.items():
-            ranks = (path, tuple(map(len, shapes)))
             found = [_without_sizes(place) for place in places]
-            kept = None if None in found else [place for place in found if place]
-            if self.results_by_rank.setdefault(ranks, kept) != kept:
-                self.results_by_rank[ranks] = None
+            kept = None if None in found else tuple(found)
+            _agree(known, (path, tuple(map(len, shapes))), kept)
+
+
+def _agree(known: dict[Any, Any], key: Any, value: Any) -> None:
+    """Keep a value, or None if another one was kept."""
+    if known.setdefault(key, value) != value:
+        known[key] = None
 
 
 def _without_sizes(place: Place | None) -> Place | None:
@@ -181,7 +191,9 @@ class Sets:
         self.primary, self.samples, self.found = primary, samples, found
         self.guarded, self.owned, self.fresh = guarded, owned, fresh
         self.left: Left | None = None  # on the bound network
+        self.form: Any = None  # of the arguments, while a graph is traced
         self.used: list[Plan] = []
+        self.modes: tuple[bool, ...] = ()  # which modules are in training mode
         self._record: dict[int, Any] = {}
 
     # --- a call -----------------------------------------------------------------------------
@@ -198,7 +210,8 @@ class Sets:
         if self._current is not None:
             return method(*args, **kwargs)  # inside of another one
         given = open_arguments(args, kwargs, self.samples, method)
-        if torch.compiler.is_compiling():
+        if is_abstract():
+            self.form = given.form
             return given.call(method)
         if self.samples == 1:
             return self._follow(Plan(), method, given)
@@ -235,7 +248,7 @@ class Sets:
         """
         key = None
         if given.signature is not None:
-            mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), network.training
+            mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self.modes
             key = (name, self.samples, mode, layout, given.signature)
         plan = self.found.plans.get(key) if key else None
         if plan is not None and (not plan.reads or (self.fresh and not plan.writes)):
@@ -304,7 +317,7 @@ class Sets:
             if fact is not None:
                 leaves[index] = tracker.open_argument(leaves[index], fact)
         for tensor, fact in given.inside:
-            tracker.know(tensor, fact)
+            tracker.know(tensor, fact, "it is in an object with tensors of other lengths")
         reads = _Reads(tracker, plan.reads)
         self.used.append(plan)
         with _running(self, plan, tracker), reads, tracker:
@@ -321,7 +334,7 @@ class Sets:
         plan.writes = tracker.wrote_outside
         if plan.certain:
             if layout is None:
-                self.found.learn(plan)
+                self.found.learn(given.form, plan)
             # A network that is kept may go another way by its own state.
             steady = self.fresh or self.left is None or not self.left.any
             if steady and key is not None and plan.reads is not None and not given.inside:
@@ -340,16 +353,23 @@ class Sets:
         tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         key = (part.path_of_part, structure, tuple(leaves[i].shape for i in tensors))
         if tracker is not None and key not in plan.once:
-            plan.once[key] = _found_once(tracker, plain, leaves, structure, tensors)
+            plan.once[key] = _found_once(tracker, part, leaves, structure, tensors)
         once = plan.once.get(key)
         if once is None or not any(once.copied):
             return plain(*args, **kwargs)
         for i, copied in zip(tensors, once.copied, strict=True):
             if copied:
                 leaves[i] = split(leaves[i], once.layout, self.samples)[0]
-        args, kwargs = pytree.tree_unflatten(leaves, structure)
+        own_args, own_kwargs = pytree.tree_unflatten(leaves, structure)
         with contextlib.nullcontext() if tracker is None else tracker.paused():
-            leaves, structure = pytree.tree_flatten(plain(*args, **kwargs))
+            with _hooks_of(part) as replaced:
+                output = plain(*own_args, **own_kwargs)
+            if replaced:  # a hook has put another result in place
+                plan.once[key] = once._replace(copied=[False for _ in once.copied])
+        if replaced:
+            return plain(*args, **kwargs)
+        with contextlib.nullcontext() if tracker is None else tracker.paused():
+            leaves, structure = pytree.tree_flatten(output)
             tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
             for i, place in zip(tensors, once.results, strict=True):
                 if place is not None:
@@ -363,7 +383,7 @@ class Sets:
     @property
     def _current(self) -> _Current | None:
         """The call of this thread; none while a graph is traced."""
-        return None if torch.compiler.is_compiling() else _RUNNING.calls.get(id(self))
+        return None if is_abstract() else _RUNNING.calls.get(id(self))
 
     @property
     def tracker(self) -> Tracker | None:
@@ -372,7 +392,7 @@ class Sets:
 
     def place(self, path: str, slot: Any, tensor: Tensor, expected: int) -> Place:
         """Where an argument of a layer holds the samples."""
-        if torch.compiler.is_compiling():
+        if is_abstract():
             return self._traced(path, slot, tensor)
         key = (path, slot, tuple(tensor.shape), tensor.stride())
         run = self._current
@@ -400,7 +420,7 @@ class Sets:
         return place
 
     def _traced(self, path: str, slot: Any, tensor: Tensor) -> Place:
-        place = self.found.by_rank.get((path, slot, tensor.ndim))
+        place = self.found.by_form.get(self.form, {}).get((path, slot, tensor.ndim))
         if place is None:
             raise self._unknown(path)
         dim, inner, outer, _ = place.axis
@@ -428,8 +448,8 @@ class Sets:
         ``run`` runs it once for all samples, with theta0.
         """
         key, current = (path, shapes), self._current
-        if torch.compiler.is_compiling():
-            known = self.found.results_by_rank.get((path, tuple(map(len, shapes))))
+        if is_abstract():
+            known = self.found.by_form.get(self.form, {}).get((path, tuple(map(len, shapes))))
             if known is None:
                 raise self._unknown(path)
             like = next((p.axis for p in places if p.how == _THERE), Axis(0))
@@ -492,14 +512,51 @@ class Sets:
         )
 
 
+@contextlib.contextmanager
+def _hooks_of(part: nn.Module, run: bool = True) -> Iterator[list[Any]]:
+    """The hooks inside of a part of a bound network, whose tables are its own.
+
+    Args:
+        part: the part.
+        run: whether they run. What they put in place of arguments or results is listed then.
+    """
+    replaced: list[Any] = []
+
+    def watched(hook: Any) -> Any:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            found = hook(*args, **kwargs)
+            if found is not None:
+                replaced.append(found)
+            return found
+
+        return called if run else lambda *args, **kwargs: None
+
+    tables = [
+        table
+        for module in part.modules()
+        for table in (module._forward_hooks, module._forward_pre_hooks)
+        if module is not part and table
+    ]
+    kept: list[Any] = [dict(table) for table in tables]
+    for table in tables:
+        for key, hook in table.items():
+            table[key] = watched(hook)
+    try:
+        yield replaced
+    finally:
+        for table, hooks in zip(tables, kept, strict=True):
+            table.update(hooks)
+
+
 def _found_once(
     tracker: Tracker,
-    plain: Callable[..., Any],
+    part: Any,
     leaves: list[Any],
     structure: Any,
     tensors: list[int],
 ) -> _Once:
     """Whether a part does the same for all sets: what it does to shapes tells."""
+    plain = functools.partial(part.original.forward, part)
     facts = [tracker.fact(leaves[i]) for i in tensors]
     copied = [fact == tracker.layout for fact in facts]
     never = _Once(tracker.layout, [False for _ in facts], [])
@@ -519,7 +576,7 @@ def _found_once(
                 )
                 shapes.put(values[i], fact)
             args, kwargs = pytree.tree_unflatten(values, structure)
-            with shapes:
+            with _hooks_of(part, run=False), shapes:
                 output = plain(*args, **kwargs)
             found = [
                 shapes.fact(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)
@@ -860,6 +917,8 @@ class BatchPlan:
         self.found = Found()
         self.refused = ""
         self._plan = BindPlan(primary, places)
+        self._made = self._plan.made
+        self._modules = list(primary.modules())
         paths = {id(module): path for path, module in reversed(list(primary.named_modules()))}
         owners: dict[str, dict[str, str]] = {}
         for name, aliases in places.items():
@@ -914,6 +973,11 @@ class BatchPlan:
         ]
         kind: Any = type(primary)
         self._class = _network_class(kind, self._dressed.get("", kind))
+
+    @property
+    def stale(self) -> bool:
+        """Whether the network is no longer the one that the plan was made for."""
+        return self._plan.made != self._made
 
     def layout(self, rows: int) -> Axis:
         """How the data of a sweep hold their copies.
@@ -985,6 +1049,8 @@ class BatchPlan:
                 stand_ins[path] = (_part_class(part), here)
         _, extra = stand_ins.get("", (None, {}))
         stand_ins[""] = (self._class, {**extra, "sets_of_weights": sets})
+        if not torch.compiler.is_compiling():
+            sets.modes = tuple([module.training for module in self._modules])
         network, sets.left = self._plan.bind_watched(primary, tensors, stand_ins)
         return network
 

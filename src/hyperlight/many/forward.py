@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._torch import is_out_of_memory, pytree, transforms_active
+from .._torch import is_out_of_memory, is_abstract, pytree
 from ..bind import BindPlan
 from ..errors import BindError, HyperLightError, InputError
 from ..heads import Weight
@@ -95,7 +96,11 @@ class Many:
                 f"sample: {self._batch.refused}. Call the model itself, model(x, ...), which runs "
                 "every sample by itself, or bind one set after another."
             )
-        return self._batch.bind(primary, theta0, weights, samples, fresh, layout)
+        network = self._batch.bind(primary, theta0, weights, samples, fresh, layout)
+        if self._batch.stale:  # the user has changed the network
+            self._batch, self._ways = None, {}
+            return self.bind(primary, theta0, weights, samples, fresh=fresh, layout=layout)
+        return network
 
     def run(
         self,
@@ -109,10 +114,15 @@ class Many:
         """Call the primary with one set of weights per sample."""
         given = open_arguments(args, kwargs, samples, primary.forward)
         refuse_mixing(primary, "take the statistics over the whole batch with model.bind(...)(x), ")
-        if torch.compiler.is_compiling() or transforms_active():
-            if self._batch is not None and self._batch.found.by_rank:
+        if is_abstract():
+            form = given.form
+            if self._batch is not None and form in self._batch.found.by_form:
                 network = self.bind(primary, theta0, weights, samples, fresh=True)
-                return given.call(network), Run("batch")
+                network.sets_of_weights.form = form
+                if torch.compiler.is_compiling():
+                    return given.call(network), Run("batch")
+                with contextlib.suppress(BindError):  # a layer that no call has reached
+                    return given.call(network), Run("batch")
             return self._each(primary, weights, given, Run("vmap", "it is traced"))
         key = None if given.signature is None else (given.signature, torch.is_grad_enabled())
         known = self._ways.get(key)
@@ -154,7 +164,7 @@ class Many:
         leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
         facts: list[Any] = [SHARED if isinstance(leaf, Tensor) else None for leaf in leaves]
         given = Arguments(leaves, facts, [], structure, None)
-        if samples == 1 or torch.compiler.is_compiling() or transforms_active():
+        if samples == 1 or is_abstract():
             return self._each(primary, weights, given, Run("vmap"))
         if self._batch is None:
             self._batch = BatchPlan(primary, self._places)
@@ -190,7 +200,7 @@ class Many:
         bind = functools.partial(self._plan.bind, primary)
         output, way, why = run_each(bind, weights, given, loop=loop)
         run = Run(way, planned.reason + (f"; torch.vmap fails: {why}" if why else ""))
-        if not torch.compiler.is_compiling() and not transforms_active():
+        if not is_abstract():
             self._warn(run, all(not isinstance(fact, Axis) for fact in given.facts))
         return output, run
 
@@ -204,7 +214,7 @@ class Many:
             "The primary cannot run once on the whole batch with one set of weights per sample. "
             f"Every sample runs by itself, {how}: slower, with the same results, except that what "
             "it makes of the whole batch, such as a loss, comes back one per sample. The reason: "
-            f"{run.reason}.",
+            f"{run.reason.rstrip('.')}.",
             stacklevel=4,
         )
 

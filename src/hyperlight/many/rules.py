@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._torch import BatchNorm, canonical_mask, padding_of
+from .._torch import BatchNorm, canonical_mask, padding_of, pytree
 from ..errors import InputError
 from ..heads import LowRankWeight, Weight, dense
 from .track import COPIED, Axis, Lost
@@ -432,7 +432,7 @@ def _grouped(
     if 1 in x.shape[2:]:  # whose strides PyTorch (2.13) may take for another layout in backward
         x = x.clone(memory_format=torch.contiguous_format)
     b = None if bias is None else bias.reshape(-1)
-    y = convolve(x, w.flatten(0, 1), b, *options, groups * samples)
+    y = convolve(x, w.flatten(0, 1).contiguous(), b, *options, groups * samples)
     return torch.unflatten(y, 1, (samples, -1)).transpose(0, 1)
 
 
@@ -692,8 +692,9 @@ def _states(states: Sequence[Tensor], given: Any) -> Any:
     return tuple(states) if isinstance(given, tuple) else states[0]
 
 
-def _of_sample(weight: Weight, index: int) -> Tensor:
-    return dense(weight)[index]
+def _of_sample(weight: Weight, index: int) -> Weight:
+    one: Weight = pytree.tree_map(lambda tensor: tensor[index], weight)
+    return one
 
 
 # --- which rule is for which layer ------------------------------------------------------

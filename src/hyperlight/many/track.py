@@ -250,11 +250,11 @@ class Tracker(DispatchMode):  # type: ignore[misc]
         self._arguments.add(_key(tensor))
         return tensor
 
-    def know(self, tensor: Tensor, fact: Fact) -> None:
+    def know(self, tensor: Tensor, fact: Fact, why: str) -> None:
         """A tensor in an object among the arguments, of which this is known at most."""
         if _has_memory(tensor):
             if self._stored(tensor) is None:
-                self.put(tensor, fact)
+                self.put(tensor, fact, why)
             elif self.fact(tensor) not in (fact, SAME):
                 self._store(tensor, UNKNOWN, "several arguments share its memory")
 
