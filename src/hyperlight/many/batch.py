@@ -25,8 +25,8 @@ from .._torch import (
     FakeTensorMode,
     graph_task,
     hint,
-    is_out_of_memory,
     is_abstract,
+    is_out_of_memory,
     pytree,
 )
 from ..bind import NO_COPY, BindPlan, Left
