@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import pytree
-from ..errors import InputError, check_integer
+from ..errors import InputError
 from .track import SHARED, UNKNOWN, Axis, Fact
 
 
@@ -53,10 +53,10 @@ class PerSample:
         if not isinstance(self.value, Tensor):
             raise InputError(f"hl.PerSample was given {self.value!r}; expected a tensor.")
         rank = self.value.ndim
-        check_integer("hl.PerSample(x, dim={})", self.dim, least=-rank)
-        if self.dim >= rank:
+        whole = isinstance(self.dim, int) and not isinstance(self.dim, bool)
+        if not whole or not -rank <= self.dim < rank:
             raise InputError(
-                f"hl.PerSample(x, dim={self.dim}) was given a tensor of {rank} dimensions; "
+                f"hl.PerSample(x, dim={self.dim!r}) was given a tensor of {rank} dimensions; "
                 f"expected a dimension from {-rank} to {rank - 1}."
             )
 
