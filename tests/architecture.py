@@ -126,6 +126,15 @@ def private_uses(root: Path = PACKAGE) -> list[tuple[str, str]]:
     An attribute or an imported name that starts with one underscore and is defined in another
     file of the library, and not in this one.
     """
+    return _private(root, defined_here=True)
+
+
+def foreign_uses(root: Path = PACKAGE) -> list[tuple[str, str]]:
+    """Private attributes that are defined nowhere in the library: ``(module, name)``."""
+    return _private(root, defined_here=False)
+
+
+def _private(root: Path, *, defined_here: bool) -> list[tuple[str, str]]:
     defined: dict[str, set[str]] = {}
     used: dict[str, list[str]] = {}
     for path in library_files(root):
@@ -153,7 +162,7 @@ def private_uses(root: Path = PACKAGE) -> list[tuple[str, str]]:
         for name in names
         if name.startswith("_")
         and not name.startswith("__")
-        and name in everywhere
+        and (name in everywhere) == defined_here
         and name not in defined[module]
     ]
 

@@ -9,6 +9,7 @@ import pytest
 from tests.architecture import (
     PACKAGE,
     count_lines,
+    foreign_uses,
     import_circles,
     import_graph,
     library_files,
@@ -100,7 +101,7 @@ def test_no_module_reads_private_names_of_another() -> None:
 
 def test_private_names_of_torch_stand_in_one_file() -> None:
     private = re.compile(
-        r"\b(?:torch|aten|nn|forward_ad|Tensor|DistributedDataParallel)(?:\.\w+)*\._\w+"
+        r"\b(?:torch|aten|nn|forward_ad|Tensor|DistributedDataParallel)(?:\.\w+)*\._(?!_)\w+"
     )
     found = {
         (module_of(path), name)
@@ -111,6 +112,22 @@ def test_private_names_of_torch_stand_in_one_file() -> None:
     # Operators that OuterProduct has rules for; _torch says why.
     allowed = re.compile(r"aten\._(foreach|amp_foreach)_\w+")
     assert {pair for pair in found if not allowed.fullmatch(pair[1])} == set()
+
+
+# The tables of nn.Module, with which it pickles itself; what pruning calls its parameter; and a
+# public method of named tuples.
+TABLES = {"_parameters", "_buffers", "_modules", "_forward_pre_hooks"}
+FOREIGN = {"bind": {*TABLES, "_tensor_name"}, "diagnostics": TABLES, "io.legacy": TABLES}
+
+
+def test_private_attributes_of_other_libraries_are_read_in_one_file() -> None:
+    operators = re.compile(r"_(foreach|amp_foreach)_\w+")
+    found = {
+        (module, name)
+        for module, name in foreign_uses()
+        if module != "_torch" and name not in {"_replace", *FOREIGN.get(module, ())}
+    }
+    assert {pair for pair in found if not operators.fullmatch(pair[1])} == set()
 
 
 def test_no_text_refers_to_a_document_that_is_not_here() -> None:

@@ -320,7 +320,8 @@ def test_a_scalar_output_is_that_of_the_batch() -> None:
     model = _model(Loss)
     (x,), gamma = _x(8)(), _gamma(B)
     output = model(x, **gamma)
-    assert output.shape == () and model.last_run.way == "batch"
+    assert output.shape == ()
+    assert model.last_run.way == "batch"
     each = loop_over_copies(model, (x,), gamma, per_sample=True)[0]
     _same(model, output, each.mean())
     assert model.sweep(x, **gamma).shape == (B,)  # every set has the whole batch
@@ -331,7 +332,8 @@ def test_a_scalar_output_of_samples_that_run_apart_is_stacked() -> None:
     (x,), gamma = _x(8)(), _gamma(B)
     with pytest.warns(UserWarning, match="such as a loss, comes back one per sample"):
         output = model(x, **gamma)
-    assert output.shape == (B,) and model.last_run.way == "vmap"
+    assert output.shape == (B,)
+    assert model.last_run.way == "vmap"
     _same(model, output, loop_over_copies(model, (x,), gamma, per_sample=True))
 
 
@@ -385,7 +387,9 @@ def test_dropout_draws_for_every_sample() -> None:
 def test_what_vmap_cannot_follow_runs_in_a_loop_and_says_so_once() -> None:
     model = _model(Branching)
     (x,), gamma = _x(8)(), _gamma(B)
-    words = "cannot run once on the whole batch.*one after another: slower.*The reason: last cannot "
+    words = (
+        "cannot run once on the whole batch.*one after another: slower.*The reason: last cannot "
+    )
     with pytest.warns(UserWarning, match=words):
         output = model(x, **gamma)
     expected = loop_over_copies(model, (x,), gamma, per_sample=True)

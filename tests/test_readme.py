@@ -15,7 +15,10 @@ import hyperlight as hl
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 # docs/migration.md has its own tests, in test_migration.py.
-RUN = [README, *(ROOT / "docs" / f"{name}.md" for name in ("cheat-sheet", "learning-rates", "per-sample"))]
+RUN = [
+    README,
+    *(ROOT / "docs" / f"{name}.md" for name in ("cheat-sheet", "learning-rates", "per-sample")),
+]
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 # Pages whose numbers are measurements, and nothing else.
 MEASURED = [ROOT / "docs" / "paper.md", ROOT / "docs" / "learning-rates.md"]

@@ -19,21 +19,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses import FakeTensor, fake_tensor
 from torch.autograd import forward_ad
 from torch.multiprocessing import reductions
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils import _pytree
+from torch.utils import _python_dispatch, _pytree
 
 # --- classes ----------------------------------------------------------------------------
 
-# The common bases of BatchNorm1d to 3d, InstanceNorm1d to 3d, Dropout and ConvTranspose1d to 3d. A list of
-# the public classes would miss their subclasses in other libraries.
+# The common bases of BatchNorm1d to 3d, InstanceNorm1d to 3d, Dropout and ConvTranspose1d to 3d. A
+# list of the public classes would miss their subclasses in other libraries.
 NormBase = nn.modules.batchnorm._NormBase
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Dropout = nn.modules.dropout._DropoutNd
 InstanceNorm = nn.modules.instancenorm._InstanceNorm
 ConvTranspose = nn.modules.conv._ConvTransposeNd
+
+# Runs operations on shapes alone.
+FakeTensorMode = fake_tensor.FakeTensorMode
 
 # Tells whether a storage is still the one that was seen, without keeping it alive.
 StorageWeakRef: Any = reductions.StorageWeakRef
@@ -180,6 +183,31 @@ def hint(size: Any) -> int:
 
 # Whether a backward pass is running in this thread, as when a checkpoint is recomputed.
 graph_task: Any = torch._C._current_graph_task_id
+
+
+# Sees every operation that is run. Its home is private, though it is documented.
+DispatchMode: Any = _python_dispatch.TorchDispatchMode
+
+
+def identity(storage: torch.UntypedStorage) -> int:
+    """Which piece of memory it is, as :class:`StorageWeakRef` knows it, as long as it lives."""
+    return int(storage._cdata)
+
+
+def arguments_of_operator(operator: Any) -> Any:
+    """Names of its arguments, and which of them it writes to."""
+    return operator._schema.arguments
+
+
+def can_decompose(operator: Any) -> bool:
+    """Whether PyTorch knows smaller operations that do the same."""
+    return bool(operator._can_decompose())
+
+
+def padding_of(convolution: Any) -> list[int]:
+    """What a convolution puts around its input, as ``F.pad`` takes it; with "same" as well."""
+    found: list[int] = convolution._reversed_padding_repeated_twice
+    return found
 
 
 def is_abstract() -> bool:

@@ -161,7 +161,8 @@ class HyperModel(nn.Module):
             output, run = network(*args, **kwargs), Run("one")
             left.tell()
         else:
-            output, run = self._many.run(self.primary, theta0, theta, samples, args, kwargs)
+            sets = features.shape[0]
+            output, run = self._many.run(self.primary, theta0, theta, sets, args, kwargs)
         if not torch.compiler.is_compiling():
             self.last_run = run
         return output

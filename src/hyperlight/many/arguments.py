@@ -150,8 +150,12 @@ def open_arguments(
         else:
             signature.append(None)
             inside += _of_object(leaf, samples)
-    known = not any(value is None and leaf is not None for value, leaf in zip(signature, leaves, strict=False))
-    return Arguments(leaves, facts, inside, structure, (structure, tuple(signature)) if known else None)
+    known = not any(
+        value is None and leaf is not None for value, leaf in zip(signature, leaves, strict=False)
+    )
+    return Arguments(
+        leaves, facts, inside, structure, (structure, tuple(signature)) if known else None
+    )
 
 
 def copy_arguments(
@@ -172,7 +176,7 @@ def copy_arguments(
     rows = next((tensor.shape[0] for tensor in tensors if tensor.ndim), None)
     layout = layout_of(rows) if rows else None
     facts: list[Fact | None] = [SHARED if isinstance(leaf, Tensor) else None for leaf in leaves]
-    signature = []
+    signature: list[Any] = []
     for index, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
             signature.append((leaf.shape, leaf.dtype, leaf.requires_grad))
@@ -223,7 +227,9 @@ def _search(value: Any, depth: int, seen: set[int]) -> Iterator[Tensor]:
         elif isinstance(value, (list, tuple, set, frozenset, deque)):
             parts = value
         else:
-            slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+            slots = [
+                name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())
+            ]
             parts = [getattr(value, name, None) for name in slots if isinstance(name, str)]
             parts += getattr(value, "__dict__", {}).values()
         for part in parts:
@@ -234,17 +240,17 @@ def _name(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], index: int, function: Callable[..., Any]
 ) -> str:
     """What the user calls a leaf of the arguments."""
-    path, _ = pytree.tree_flatten_with_path((args, dict(kwargs)))[0][index]
-    (kind, first, *rest) = path
+    path: Any = pytree.tree_flatten_with_path((args, dict(kwargs)))[0][index][0]
+    kind, first, *rest = path
     if kind.idx == 1:
         name = str(first.key)
     else:
         name = f"number {first.idx + 1}"
         with contextlib.suppress(TypeError, ValueError):
             parameters = list(inspect.signature(function).parameters.values())
-            kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-            if first.idx < len(parameters) and parameters[first.idx].kind in kinds:
-                name = parameters[first.idx].name
+            own = parameters[first.idx] if first.idx < len(parameters) else None
+            if own and own.kind in (own.POSITIONAL_ONLY, own.POSITIONAL_OR_KEYWORD):
+                name = own.name
     return repr(name + pytree.keystr(tuple(rest))) if not name.startswith("number") else name
 
 

@@ -25,8 +25,8 @@ from .._torch import (
     FakeTensorMode,
     graph_task,
     hint,
-    is_out_of_memory,
     is_abstract,
+    is_out_of_memory,
     pytree,
 )
 from ..bind import NO_COPY, BindPlan, Left
@@ -91,7 +91,7 @@ class _Once(NamedTuple):
     results: list[Place | None]  # where its results hold the sets; None if nowhere
 
 
-class Changed(Exception):
+class Changed(Exception):  # noqa: N818 (no error: it is watched again)
     """A call does not go as the plan says."""
 
 
@@ -307,9 +307,7 @@ class Sets:
     ) -> Any:
         if self.left is not None and not self.fresh:
             self.left.start()
-        plan, tracker = Plan(), Tracker(
-            self.samples, layout or Axis(0), self._record, self.guarded
-        )
+        plan, tracker = Plan(), Tracker(self.samples, layout or Axis(0), self._record, self.guarded)
         for tensor in _held(network):
             tracker.hold(tensor)
         for tensor in self.owned:
@@ -562,7 +560,9 @@ def _found_once(
     facts = [tracker.fact(leaves[i]) for i in tensors]
     copied = [fact == tracker.layout for fact in facts]
     never = _Once(tracker.layout, [False for _ in facts], [])
-    if not any(copied) or not all(c or f in (SAME, SHARED) for c, f in zip(copied, facts, strict=True)):
+    if not any(copied) or not all(
+        c or f in (SAME, SHARED) for c, f in zip(copied, facts, strict=True)
+    ):
         return never
     shapes = Tracker(tracker.samples, tracker.layout, {}, ())
     shapes.outside = SHARED  # parameters and buffers
@@ -578,11 +578,16 @@ def _found_once(
             args, kwargs = pytree.tree_unflatten(values, structure)
             with _hooks_of(part, run=False), shapes:
                 output = plain(*args, **kwargs)
-            found = [shapes.fact(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+            found = [
+                shapes.fact(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)
+            ]
     except Exception:  # it cannot run on shapes: it runs for all sets
         return never
     places = [Place(fact) if isinstance(fact, Axis) else None for fact in found]
-    if any(p.axis.kind != COPIED if p else f not in (SAME, SHARED) for p, f in zip(places, found, strict=True)):
+    if any(
+        p.axis.kind != COPIED if p else f not in (SAME, SHARED)
+        for p, f in zip(places, found, strict=True)
+    ):
         return never
     return _Once(tracker.layout, copied, places)
 
@@ -590,7 +595,7 @@ def _found_once(
 def _copied(result: Tensor, axis: Axis, samples: int) -> Tensor:
     """The result for one set, with copies for the others where ``axis`` says."""
     dim, inner, outer = axis.place
-    one = result.unflatten(dim, (outer, 1, inner))
+    one = torch.unflatten(result, dim, (outer, 1, inner))
     rows = one.expand(*one.shape[: dim + 1], samples, *one.shape[dim + 2 :])
     return rows.flatten(dim, dim + 2).contiguous()
 
@@ -678,7 +683,7 @@ class _Unit(NamedTuple):
     path: str
     names: dict[str, str]  # names of predicted tensors, by their names inside
     rule: Rule | None
-    kind: type[nn.Module]
+    kind: Any  # its class
     plan: BindPlan | None
 
 
@@ -851,26 +856,28 @@ class _Copy(StandIn):
 
 
 @functools.cache
-def _layer_class(kind: type[nn.Module]) -> type[nn.Module]:
+def _layer_class(kind: Any) -> Any:
     """The class of the copy of a layer: a subclass of its own, under the same name."""
     return _subclass(kind, (_Copy, kind), {"original": kind})
 
 
 @functools.cache
-def _part_class(kind: type[nn.Module]) -> type[nn.Module]:
+def _part_class(kind: Any) -> Any:
     """The class of the copy of a part that is the same for all sets."""
     return _subclass(kind, (_SharedPart, kind), {"original": kind})
 
 
 @functools.cache
-def _network_class(kind: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
+def _network_class(kind: Any, own: Any) -> Any:
     """The class of the copy of a whole network: its public methods start a call.
 
     Args:
         kind: of the network.
         own: ``kind``, or the class of its copy if the network itself is a layer.
     """
-    names = (name for name in dir(kind) if not name.startswith("_") and not hasattr(nn.Module, name))
+    names = (
+        name for name in dir(kind) if not name.startswith("_") and not hasattr(nn.Module, name)
+    )
     methods = {name: inspect.getattr_static(kind, name) for name in ("forward", *names)}
     wrapped = {
         name: _started(name, function, own)
@@ -941,12 +948,12 @@ class BatchPlan:
             beside = [p for p in owners if p and not p.startswith("parametrizations")]
             if path == "" and rule is None and beside:
                 own = ", ".join(sorted(owners.get("", inside)))
-                self.refused = f"{type(primary).__name__} uses the predicted {own} in its own forward"
+                self.refused = (
+                    f"{type(primary).__name__} uses the predicted {own} in its own forward"
+                )
             self._units.append(_Unit(path, inside, rule, type(module), _sub_plan(module, inside)))
         known = {unit.path for unit in self._units}
-        self._dressed: dict[str, Any] = {
-            unit.path: _layer_class(unit.kind) for unit in self._units
-        }
+        self._dressed: dict[str, Any] = {unit.path: _layer_class(unit.kind) for unit in self._units}
         self._plain: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
         for path, module in primary.named_modules():
             if any(_is_below(path, unit) for unit in known) or paths[id(module)] != path:
@@ -957,12 +964,14 @@ class BatchPlan:
             elif isinstance(module, nn.TransformerEncoder):
                 self._plain[path] = (type(module), {"enable_nested_tensor": False})
             elif type(module) in WHOLE:
-                rule = find_rule(module)
-                self._units.append(_Unit(path, {}, rule, type(module), None))
-                self._dressed[path] = _layer_class(type(module))
+                unit = _Unit(path, {}, find_rule(module), type(module), None)
+                self._units.append(unit)
+                self._dressed[path] = _layer_class(unit.kind)
         # Parts of the network without weights per sample, for sweeps.
-        self._shared = [path for path, _ in primary.named_modules() if self._is_shared(primary, path)]
-        kind = type(primary)
+        self._shared = [
+            path for path, _ in primary.named_modules() if self._is_shared(primary, path)
+        ]
+        kind: Any = type(primary)
         self._class = _network_class(kind, self._dressed.get("", kind))
 
     @property
@@ -986,7 +995,9 @@ class BatchPlan:
         if not path or any(_is_below(unit, path) or _is_below(path, unit) for unit in reached):
             return False
         module = attribute(primary, path)
-        return any(_is_below(unit, above) for unit in reached) and any(True for _ in module.parameters())
+        return any(_is_below(unit, above) for unit in reached) and any(
+            True for _ in module.parameters()
+        )
 
     def bind(
         self,
@@ -1013,7 +1024,7 @@ class BatchPlan:
         if samples == 1:
             one = {name: dense(weight)[0] for name, weight in weights.items()}
             sets = Sets(primary, 1, self.found, (), (), fresh)
-            kind = type(primary)
+            kind: Any = type(primary)
             stand_in = (_network_class(kind, kind), {"sets_of_weights": sets})
             return self._plan.bind(primary, one, {"": stand_in})
         if self.refused:
@@ -1028,16 +1039,14 @@ class BatchPlan:
         sets = Sets(primary, samples, self.found, guarded, list(owned.values()), fresh)
         stand_ins = dict(self._plain)
         for unit in self._units:
-            own = {name: weights[full] for name, full in unit.names.items()}
-            layer = _Layer(unit, sets, own)
+            layer = _Layer(unit, sets, {name: weights[n] for name, n in unit.names.items()})
             stand_ins[unit.path] = (self._dressed[unit.path], {"layer_of_sets": layer})
         for path in self._shared if layout is not None else ():
             module = attribute(primary, path)
+            part: Any = type(module)
             if not any(m.training and isinstance(m, Dropout) for m in module.modules()):
-                stand_ins[path] = (
-                    _part_class(type(module)),
-                    {"sets_of_weights": sets, "path_of_part": path},
-                )
+                here = {"sets_of_weights": sets, "path_of_part": path}
+                stand_ins[path] = (_part_class(part), here)
         _, extra = stand_ins.get("", (None, {}))
         stand_ins[""] = (self._class, {**extra, "sets_of_weights": sets})
         if not torch.compiler.is_compiling():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._torch import is_out_of_memory, is_abstract, pytree
+from .._torch import is_abstract, is_out_of_memory, pytree
 from ..bind import BindPlan
 from ..errors import BindError, HyperLightError, InputError
 from ..heads import Weight

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._torch import BatchNorm, canonical_mask, pytree
+from .._torch import BatchNorm, canonical_mask, padding_of, pytree
 from ..errors import InputError
 from ..heads import LowRankWeight, Weight, dense
 from .track import COPIED, Axis, Lost
@@ -72,7 +72,7 @@ class Layer(ABC):
         return Lost(f"{self.path or 'the primary'} {why}")
 
 
-class ByItself(Exception):
+class ByItself(Exception):  # noqa: N818 (no error: another way is taken)
     """A rule does not know such a call: it is for vmap, over the layer alone.
 
     Args:
@@ -115,8 +115,9 @@ def split(x: Tensor, axis: Axis, samples: int) -> Tensor:
     """
     dim, inner, outer = axis[:3]
     if dim == 0 and outer == 1:
-        return x.unsqueeze(1) if _is_one(inner) else x.unflatten(0, (samples, inner))
-    return x.unflatten(dim, (outer, samples, inner)).movedim(dim + 1, 0).flatten(dim + 1, dim + 2)
+        return x.unsqueeze(1) if _is_one(inner) else torch.unflatten(x, 0, (samples, inner))
+    x = torch.unflatten(x, dim, (outer, samples, inner))
+    return x.movedim(dim + 1, 0).flatten(dim + 1, dim + 2)
 
 
 def merge(y: Tensor, axis: Axis) -> Tensor:
@@ -124,7 +125,7 @@ def merge(y: Tensor, axis: Axis) -> Tensor:
     dim, inner, outer = axis[:3]
     if dim == 0 and outer == 1:
         return y.squeeze(1) if _is_one(inner) else y.flatten(0, 1)
-    y = y.unflatten(dim + 1, (outer, inner)).movedim(0, dim + 1)
+    y = torch.unflatten(y, dim + 1, (outer, inner)).movedim(0, dim + 1)
     return y.flatten(dim, dim + 2).contiguous()
 
 
@@ -143,12 +144,10 @@ def _from_rows(y: Tensor, like: Tensor, axis: Axis) -> Tensor:
         return y.reshape(*like.shape[:-1], y.shape[-1])
     shape = list(like.shape[:-1])
     shape[axis.dim] = axis.inner * axis.outer
-    return merge(y.unflatten(1, shape), axis)
+    return merge(torch.unflatten(y, 1, shape), axis)
 
 
-def _affine(
-    y: Tensor, axis: Axis, weight: Tensor | None, bias: Tensor | None, at: int
-) -> Tensor:
+def _affine(y: Tensor, axis: Axis, weight: Tensor | None, bias: Tensor | None, at: int) -> Tensor:
     """Multiply and add ``(B, ...)`` to the dimensions of ``y`` from ``at`` on."""
     if weight is None and bias is None:
         return y
@@ -163,9 +162,10 @@ def _affine(
         shape[dim : dim + 1] = [1, v.shape[0], 1] if folded else [v.shape[0]]
         return v.reshape(shape)
 
-    u = y.unflatten(dim, (outer, -1, inner)) if folded else y
+    u = torch.unflatten(y, dim, (outer, -1, inner)) if folded else y
     w, b = fitted(weight), fitted(bias)
     if w is None:
+        assert b is not None
         u = u + b
     else:
         u = u * w if b is None else torch.addcmul(b.to(u.dtype), u, w.to(u.dtype))
@@ -213,10 +213,7 @@ def _apply_linear(
 ) -> Tensor:
     if axis.dim == x.ndim - 1:
         raise layer.lose("sees the samples in the dimension of its features")
-    found = layer.weights.get(weight)
-    if found is None:
-        found = layer.weight(module, weight)
-        assert found is not None
+    found = _weight(layer, module, weight)
     if turned:
         found = _turned(found)
     own = layer.weights.get(bias)
@@ -370,16 +367,17 @@ def convolution(layer: Layer, module: Any, input: Tensor) -> Tensor:
     open_size = not isinstance(layer.samples, int)
     if module.padding_mode != "zeros" or open_size:
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        x = F.pad(x, padding_of(module), mode=mode)
         padding = 0
     convolve = _CONVOLVE[dims - 1]
     grouped = _windowed if open_size else _grouped
     options = (module.stride, padding, module.dilation)
     weight, bias = layer.weights.get("weight"), layer.weight(module, "bias")
     if isinstance(weight, LowRankWeight) and module.groups == 1:
-        code = weight.right.unflatten(-1, weight.theta0.shape[1:])
+        code = torch.unflatten(weight.right, -1, weight.theta0.shape[1:])
         h = grouped(convolve, split(x, axis, layer.samples), code, None, options, 1)
-        change = torch.matmul(weight.left.unsqueeze(1), h.flatten(3)).unflatten(3, h.shape[3:])
+        change = torch.matmul(weight.left.unsqueeze(1), h.flatten(3))
+        change = torch.unflatten(change, 3, h.shape[3:])
         y = convolve(x, weight.theta0, None, *options) + merge(change, axis)
         return layer.give(_affine(y, axis, None, bias, 1), axis)
     w = layer.weight(module, "weight")
@@ -387,7 +385,8 @@ def convolution(layer: Layer, module: Any, input: Tensor) -> Tensor:
     if axis.kind == COPIED and module.groups == 1:  # the same images: one convolution
         b = None if bias is None else bias.flatten()
         y = convolve(split(x, axis, layer.samples)[0], w.flatten(0, 1), b, *options)
-        return layer.give(merge(y.unflatten(1, (layer.samples, -1)).transpose(0, 1), axis), axis)
+        y = torch.unflatten(y, 1, (layer.samples, -1)).transpose(0, 1)
+        return layer.give(merge(y, axis), axis)
     u = split(x, axis, layer.samples)
     if _is_covered(u, w, padding, module.dilation) and module.groups == 1:
         y = _covered(u, w, bias)
@@ -434,7 +433,7 @@ def _grouped(
         x = x.clone(memory_format=torch.contiguous_format)
     b = None if bias is None else bias.reshape(-1)
     y = convolve(x, w.flatten(0, 1).contiguous(), b, *options, groups * samples)
-    return y.unflatten(1, (samples, -1)).transpose(0, 1)
+    return torch.unflatten(y, 1, (samples, -1)).transpose(0, 1)
 
 
 def _windowed(
@@ -451,11 +450,11 @@ def _windowed(
     for dim, (size, step, apart) in enumerate(zip(sizes, stride, dilation, strict=True)):
         u = u.unfold(3 + dim, (size - 1) * apart + 1, step)[..., ::apart]
     dims = len(sizes)
-    u = u.unflatten(2, (groups, -1)).movedim(2, 1)  # (B, g, n, C / g, out..., kernel...)
+    u = torch.unflatten(u, 2, (groups, -1)).movedim(2, 1)  # (B, g, n, C / g, out..., kernel...)
     u = u.movedim(3, 3 + dims)
     rows = u.flatten(3 + dims).flatten(2, 2 + dims)
-    y = rows @ w.unflatten(1, (groups, -1)).flatten(3).mT  # (B, g, n * out, O / g)
-    y = y.unflatten(2, u.shape[2 : 3 + dims]).movedim(-1, 3)
+    y = rows @ torch.unflatten(w, 1, (groups, -1)).flatten(3).mT  # (B, g, n * out, O / g)
+    y = torch.unflatten(y, 2, u.shape[2 : 3 + dims]).movedim(-1, 3)
     y = y.movedim(1, 2).flatten(2, 3)
     return y if bias is None else y + bias.reshape(bias.shape[0], 1, -1, *(1,) * dims)
 
@@ -572,30 +571,37 @@ def _projected(
     shared = bias is None
     biases: Any = module.in_proj_bias if bias is None else dense(bias)
     parts = [None] * 3 if biases is None else biases.split(size, -1)
-    if module.in_proj_weight is None:
+    own: Any = module.in_proj_weight
+    if own is None:  # keys or values of another size
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-        weights = [layer.weights.get(n) or layer.weight(module, n) for n in names]
+        weights = [_weight(layer, module, name) for name in names]
     else:
-        packed = layer.weights.get("in_proj_weight")
-        if packed is None:
-            packed = layer.weight(module, "in_proj_weight")
-        assert packed is not None
+        packed = _weight(layer, module, "in_proj_weight")
         if given[0] is given[1] is given[2]:
             y = multiply(given[0], axis, samples, packed, biases, shared)
-            return list(y.split(size, -1))
+            return list(torch.split(y, size, -1))
         weights = _cut(packed, size)
     projected = []
     for x, w, b in zip(given, weights, parts, strict=True):
-        assert w is not None
         projected.append(multiply(x, axis, samples, w, b, shared))
     return projected
 
 
 def _cut(weight: Weight, size: int) -> list[Any]:
     if isinstance(weight, LowRankWeight):
-        pairs = zip(weight.theta0.split(size), weight.left.split(size, -2), strict=True)
+        pairs = zip(
+            torch.split(weight.theta0, size), torch.split(weight.left, size, -2), strict=True
+        )
         return [LowRankWeight(theta0, left, weight.right) for theta0, left in pairs]
-    return list(weight.split(size, -2))
+    return list(torch.split(weight, size, -2))
+
+
+def _weight(layer: Layer, module: nn.Module, name: str) -> Weight:
+    """A weight that the layer has, for every sample; in its factors if it has some."""
+    found = layer.weights.get(name)
+    whole = layer.weight(module, name) if found is None else found
+    assert whole is not None
+    return whole
 
 
 def _attention_mask(
@@ -611,7 +617,7 @@ def _attention_mask(
     if mask is not None and mask.ndim == 3:
         folded = axis._replace(dim=0, inner=axis.inner * module.num_heads)
         layer.expect("attn_mask", mask, folded)
-        total = total.unflatten(0, (-1, module.num_heads))
+        total = torch.unflatten(total, 0, (-1, module.num_heads))
     elif mask is not None:
         layer.share("attn_mask", mask)
         total = total[None, None]
@@ -631,7 +637,8 @@ def _attend(
     need_weights: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Scaled dot-product attention of ``(N, L, E)`` and ``(N, S, E)``."""
-    q, k, v = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in projected)
+    heads = (module.num_heads, -1)
+    q, k, v = (torch.unflatten(x, -1, heads).transpose(1, 2) for x in projected)
     dropout = module.dropout if module.training else 0.0
     scores = None
     if need_weights:
@@ -733,9 +740,10 @@ def find_rule(module: nn.Module) -> Rule | None:
     """
     kind = type(module)
     rule = LAYERS.get(kind.forward) or OTHERS.get((kind.__module__, kind.__qualname__))
+    own = dict(module.named_parameters(recurse=False))
     flat = getattr(module, "_flat_weights_names", ())
     for name in ("weight", "bias", "in_proj_weight", "in_proj_bias", *flat):
-        computed = name not in module._parameters and getattr(module, name, None)
+        computed = name not in own and getattr(module, name, None)
         if isinstance(computed, Tensor) or hasattr(module, "parametrizations"):
             return None
     children = [find_rule(child) for child in module.children()]

@@ -2,8 +2,8 @@
 
 A layer with one set of weights per sample has to know which of its input's dimensions holds the
 samples. Sizes do not tell: a sequence may be as long as the batch, and ``(B * T, d)`` and
-``(T * B, d)`` look alike. So the real call is watched, operation by operation. What is recorded is a
-property of memory: at which stride the sample index runs through a storage. Views, slices,
+``(T * B, d)`` look alike. So the real call is watched, operation by operation. What is recorded is
+a property of memory: at which stride the sample index runs through a storage. Views, slices,
 transposes and writes through views then follow by arithmetic. All other operations have a rule
 below; one without a rule makes its result unknown, and what is unknown never reaches a layer with
 weights per sample (it is refused there). A rule that is missing costs speed, never the result.
@@ -18,9 +18,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from .._torch import StorageWeakRef, hint
+from .._torch import (
+    DispatchMode,
+    StorageWeakRef,
+    arguments_of_operator,
+    can_decompose,
+    hint,
+    identity,
+)
 
 # What is known of a tensor that no dimension of holds samples. Of one that has such a dimension
 # an Axis is known.
@@ -84,11 +90,11 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-class Lost(Exception):
+class Lost(Exception):  # noqa: N818 (no error: another way is taken)
     """The sample axis cannot be followed. The message says from where on."""
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(DispatchMode):  # type: ignore[misc]
     """While it is on, it records where the samples are.
 
     Args:
@@ -158,10 +164,11 @@ class Tracker(TorchDispatchMode):
 
     def _store(self, tensor: Tensor, value: Any, why: str = "") -> None:
         storage = tensor.untyped_storage()
-        self.decided.discard(storage._cdata)
-        self.record[storage._cdata] = (StorageWeakRef(storage), value)
+        key = identity(storage)
+        self.decided.discard(key)
+        self.record[key] = (StorageWeakRef(storage), value)
         if value == UNKNOWN:
-            self.why[storage._cdata] = why
+            self.why[key] = why
 
     def fact(self, tensor: Tensor) -> Fact:
         """What is known of a tensor."""
@@ -303,11 +310,11 @@ class Tracker(TorchDispatchMode):
         facts = [(tensor, self.fact(tensor)) for tensor in given]
         out = func(*args, **kwargs)
         if operation.is_view:
-            for tensor, fact in facts:
-                if isinstance(fact, Axis) and fact.kind == ADDED:
+            for tensor, known in facts:
+                if isinstance(known, Axis) and known.kind == ADDED:
                     self._store(tensor, UNKNOWN, f"{operation.name} of a table")
             return out
-        made = [t for t in _tensors(out if isinstance(out, (tuple, list)) else (out,))]
+        made = _tensors(out if isinstance(out, (tuple, list)) else (out,))
         if not made:
             return out
         named = dict(zip(operation.names, args)) | kwargs  # noqa: B905 (defaults are left out)
@@ -379,10 +386,11 @@ class Tracker(TorchDispatchMode):
         for tensor, fact in facts:
             if fact == UNKNOWN:
                 return self.reason(tensor)
-        return f"{name} of " + " and ".join(
-            f"{tuple(t.shape)} ({'samples in dimension ' + str(f.dim) if isinstance(f, Axis) else f})"
-            for t, f in facts
-        )
+        parts = []
+        for tensor, fact in facts:
+            known = f"samples in dimension {fact.dim}" if isinstance(fact, Axis) else fact
+            parts.append(f"{tuple(tensor.shape)} ({known})")
+        return f"{name} of {' and '.join(parts)}"
 
     def together(self, kinds: set[Any]) -> Any:
         """The kind of an axis on which several kinds meet."""
@@ -408,7 +416,7 @@ def _of_samples(fact: Fact) -> bool:
 
 
 def _key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return identity(tensor.untyped_storage())
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
@@ -418,6 +426,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
         return 0, 0
     last = sum((hint(n) - 1) * hint(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     return low * item, (low + last + 1) * item
+
 
 # --- the rules --------------------------------------------------------------------------
 #
@@ -563,7 +572,9 @@ def _dims(call: _Call) -> list[int] | None:
     given = call.given.get("dim", call.given.get("dims", call.given.get("axis")))
     if given is None or given == []:
         return None
-    return [d % call.facts[0][0].ndim for d in (given if isinstance(given, (list, tuple)) else [given])]
+    return [
+        d % call.facts[0][0].ndim for d in (given if isinstance(given, (list, tuple)) else [given])
+    ]
 
 
 def _along(call: _Call) -> Fact:
@@ -885,7 +896,7 @@ class _Operation(NamedTuple):
 @functools.cache
 def _operation(func: Any) -> _Operation:
     name = func.overloadpacket.__name__
-    arguments = func._schema.arguments
+    arguments = arguments_of_operator(func)
     rule = _RULES.get(name)
     if rule is None and torch.Tag.pointwise in func.tags:
         rule = _join
@@ -894,6 +905,6 @@ def _operation(func: Any) -> _Operation:
         tuple(a.name for a in arguments),
         tuple(a.name for a in arguments if a.alias_info and a.alias_info.is_write),
         func.is_view or name in ("_unsafe_view", "_reshape_alias"),
-        rule is None and func.namespace != "prim" and func._can_decompose(),
+        rule is None and func.namespace != "prim" and can_decompose(func),
         rule,
     )

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._torch import (
+    arguments_of_operator,
     aten,
     forward_mode_level,
     no_torch_function,
@@ -211,8 +212,9 @@ class OuterProduct(Tensor):
             seen_through = argument.alias_info is not None
             return pytree.tree_map_only(OuterProduct, lambda t: plain(t, seen_through), value)
 
-        named = {argument.name: argument for argument in func._schema.arguments}
-        args = [as_matrices(*pair) for pair in zip(args, func._schema.arguments, strict=False)]
+        arguments = arguments_of_operator(func)
+        named = {argument.name: argument for argument in arguments}
+        args = [as_matrices(*pair) for pair in zip(args, arguments, strict=False)]
         kwargs = {name: as_matrices(value, named[name]) for name, value in kwargs.items()}
         result = func(*args, **kwargs)
         return pytree.tree_map_only(Tensor, lambda t: stands_for.get(id(t), t), result)

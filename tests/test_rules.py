@@ -1,0 +1,643 @@
+"""The rules of single layers with one set of weights per sample, and the plans of calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import hyperlight as hl
+from hyperlight.heads import LowRankWeight, Weight, dense
+from hyperlight.many import rules
+from hyperlight.many.track import COPIED, Axis
+
+SPACE = {"g": hl.Uniform(0.0, 1.0)}
+DOUBLE: Any = {"dtype": torch.float64}
+
+
+def close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+# --- where samples are in a dimension ------------------------------------------------------
+
+
+axes = st.builds(lambda *place: Axis(*place), st.integers(0, 2), *[st.integers(1, 3)] * 2)
+
+
+@given(axes, st.integers(2, 4), st.permutations(range(3)))
+def test_split_and_merge_invert_each_other(axis: Axis, samples: int, order: list[int]) -> None:
+    shape = [2, 3, 4]
+    shape[axis.dim] = axis.outer * samples * axis.inner
+    x = torch.randn([shape[d] for d in order]).permute([order.index(d) for d in range(3)])
+    found = rules.split(x, axis, samples)
+    assert found.shape[0] == samples
+    entries = torch.arange(shape[axis.dim])
+    for b in range(samples):
+        own = x.index_select(axis.dim, entries[entries // axis.inner % samples == b])
+        assert torch.equal(found[b], own)
+    assert torch.equal(rules.merge(found, axis), x)
+
+
+# --- convolutions -----------------------------------------------------------------------------
+
+
+class Alone(rules.Layer):
+    """A layer by itself, which is told where its samples are."""
+
+    def __init__(
+        self, module: nn.Module, weights: Mapping[str, Weight], samples: int, axis: Axis
+    ) -> None:
+        super().__init__("layer", samples, weights)
+        self.module, self.axis = module, axis
+
+    def take(self, slot: str, tensor: Tensor, expected: int = 0) -> tuple[Tensor, Axis]:
+        return tensor, self.axis
+
+    def expect(self, slot: str, tensor: Tensor, axis: Axis) -> None:
+        pass
+
+    def share(self, slot: str, tensor: Tensor) -> None:
+        pass
+
+    def one(self, weights: Mapping[str, Weight]) -> Any:
+        raise AssertionError("no rule here runs the layer itself")
+
+    def give(self, output: Tensor, *axes: Axis) -> Tensor:
+        return output
+
+
+def one_after_another(
+    module: nn.Module, weights: Mapping[str, Weight], x: Tensor, axis: Axis, samples: int
+) -> Tensor:
+    rows = rules.split(x, axis, samples)
+    found = []
+    for b in range(samples):
+        own = {name: dense(weight)[b] for name, weight in weights.items()}
+        found.append(torch.func.functional_call(module, own, rows[b]))
+    return rules.merge(torch.stack(found), axis)
+
+
+def equal_with_gradients(found: Tensor, expected: Tensor, sources: list[Tensor]) -> None:
+    close(found, expected)
+    by = torch.linspace(-1, 1, expected.numel(), **DOUBLE).view_as(expected)
+    options: Any = {"retain_graph": True, "materialize_grads": True}
+    wanted = torch.autograd.grad((expected * by).sum(), sources, **options)
+    close(torch.autograd.grad((found * by).sum(), sources, **options), wanted)
+
+
+def weights_of(module: nn.Module, samples: int, rank: int = 0) -> dict[str, Weight]:
+    made: dict[str, Weight] = {}
+    for name, parameter in module.named_parameters():
+        if rank and parameter.ndim > 1:
+            left = torch.randn(samples, len(parameter), rank, **DOUBLE, requires_grad=True)
+            columns = parameter[0].numel()
+            right = torch.randn(samples, rank, columns, **DOUBLE, requires_grad=True)
+            made[name] = LowRankWeight(parameter, left, right)
+        else:
+            made[name] = torch.randn(samples, *parameter.shape, **DOUBLE, requires_grad=True)
+    return made
+
+
+def leaves_of(weights: Mapping[str, Weight]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for weight in weights.values():
+        found += [weight.left, weight.right] if isinstance(weight, LowRankWeight) else [weight]
+    return found
+
+
+CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@st.composite
+def convolutions(draw: Callable[..., Any], transposed: bool = False) -> tuple[Any, list[int]]:
+    """A convolution and the sizes of its images."""
+    dims = draw(st.integers(1, 2 if transposed else 3))
+    groups = draw(st.sampled_from([1, 1, 2]))
+    kernel = [draw(st.integers(1, 3)) for _ in range(dims)]
+    dilation = [draw(st.integers(1, 2)) for _ in range(dims)]
+    stride = [draw(st.integers(1, 2)) for _ in range(dims)]
+    options: dict[str, Any] = {"bias": draw(st.booleans()), "groups": groups, "dilation": dilation}
+    if transposed:
+        options["output_padding"] = [draw(st.integers(0, s - 1)) for s in stride]
+    else:
+        options["padding_mode"] = draw(st.sampled_from(["zeros", "circular", "replicate"]))
+    padding: Any = [draw(st.integers(0, 1)) for _ in range(dims)]
+    if not transposed and draw(st.booleans()):
+        padding, stride = draw(st.sampled_from([("same", [1] * dims), ("valid", stride)]))
+    kind = (TRANSPOSED if transposed else CONV)[dims - 1]
+    channels = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
+    module = kind(*channels, kernel, stride, padding, **options, dtype=torch.float64)
+    return module, [draw(st.integers(5, 6)) for _ in range(dims)]
+
+
+WAYS = {"grouped": False, "looped": True}
+quick = settings(max_examples=40)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@quick
+@given(convolutions(), axes.filter(lambda axis: axis.dim == 0), st.integers(2, 3))
+def test_convolutions_equal_one_after_another(
+    way: str, case: tuple[Any, list[int]], axis: Axis, samples: int
+) -> None:
+    module, sizes = case
+    weights, count = weights_of(module, samples), samples * axis.inner * axis.outer
+    x = torch.randn(count, module.in_channels, *sizes, **DOUBLE, requires_grad=True)
+    layer = Alone(module, weights, samples, axis)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "_loop_is_faster", lambda u, w: WAYS[way])
+        patch.setattr(rules, "_grouped" if WAYS[way] else "_looped", None)
+        found = rules.convolution(layer, module, x)
+    expected = one_after_another(module, weights, x, axis, samples)
+    equal_with_gradients(found, expected, [x, *leaves_of(weights)])
+
+
+@quick
+@given(convolutions(), st.integers(2, 3), st.integers(1, 2))
+def test_windows_equal_groups(case: tuple[Any, list[int]], samples: int, rows: int) -> None:
+    """ONNX takes no convolution with an open number of groups."""
+    module, sizes = case
+    weights, convolve = weights_of(module, samples), rules._CONVOLVE[len(sizes) - 1]
+    u = torch.randn(samples, rows, module.in_channels, *sizes, **DOUBLE, requires_grad=True)
+    options = (module.stride, 0, module.dilation)
+    given = (u, weights["weight"], weights.get("bias"), options, module.groups)
+    found = rules._windowed(convolve, *given)
+    sources = [u, *leaves_of(weights)]
+    equal_with_gradients(found, rules._grouped(convolve, *given), sources)
+    equal_with_gradients(found, rules._looped(convolve, *given), sources)
+
+
+@quick
+@given(convolutions(), axes.filter(lambda axis: axis.dim == 0), st.integers(2, 3))
+def test_low_rank_convolutions_are_not_multiplied_out(
+    case: tuple[Any, list[int]], axis: Axis, samples: int
+) -> None:
+    module, sizes = case
+    weights, count = weights_of(module, samples, rank=2), samples * axis.inner * axis.outer
+    x = torch.randn(count, module.in_channels, *sizes, **DOUBLE, requires_grad=True)
+    layer = Alone(module, weights, samples, axis)
+    found = rules.convolution(layer, module, x)
+    assert (weights["weight"]._dense is None) == (module.groups == 1)
+    expected = one_after_another(module, weights, x, axis, samples)
+    equal_with_gradients(found, expected, [x, module.weight, *leaves_of(weights)])
+
+
+@quick
+@given(convolutions(), st.booleans(), st.integers(2, 3), st.integers(1, 3))
+def test_copies_of_images_are_convolved_once(
+    case: tuple[Any, list[int]], beside: bool, samples: int, rows: int
+) -> None:
+    module, sizes = case
+    axis = Axis(0, 1, rows, COPIED) if beside else Axis(0, rows, 1, COPIED)
+    weights = weights_of(module, samples)
+    images = torch.randn(rows, module.in_channels, *sizes, **DOUBLE, requires_grad=True)
+    x = rules.merge(images.expand(samples, *images.shape), axis)
+    convolved = []
+    with pytest.MonkeyPatch.context() as patch:
+        convolve = rules._CONVOLVE[len(sizes) - 1]
+
+        def seen(x: Tensor, *rest: Any) -> Tensor:
+            convolved.append(len(x))
+            return convolve(x, *rest)
+
+        table = list(rules._CONVOLVE)
+        table[len(sizes) - 1] = seen
+        patch.setattr(rules, "_CONVOLVE", tuple(table))
+        patch.setattr(rules, "_loop_is_faster", lambda u, w: False)
+        found = rules.convolution(Alone(module, weights, samples, axis), module, x)
+    assert convolved == [rows]
+    expected = one_after_another(module, weights, x, axis, samples)
+    equal_with_gradients(found, expected, [images, *leaves_of(weights)])
+
+
+@quick
+@given(st.integers(1, 3), st.booleans(), axes.filter(lambda axis: axis.dim == 0), st.integers(2, 3))
+def test_a_kernel_that_covers_the_image_is_a_product(
+    dims: int, bias: bool, axis: Axis, samples: int
+) -> None:
+    sizes = [2, 3, 4][:dims]
+    module = CONV[dims - 1](2, 3, sizes, bias=bias, dtype=torch.float64)
+    weights, count = weights_of(module, samples), samples * axis.inner * axis.outer
+    x = torch.randn(count, 2, *sizes, **DOUBLE, requires_grad=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "_grouped", None)
+        patch.setattr(rules, "_looped", None)
+        found = rules.convolution(Alone(module, weights, samples, axis), module, x)
+    expected = one_after_another(module, weights, x, axis, samples)
+    equal_with_gradients(found, expected, [x, *leaves_of(weights)])
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@quick
+@given(convolutions(transposed=True), axes.filter(lambda a: a.dim == 0), st.integers(2, 3))
+def test_transposed_convolutions_equal_one_after_another(
+    rank: int, case: tuple[Any, list[int]], axis: Axis, samples: int
+) -> None:
+    module, sizes = case
+    weights, count = weights_of(module, samples, rank), samples * axis.inner * axis.outer
+    x = torch.randn(count, module.in_channels, *sizes, **DOUBLE, requires_grad=True)
+    layer = Alone(module, weights, samples, axis)
+    found = rules.transposed_convolution(layer, module, x)
+    expected = one_after_another(module, weights, x, axis, samples)
+    equal_with_gradients(found, expected, [x, *leaves_of(weights)])
+
+
+def test_a_loop_is_taken_for_large_images_of_few_weights_only() -> None:
+    small, large = torch.zeros(2, 3, 4, 8, 8), torch.zeros(2, 3, 64, 64, 64)
+    weight = torch.zeros(2, 8, 64, 3, 3)
+    assert rules._loop_is_faster(large, weight)
+    assert not rules._loop_is_faster(small, torch.zeros(2, 8, 4, 3, 3))
+    assert not rules._loop_is_faster(large[:, :1], weight)  # one image of a set
+    assert not rules._loop_is_faster(large, torch.zeros(2, 4000, 64, 3, 3))
+
+
+# --- models -----------------------------------------------------------------------------------
+
+
+def model_of(primary: nn.Module, **options: Any) -> hl.HyperModel:
+    options = {"targets": "*", "hidden": (4,), "init": hl.Relative(0.5), **options}
+    return hl.hypernetize(primary.double(), SPACE, **options)
+
+
+def gamma(samples: int) -> Tensor:
+    return torch.linspace(0.05, 0.95, samples, **DOUBLE)
+
+
+def gradients(model: hl.HyperModel, output: Tensor) -> list[Tensor]:
+    by = torch.linspace(-1, 1, output.numel(), **DOUBLE).view_as(output)
+    found = torch.autograd.grad(
+        (output * by).sum(), list(model.parameters()), materialize_grads=True, retain_graph=True
+    )
+    return list(found)
+
+
+# --- embeddings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(1)], ids=["dense", "low rank"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_padding_row_has_no_gradient(head: hl.Head, sparse: bool) -> None:
+    model = model_of(nn.Embedding(6, 4, padding_idx=2, sparse=sparse), head=head)
+    tokens, g = torch.tensor([[2, 2, 2], [1, 2, 5], [2, 3, 2]]), gamma(3)
+    found = model(tokens, g=g)
+    assert model.last_run.way == "batch"
+    expected = torch.cat([model(tokens[i : i + 1], g=g[i]) for i in range(3)])
+    close(found, expected)
+    close(gradients(model, found), gradients(model, expected))
+    by_theta0 = torch.autograd.grad(found.sum(), model.primary.weight)[0].to_dense()
+    assert by_theta0.ne(0).any(1).tolist() == [False, True, False, True, False, True]
+    only = gradients(model, model(tokens[:1].expand(3, -1), g=g))
+    assert not any(each.to_dense().any() for each in only)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_tokens_equal_one_after_another(mode: str) -> None:
+    model = model_of(nn.EmbeddingBag(6, 4, mode=mode, padding_idx=2))
+    tokens, g = torch.tensor([[2, 0, 2], [1, 2, 5], [3, 3, 2]]), gamma(3)
+    found = model(tokens, g=g)
+    assert model.last_run.way == "batch"
+    close(found, torch.cat([model(tokens[i : i + 1], g=g[i]) for i in range(3)]))
+
+
+# --- attention --------------------------------------------------------------------------------
+
+
+MASKS = {
+    "none": (None, None),
+    "of the scores": ("float", None),
+    "of the scores, bool": ("bool", None),
+    "of every sample": ("float, own", None),
+    "of every sample, bool": ("bool, own", None),
+    "padding": (None, "bool"),
+    "padding, float": (None, "float"),
+    "both, bool": ("bool", "bool"),
+    "both, float": ("float", "float"),
+    "both, own": ("float, own", "float"),
+}
+LAYERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "without bias": {"bias": False},
+    "rows of bias": {"add_bias_kv": True},
+    "zeros": {"add_zero_attn": True},
+    "other sizes": {"kdim": 5, "vdim": 3},
+}
+
+
+def bool_mask(*shape: int) -> Tensor:
+    mask = torch.rand(shape) < 0.4
+    mask[..., 0] = False
+    return mask
+
+
+class Attends(nn.Module):
+    """Attention, where a mask for every sample and head is folded as the layer takes it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, **options)
+
+    def forward(self, *data: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
+        if mask is not None and mask.ndim == 4:
+            mask = mask.flatten(0, 1)
+        return self.attention(*data, attn_mask=mask, **options)
+
+
+def masks_for(masks: tuple[str | None, str | None], *shape: int) -> dict[str, Tensor]:
+    samples, length, keys = shape
+    own, padding = masks
+    found = {}
+    if own:
+        sizes = (samples, 2, length, keys) if "own" in own else (length, keys)
+        found["mask"] = bool_mask(*sizes) if "bool" in own else torch.randn(sizes, **DOUBLE)
+    if padding:
+        sizes = (samples, keys)
+        mask = bool_mask(*sizes) if padding == "bool" else torch.randn(sizes, **DOUBLE)
+        found["key_padding_mask"] = mask
+    return found
+
+
+@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS.keys())
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "sequence first"])
+def test_attention_equals_one_after_another(
+    batch_first: bool, masks: tuple[str | None, str | None], options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    samples, length, keys = 3, 4, 5
+    model = model_of(
+        Attends(batch_first=batch_first, **options),
+        head={"*out_proj*": hl.LowRank(1), "*": hl.Dense()},
+    )
+    batch, g = 0 if batch_first else 1, gamma(samples)
+    data = [torch.randn(samples, length, 8, **DOUBLE)]
+    data += [torch.randn(samples, keys, options.get(n, 8), **DOUBLE) for n in ("kdim", "vdim")]
+    if not batch_first:
+        data = [x.transpose(0, 1).contiguous() for x in data]
+    given = masks_for(masks, samples, length, keys)
+    shared = {name for name, mask in given.items() if len(mask) == length}
+    for asked in ({}, {"need_weights": False}, {"average_attn_weights": False}):
+        rows: list[Any] = []
+        for i in range(samples):
+            own = {name: m if name in shared else m[i : i + 1] for name, m in given.items()}
+            x = tuple(t.narrow(batch, i, 1) for t in data)
+            theta = model.predict(g=g[i])
+            rows.append(torch.func.functional_call(model.primary, theta, x, {**own, **asked}))
+        here = [hl.PerSample(x, dim=batch) for x in data]
+        wrapped = {name: hl.Shared(m) if name in shared else m for name, m in given.items()}
+        for _ in range(2):  # watched, and by the plan
+            y, scores = model(*here, **wrapped, **asked, g=g)
+            assert model.last_run.way == "batch", model.last_run
+            expected = torch.cat([y for y, _ in rows], batch)
+            close(y, expected)
+            close(gradients(model, y), gradients(model, expected))
+            if "need_weights" in asked:
+                assert scores is None
+            else:
+                close(scores, torch.cat([scores for _, scores in rows]))
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_causal_attention_equals_one_after_another(need_weights: bool, padding: bool) -> None:
+    model, g = model_of(nn.MultiheadAttention(8, 2, batch_first=True)), gamma(3)
+    x, causal = torch.randn(3, 4, 8, **DOUBLE), nn.Transformer.generate_square_subsequent_mask(4)
+    given = {"is_causal": True, "need_weights": need_weights}
+    pad = {"key_padding_mask": torch.arange(4).expand(3, 4) > 2} if padding else {}
+    causal = causal.isinf() if padding else causal.double()
+    y, _ = model(x, x, x, attn_mask=hl.Shared(causal), **pad, **given, g=g)
+    assert model.last_run.way == "batch"
+    for i in range(3):
+        own, one = x[i : i + 1], {name: mask[i : i + 1] for name, mask in pad.items()}
+        expected, _ = model(own, own, own, attn_mask=causal, **one, **given, g=g[i])
+        close(y[i : i + 1], expected)
+
+
+def test_attention_says_what_to_do_with_another_dimension() -> None:
+    model, g = model_of(nn.MultiheadAttention(8, 2)), gamma(3)
+    x = torch.randn(3, 4, 8, **DOUBLE)
+    with pytest.raises(hl.InputError) as error:
+        model(x, x, x, g=g)
+    for words in ("batch_first=False", "(sequence, batch, features)", "hl.PerSample(x, dim=1)"):
+        assert words in str(error.value)
+
+
+# --- batch norm -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_takes_its_statistics_over_the_whole_batch_once(affine: bool) -> None:
+    primary = nn.Sequential(nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3, affine=affine))
+    model, norm = model_of(primary), primary[1]
+    with torch.no_grad():
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+    x, g = torch.randn(4, 2, 8, **DOUBLE), gamma(4)
+    mean, var = norm.running_mean.clone(), norm.running_var.clone()
+    theta = model.predict(g=g)
+    h = torch.cat(
+        [
+            nn.functional.conv1d(x[i : i + 1], theta["0.weight"][i], theta["0.bias"][i])
+            for i in range(4)
+        ]
+    )
+    own_mean, own_var = h.mean((0, 2)), h.var((0, 2), unbiased=False)
+    expected = (h - own_mean[:, None]) / (own_var[:, None] + norm.eps).sqrt()
+    if affine:
+        expected = expected * theta["1.weight"][..., None] + theta["1.bias"][..., None]
+    found = model.bind(g=g)(x)
+    close(found, expected)
+    close(gradients(model, found), gradients(model, expected))
+    close(norm.running_mean, 0.9 * mean + 0.1 * own_mean.detach())
+    close(norm.running_var, 0.9 * var + 0.1 * own_var.detach() * 24 / 23)
+    assert int(norm.num_batches_tracked) == 1
+    with pytest.raises(hl.InputError, match=r"BatchNorm1d '1' in training.*model\.bind"):
+        model(x, g=g)
+    model.eval()
+    close(model(x, g=g), model.bind(g=g)(x))
+    assert int(norm.num_batches_tracked) == 1
+
+
+# --- plans ------------------------------------------------------------------------------------
+
+
+class Counted(nn.Module):
+    """Counts in its Python code how often it is watched, and how many rows its parts see."""
+
+    def __init__(self, decide: Callable[[Tensor], Any] = lambda mask: None) -> None:
+        super().__init__()
+        self.shared, self.own = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.decide = decide
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        h = self.shared(x)
+        if mask is not None and self.decide(mask):
+            h = h.masked_fill(mask, 0.0)
+        return self.own(h)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with every call that is watched."""
+    tracker = rules.find_rule.__globals__["Lost"].__module__
+    module = __import__(tracker, fromlist=["Tracker"])
+    calls: list[int] = []
+    enter = module.Tracker.__enter__
+
+    def entered(self: Any) -> Any:
+        calls.append(1)
+        return enter(self)
+
+    monkeypatch.setattr(module.Tracker, "__enter__", entered)
+    return calls
+
+
+def test_a_plan_is_kept_for_calls_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, model = watched(monkeypatch), model_of(Counted())
+    for number, (samples, length) in enumerate([(3, 4), (4, 4), (3, 5)], 1):
+        x, g = torch.randn(samples, length, 4, **DOUBLE), gamma(samples)
+        expected = torch.cat([model(x[i : i + 1], g=g[i]) for i in range(samples)])
+        for _ in range(3):
+            close(model(x, g=g), expected)
+            close(model.bind(g=g)(x), expected)
+        assert len(calls) == number
+
+
+def test_a_plan_that_reads_is_followed_until_it_reads_something_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls, model = watched(monkeypatch), model_of(Counted(lambda mask: bool(mask.any())))
+    x, g = torch.randn(3, 5, 4, **DOUBLE), gamma(3)
+    full, padded = torch.zeros(3, 5, 1, dtype=torch.bool), torch.arange(15).view(3, 5, 1) > 11
+    counts = []
+    for mask in (full, full, padded, padded, full, full):
+        found = model(x, mask, g=g)
+        assert model.last_run.way == "batch"
+        expected = [model(x[i : i + 1], mask[i : i + 1], g=g[i]) for i in range(3)]
+        close(found, torch.cat(expected))
+        counts.append(len(calls))
+    assert counts == [1, 1, 2, 2, 3, 3]
+
+
+def test_threads_use_one_model_and_one_bound_network() -> None:
+    model = model_of(Counted())
+    data = [(torch.randn(3, n, 4, **DOUBLE), torch.rand(3, **DOUBLE)) for n in (3, 4, 5, 6)]
+    held = gamma(3)
+    net = model.bind(g=held)
+    wrong: list[Any] = []
+
+    def work(own: list[tuple[Tensor, Tensor]]) -> None:
+        try:
+            for _ in range(15):
+                for x, g in own:
+                    close(model(x, g=g), torch.cat([model(x[i : i + 1], g=g[i]) for i in range(3)]))
+                    rows = [model(x[i : i + 1], g=held[i]) for i in range(3)]
+                    close(net(x), torch.cat(rows))
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(own,)) for own in (data, data[::-1], data[1:])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+class Layouts(nn.Module):
+    """A checkpointed part that sees the samples where its caller says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.last = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, turned: bool) -> Tensor:
+        x = x.transpose(0, 1).contiguous() if turned else x
+        h = checkpoint(self.part, x, use_reentrant=False)
+        return self.last(h.transpose(0, 1) if turned else h)
+
+
+def test_a_checkpoint_is_run_again_after_calls_of_other_layouts() -> None:
+    model, g = model_of(Layouts()), gamma(3)
+    x = torch.randn(3, 5, 4, **DOUBLE)
+    net = model.bind(g=g)
+    found = [net(x, False), net(x, True), net(x[:, :3], False)]
+    expected = [
+        torch.cat([model(y[i : i + 1], False, g=g[i]) for i in range(3)]) for y in (x, x, x[:, :3])
+    ]
+    close(found, expected)
+    for y, wanted in zip(found, expected, strict=True):
+        close(gradients(model, y), gradients(model, wanted))
+
+
+def test_a_checkpoint_of_two_layouts_of_one_shape_is_right_or_refused() -> None:
+    model, g = model_of(Layouts()), gamma(3)
+    x = torch.randn(3, 3, 4, **DOUBLE)
+    net = model.bind(g=g)
+    found = [net(x, False), net(x, True)]
+    expected = torch.cat([model(x[i : i + 1], False, g=g[i]) for i in range(3)])
+    for y in found:
+        close(y, expected)
+        try:
+            close(gradients(model, y), gradients(model, expected))
+        except hl.BindError as refusal:
+            assert "outside of a call of the whole network" in str(refusal)
+
+
+# --- sweeps -----------------------------------------------------------------------------------
+
+
+class Encoder(nn.Module):
+    """A part without weights per sample, which counts the rows that it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.rows = nn.Linear(4, 4), Rows()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows(torch.tanh(self.linear(x)))
+
+
+class Rows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        ROWS.append(len(x))
+        return x
+
+
+ROWS: list[int] = []
+
+
+@pytest.mark.parametrize("convolved", [False, True])
+def test_a_sweep_computes_what_all_sets_share_once(convolved: bool) -> None:
+    last = [nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 3)] if convolved else [nn.Linear(4, 3)]
+    model = model_of(nn.Sequential(Encoder(), *last), targets=f"{len(last)}.*")
+    x, g = torch.randn(5, 4, **DOUBLE), gamma(7)
+    expected = torch.stack([model(x, g=each) for each in g])
+    for watching in (True, False):
+        ROWS.clear()
+        found = model.sweep(x, g=g)
+        seen = list(ROWS)
+        close(found, expected)
+        close(gradients(model, found), gradients(model, expected))
+        assert model.last_run.way == "batch"
+        # Once to find out by shapes alone, and once for one set.
+        assert seen == ([35, 5] if watching else [5])
+
+
+def test_a_sweep_draws_other_numbers_for_every_set_where_a_part_is_random() -> None:
+    primary = nn.Sequential(nn.Sequential(nn.Linear(4, 50), nn.Dropout(0.5)), nn.Linear(50, 50))
+    model = model_of(primary, targets="1.*")
+    x, g = torch.ones(2, 4, **DOUBLE), torch.full((3,), 0.5, **DOUBLE)
+    y = model.sweep(x, g=g)
+    assert model.last_run.way == "batch"
+    assert not torch.equal(y[0], y[1])
+    model.eval()
+    y = model.sweep(x, g=g)
+    close(y[0], y[1])
