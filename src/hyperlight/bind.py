@@ -384,7 +384,7 @@ class _Planner:
     def _references(self, current: nn.Module) -> Iterator[tuple[str, list[Reached]]]:
         """The attributes and hooks that may hold references, with what they reach."""
         computing = {name for _, name in _computing(current)}
-        skipped = set(computing)
+        skipped = computing | getattr(type(current), "shared_when_bound", set())
         for kind, names in _HARMLESS.items():
             if isinstance(current, kind):
                 skipped |= names

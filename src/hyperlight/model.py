@@ -56,6 +56,9 @@ class HyperModel(nn.Module):
 
     __signature__ = SignatureOfForward()
 
+    # Of a model inside of another one: they hold structure, by path, and no weights.
+    shared_when_bound = frozenset(("_plan", "_many"))
+
     def __init__(self, primary: nn.Module, hypernet: HyperNet) -> None:
         super().__init__()
         targets = select(primary, lambda name, _: name in hypernet.shapes)

@@ -123,6 +123,12 @@ class Many:
                     return given.call(network), Run("batch")
                 with contextlib.suppress(BindError):  # a layer that no call has reached
                     return given.call(network), Run("batch")
+            if isinstance(samples, torch.SymInt) and any(map(_is_convolution, primary.modules())):
+                raise InputError(
+                    "torch.vmap fixes the size of the batch in a graph with convolutions. Call the "
+                    "model once, with arguments like these, before it is exported with an open "
+                    "batch size: it then runs on the true batch."
+                )
             return self._each(primary, weights, given, Run("vmap", "it is traced"))
         key = None if given.signature is None else (given.signature, torch.is_grad_enabled())
         known = self._ways.get(key)
@@ -217,6 +223,10 @@ class Many:
             f"{run.reason.rstrip('.')}.",
             stacklevel=4,
         )
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
 def _attempt(native: Callable[[], Any]) -> tuple[Any, str]:
