@@ -25,6 +25,7 @@ from .._torch import (
     FakeTensorMode,
     graph_task,
     hint,
+    hook_tables,
     is_abstract,
     is_out_of_memory,
     pytree,
@@ -534,7 +535,7 @@ def _hooks_of(part: nn.Module, run: bool = True) -> Iterator[list[Any]]:
     tables = [
         table
         for module in part.modules()
-        for table in (module._forward_hooks, module._forward_pre_hooks)
+        for table in hook_tables(module)
         if module is not part and table
     ]
     kept: list[Any] = [dict(table) for table in tables]
@@ -918,7 +919,7 @@ class BatchPlan:
         self.refused = ""
         self._plan = BindPlan(primary, places)
         self._made = self._plan.made
-        self._modules = list(primary.modules())
+        self._tree = list(primary.modules())
         paths = {id(module): path for path, module in reversed(list(primary.named_modules()))}
         owners: dict[str, dict[str, str]] = {}
         for name, aliases in places.items():
@@ -1050,7 +1051,7 @@ class BatchPlan:
         _, extra = stand_ins.get("", (None, {}))
         stand_ins[""] = (self._class, {**extra, "sets_of_weights": sets})
         if not torch.compiler.is_compiling():
-            sets.modes = tuple([module.training for module in self._modules])
+            sets.modes = tuple([module.training for module in self._tree])
         network, sets.left = self._plan.bind_watched(primary, tensors, stand_ins)
         return network
 

@@ -123,7 +123,8 @@ class Many:
                     return given.call(network), Run("batch")
                 with contextlib.suppress(BindError):  # a layer that no call has reached
                     return given.call(network), Run("batch")
-            if isinstance(samples, torch.SymInt) and any(map(_is_convolution, primary.modules())):
+            size: Any = samples
+            if isinstance(size, torch.SymInt) and any(map(_is_convolution, primary.modules())):
                 raise InputError(
                     "torch.vmap fixes the size of the batch in a graph with convolutions. Call the "
                     "model once, with arguments like these, before it is exported with an open "
