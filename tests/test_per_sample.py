@@ -70,6 +70,7 @@ CASES: dict[str, Case] = {
     "Linear, sequence": (lambda: nn.Linear(8, 5), _x(4, 8)),
     "Bilinear": (lambda: nn.Bilinear(4, 3, 5), lambda: (*_x(4)(), *_x(3)())),
     "Conv1d": (lambda: nn.Conv1d(4, 6, 3, padding="same"), _x(4, 9)),
+    "Conv1d, one entry": (lambda: nn.Conv1d(4, 6, 3, padding=1), _x(4, 1)),
     "Conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2), _x(4, 9, 9)),
     "Conv2d, grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), _x(4, 9, 9)),
     "Conv2d, reflected": (

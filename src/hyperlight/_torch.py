@@ -225,6 +225,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def hook_tables(module: nn.Module) -> tuple[Any, Any]:
+    """The hooks that run after a forward and before it, by number."""
+    return module._forward_hooks, module._forward_pre_hooks
+
+
 def canonical_mask(mask: Any, name: str, other: Any, dtype: torch.dtype) -> Any:
     """A mask of attention as the numbers that are added to its scores."""
     return nn.functional._canonical_mask(

@@ -233,6 +233,8 @@ class Convolution(Step):
         )[variant]()
 
     def forward(self, x: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:
+        if x.shape[1] == 1:  # torch 2.13 refuses to go back through what torch.vmap makes of it
+            return x
         if self.variant == 3:
             return self.layer(x.unsqueeze(1)).squeeze(1)
         return self.layer(x.mT).mT

@@ -25,7 +25,7 @@ from .._torch import (
     FakeTensorMode,
     graph_task,
     hint,
-    hooks_of,
+    hook_tables,
     is_abstract,
     is_out_of_memory,
     pytree,
@@ -535,7 +535,7 @@ def _hooks_of(part: nn.Module, run: bool = True) -> Iterator[list[Any]]:
     tables = [
         table
         for module in part.modules()
-        for table in hooks_of(module)
+        for table in hook_tables(module)
         if module is not part and table
     ]
     kept: list[Any] = [dict(table) for table in tables]
@@ -919,7 +919,7 @@ class BatchPlan:
         self.refused = ""
         self._plan = BindPlan(primary, places)
         self._made = self._plan.made
-        self._every = list(primary.modules())
+        self._tree = list(primary.modules())
         paths = {id(module): path for path, module in reversed(list(primary.named_modules()))}
         owners: dict[str, dict[str, str]] = {}
         for name, aliases in places.items():
@@ -1051,7 +1051,7 @@ class BatchPlan:
         _, extra = stand_ins.get("", (None, {}))
         stand_ins[""] = (self._class, {**extra, "sets_of_weights": sets})
         if not torch.compiler.is_compiling():
-            sets.modes = tuple([module.training for module in self._every])
+            sets.modes = tuple([module.training for module in self._tree])
         network, sets.left = self._plan.bind_watched(primary, tensors, stand_ins)
         return network
 
