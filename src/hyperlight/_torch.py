@@ -204,11 +204,6 @@ def can_decompose(operator: Any) -> bool:
     return bool(operator._can_decompose())
 
 
-def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
-    """The hooks that run around its forward, in the tables that the module keeps."""
-    return module._forward_hooks, module._forward_pre_hooks
-
-
 def padding_of(convolution: Any) -> list[int]:
     """What a convolution puts around its input, as ``F.pad`` takes it; with "same" as well."""
     found: list[int] = convolution._reversed_padding_repeated_twice
