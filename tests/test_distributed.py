@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import hyperlight as hl
+from hyperlight.many import Run
 
 LIMIT = 120.0  # seconds until a process that hangs is stopped
 WORLD = 2
@@ -267,3 +268,42 @@ def test_the_older_fsdp_trains_as_one_process(tmp_path: Path) -> None:
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in net.named_parameters():
             assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-12), name
+
+
+def train_each(net: Any, parts: int, part: int) -> None:
+    """Three steps with one gamma for every sample, on a part of the batch."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    gamma, z = torch.linspace(0.0, 1.0, 8, dtype=torch.float64), Z + torch.arange(8.0).unsqueeze(-1)
+    x, target, gamma, z = (tensor.chunk(parts)[part] for tensor in (*batch(), gamma, z))
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(x, gamma=gamma, z=z) - target).square().mean().backward()
+        optimizer.step()
+
+
+def each_sample(rank: int, folder: str) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    started(rank, folder)
+    try:
+        plain, sharded = model(), model()
+        train_each(torch.nn.parallel.DistributedDataParallel(plain), WORLD, rank)
+        net = FullyShardedDataParallel(sharded, device_id=torch.device("cpu"), use_orig_params=True)
+        train_each(net, WORLD, rank)
+        with FullyShardedDataParallel.summon_full_params(net):
+            whole = {n: p.detach().clone() for n, p in net.module.named_parameters()}
+        assert [str(own.last_run) for own in (plain, sharded)] == [str(Run("batch"))] * 2
+        torch.save([plain.state_dict(), whole], Path(folder) / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="this build of torch has none")
+def test_one_gamma_per_sample_trains_as_one_process(tmp_path: Path) -> None:
+    run(each_sample, str(tmp_path), processes=WORLD)
+    net = model()
+    train_each(net, 1, 0)
+    for rank in range(WORLD):
+        for found in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
+            for name, value in net.named_parameters():
+                assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-12), name
