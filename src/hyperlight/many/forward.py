@@ -22,6 +22,9 @@ from .fallback import refuse_mixing, run_each
 from .track import SHARED, Axis, Lost
 
 
+_MOST_WAYS = 256
+
+
 @dataclass(frozen=True)
 class Run:
     """How a call of a model ran.
@@ -154,7 +157,7 @@ class Many:
             )
         output, run = self._each(primary, weights, given, Run("vmap", reason))
         if key is not None:
-            self._ways[key] = run
+            self._keep(key, run)
         return output, run
 
     def sweep(
@@ -190,8 +193,14 @@ class Many:
         if not reason:
             return output, Run("batch")
         output, run = self._each(primary, weights, given, Run("vmap", reason))
-        self._ways[key] = run
+        self._keep(key, run)
         return output, run
+
+    def _keep(self, key: Any, run: Run) -> None:
+        """Do not try the true batch again for arguments like these."""
+        if len(self._ways) >= _MOST_WAYS:
+            self._ways.clear()
+        self._ways[key] = run
 
     def _each(
         self, primary: nn.Module, weights: Mapping[str, Weight], given: Arguments, planned: Run
