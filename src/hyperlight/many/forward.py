@@ -21,7 +21,6 @@ from .batch import BatchPlan, Changed
 from .fallback import refuse_mixing, run_each
 from .track import SHARED, Axis, Lost
 
-
 _MOST_WAYS = 256
 
 
