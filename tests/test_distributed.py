@@ -17,6 +17,9 @@ from hyperlight.many import Run
 
 LIMIT = 120.0  # seconds until a process that hangs is stopped
 WORLD = 2
+needs_processes = pytest.mark.skipif(
+    not distributed.is_available(), reason="this build of torch has no torch.distributed"
+)
 INPUTS = {"gamma": hl.Uniform(0.0, 1.0), "z": hl.Normal(2)}
 
 
@@ -109,7 +112,7 @@ def step(rank: int, gammas: list[float], folder: str) -> None:
         distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not distributed.is_available(), reason="this build of torch has none")
+@needs_processes
 @pytest.mark.parametrize("gammas", GAMMAS.values(), ids=GAMMAS.keys())
 def test_two_processes_train_as_one_on_the_joint_batch(gammas: list[float], tmp_path: Path) -> None:
     run(step, gammas, str(tmp_path), processes=WORLD)
@@ -230,7 +233,7 @@ def refuse_outside_of_a_call(fully_shard: Any, mesh: Any) -> None:
         hl.hypernetize(primary, INPUTS)
 
 
-@pytest.mark.skipif(not distributed.is_available(), reason="this build of torch has none")
+@needs_processes
 def test_fully_shard_trains_as_one_process_or_is_refused(tmp_path: Path) -> None:
     run(shard, str(tmp_path), processes=WORLD)
     for rank in range(WORLD):
@@ -244,6 +247,12 @@ def test_fully_shard_trains_as_one_process_or_is_refused(tmp_path: Path) -> None
                 assert torch.allclose(found[key], value, rtol=1e-9, atol=1e-12), (name, key)
 
 
+def gathered(net: Any) -> dict[str, Tensor]:
+    """The whole parameters of a network that FSDP has sharded."""
+    with type(net).summon_full_params(net):
+        return {name: p.detach().clone() for name, p in net.module.named_parameters()}
+
+
 def shard_flat(rank: int, folder: str) -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -252,14 +261,12 @@ def shard_flat(rank: int, folder: str) -> None:
         net = FullyShardedDataParallel(model(), device_id=torch.device("cpu"), use_orig_params=True)
         x, target = (part.chunk(WORLD)[rank] for part in batch())
         train(net, torch.optim.SGD(net.parameters(), lr=0.1), x, target)
-        with FullyShardedDataParallel.summon_full_params(net):
-            whole = {n: p.detach().clone() for n, p in net.module.named_parameters()}
-        torch.save(whole, Path(folder) / f"{rank}.pt")
+        torch.save(gathered(net), Path(folder) / f"{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not distributed.is_available(), reason="this build of torch has none")
+@needs_processes
 def test_the_older_fsdp_trains_as_one_process(tmp_path: Path) -> None:
     run(shard_flat, str(tmp_path), processes=WORLD)
     net = model()
@@ -290,15 +297,13 @@ def each_sample(rank: int, folder: str) -> None:
         train_each(torch.nn.parallel.DistributedDataParallel(plain), WORLD, rank)
         net = FullyShardedDataParallel(sharded, device_id=torch.device("cpu"), use_orig_params=True)
         train_each(net, WORLD, rank)
-        with FullyShardedDataParallel.summon_full_params(net):
-            whole = {n: p.detach().clone() for n, p in net.module.named_parameters()}
         assert [str(own.last_run) for own in (plain, sharded)] == [str(Run("batch"))] * 2
-        torch.save([plain.state_dict(), whole], Path(folder) / f"{rank}.pt")
+        torch.save([plain.state_dict(), gathered(net)], Path(folder) / f"{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not distributed.is_available(), reason="this build of torch has none")
+@needs_processes
 def test_one_gamma_per_sample_trains_as_one_process(tmp_path: Path) -> None:
     run(each_sample, str(tmp_path), processes=WORLD)
     net = model()

@@ -146,7 +146,9 @@ def refused(net: nn.Module, **more: Any) -> str:
     return "nothing was raised"
 
 
-@pytest.mark.skipif(not distributed.is_available(), reason="this build of torch has none")
+@pytest.mark.skipif(
+    not distributed.is_available(), reason="this build of torch has no torch.distributed"
+)
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_that_exchange_factors_train_as_one(world: int, tmp_path: Path) -> None:
     run(together, world, str(tmp_path), processes=world)
@@ -189,7 +191,9 @@ def with_fabric(fabric: Any, folder: str) -> None:
     (Path(folder) / f"{fabric.global_rank}.json").write_text(json.dumps(found))
 
 
-@pytest.mark.skipif(not distributed.is_available(), reason="this build of torch has none")
+@pytest.mark.skipif(
+    not distributed.is_available(), reason="this build of torch has no torch.distributed"
+)
 def test_lightning_fabric_trains_as_one(tmp_path: Path) -> None:
     fabric = pytest.importorskip("lightning_fabric", reason="the extra lab is not there")
     strategy = fabric.strategies.DDPStrategy(start_method="spawn")

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from torch import Tensor, nn
 
 import hyperlight as hl
+from tests.models import one_graph
 from tests.reference.networks import (
     CROSSING,
     DECIDING,
@@ -46,7 +47,7 @@ def _model(case: Case) -> hl.HyperModel:
     return hl.hypernetize(
         case.network(),
         {"g": hl.Uniform(0.0, 1.0)},
-        targets=case.targets,
+        targets=case.targets(),
         hidden=(4,),
         head=hl.LowRank(1) if case.low_rank else hl.Dense(),
         init=hl.Relative(0.5),
@@ -291,6 +292,161 @@ def test_a_network_that_alternates(time: int) -> None:
     case = Case(4, (("either", 4),), ((4, time, True),) * 4, False, False, False, 0)
     _check(case, _native, Tally(), ("right", "refused"))
     _check(case, lambda m, data, g: m(*_given(m, data), g=g), Tally(), ("right",))
+
+
+# --- one layer alone ------------------------------------------------------------------------
+
+
+class Alone(nn.Module):
+    """One predicted table or parameter, and no layer after it that could refuse."""
+
+    def __init__(self, use: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.use = use
+        self.table = nn.Embedding(8, 4)
+        self.token = nn.Parameter(torch.randn(1, 5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self, x)
+
+
+def _positions(net: Any, x: Tensor) -> Tensor:
+    found: Tensor = net.table(torch.arange(x.shape[1]))
+    return found
+
+
+ALONE: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
+    "a table": (lambda net, x: x + _positions(net, x), "table.*"),
+    "a table, unsqueezed": (lambda net, x: x + _positions(net, x)[None], "table.*"),
+    "a table, transposed": (lambda net, x: x @ _positions(net, x).T, "table.*"),
+    "a table, summed": (lambda net, x: x + _positions(net, x).sum(0), "table.*"),
+    "a row": (lambda net, x: x[:, :1] + net.table(torch.arange(1)), "table.*"),
+    "a batch of one": (lambda net, x: x + net.table(torch.arange(x.shape[1])[None]), "table.*"),
+    "a token": (lambda net, x: x + net.token, "token"),
+    "a token, expanded": (lambda net, x: x + net.token.expand(len(x), -1, -1), "token"),
+    "a token's entry": (lambda net, x: x + net.token[0], "token"),
+    "a token, squeezed": (lambda net, x: x + net.token.squeeze(0), "token"),
+    "a token's mean": (lambda net, x: x + net.token.mean(), "token"),
+    "a token, repeated": (lambda net, x: x + net.token.repeat(len(x), 1, 1), "token"),
+}
+
+
+@quiet
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("samples", [3, 5], ids=["B", "B as long as time"])
+def test_a_predicted_table_without_a_batch_is_right_or_refused(name: str, samples: int) -> None:
+    torch.manual_seed(0)
+    use, targets = ALONE[name]
+    space = {"g": hl.Uniform(0.0, 1.0)}
+    model = hl.hypernetize(Alone(use), space, targets=targets, init=hl.Relative(0.5))
+    x, g = torch.randn(samples, 5, 4), torch.rand(samples)
+    expected = torch.cat([model(x[i : i + 1], g=g[i]) for i in range(samples)])
+    for _ in range(2):
+        torch.testing.assert_close(model(x, g=g), expected)
+        try:
+            found = model.bind(g=g)(x)
+        except hl.BindError:
+            continue
+        torch.testing.assert_close(found, expected)
+    for sets in (2, 5):
+        g = torch.rand(sets)
+        swept = torch.stack([model(x, g=one) for one in g])
+        for _ in range(2):
+            torch.testing.assert_close(model.sweep(x, g=g), swept)
+
+
+class Reader(nn.Module):
+    """A user's layer, which has no rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def test_a_layer_of_ones_own_that_sees_two_layouts_in_one_call() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reader = Reader()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.reader(x) + 2 * self.reader(x.transpose(0, 1)).transpose(0, 1)
+
+    model = hl.hypernetize(Twice(), {"g": hl.Uniform(0.0, 1.0)}, init=hl.Relative(0.5))
+    x, g = torch.randn(4, 4, 4), torch.rand(4)
+    expected = torch.cat([model(x[i : i + 1], g=g[i]) for i in range(4)])
+    net = model.bind(g=g)
+    for _ in range(2):
+        torch.testing.assert_close(model(x, g=g), expected)
+        torch.testing.assert_close(net(x), expected)
+        assert model.last_run == hl.many.Run("batch")
+
+
+def test_what_all_sets_of_a_sweep_share_ends_where_a_table_of_each_is_added() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.rest = nn.Embedding(8, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(x + self.table(torch.arange(x.shape[1])))
+
+    model = hl.hypernetize(
+        Added(), {"g": hl.Uniform(0.0, 1.0)}, targets="table.*", init=hl.Relative(0.5)
+    )
+    x, g = torch.randn(3, 5, 4), torch.rand(6)
+    expected = torch.stack([model(x, g=one) for one in g])
+    for _ in range(2):
+        torch.testing.assert_close(model.sweep(x, g=g), expected)
+        assert model.last_run == hl.many.Run("batch")
+
+
+class Turning(nn.Module):
+    """Has another layout in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def turned(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.turned(x.transpose(0, 1).contiguous()).transpose(0, 1)
+        return self.turned(x)
+
+
+def test_a_plan_is_for_the_modes_that_a_bound_network_has() -> None:
+    model = hl.hypernetize(Turning(), {"g": hl.Uniform(0.0, 1.0)}, init=hl.Relative(0.5))
+    x, g = torch.randn(4, 4, 4), torch.rand(4)
+    expected = torch.cat([model(x[i : i + 1], g=g[i]) for i in range(4)])
+    net = model.bind(g=g)
+    for training in (True, False, True):
+        torch.testing.assert_close(net.train(training)(x), expected)
+
+
+@one_graph
+def test_a_graph_may_call_other_methods_on_the_way() -> None:
+    model = hl.hypernetize(Turning(), {"g": hl.Uniform(0.0, 1.0)})
+    x, g = torch.randn(4, 5, 4), torch.rand(4)
+    expected, net = model(x, g=g), model.bind(g=g)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, g=g), expected)
+    torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(x), expected)
+
+
+def test_a_bound_network_that_is_kept_forgets_what_is_gone() -> None:
+    net = hl.hypernetize(nn.Linear(4, 4), {"g": hl.Uniform(0.0, 1.0)}).bind(g=torch.rand(3))
+    for length in range(1, 120):
+        net(torch.randn(3, length, 4))
+    sets = net.sets_of_weights
+    assert len(sets.used) <= 64
+    assert len(sets.facts) < 20
 
 
 # --- the check itself -----------------------------------------------------------------------

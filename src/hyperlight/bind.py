@@ -183,7 +183,7 @@ class BindPlan:
 
     def __init__(self, module: nn.Module, places: Mapping[str, Iterable[str]]) -> None:
         self.places = {name: tuple(aliases) for name, aliases in places.items()}
-        self._told: set[tuple[str, str]] = set()
+        self._warned: set[tuple[str, str]] = set()
         self._root: _Node | None = None
         self.made = 0  # how often the plan was made
         # What was found harmless though it cannot be followed, by identity.
@@ -230,7 +230,7 @@ class BindPlan:
     ) -> tuple[_M, Left]:
         """A bound copy, as :meth:`bind` makes it, and what its forward leaves on it."""
         bound, copies = self._bind(module, tensors, stand_ins)
-        return bound, Left(copies, self._told)
+        return bound, Left(copies, self._warned)
 
     def _bind(
         self,
@@ -765,11 +765,11 @@ class Left:
 
     Args:
         copies: the modules of the network.
-        told: what was warned of before.
+        warned: what was warned of before.
     """
 
-    def __init__(self, copies: _Copies, told: set[tuple[str, str]]) -> None:
-        self._copies, self._told = copies, told
+    def __init__(self, copies: _Copies, warned: set[tuple[str, str]]) -> None:
+        self._copies, self._warned = copies, warned
         self._before = [] if torch.compiler.is_compiling() else _snapshot(copies)
 
     def start(self) -> None:
@@ -787,8 +787,8 @@ class Left:
     def tell(self) -> None:
         """Warn of results on a network that nobody keeps, so that nobody can read them."""
         for path, name in _assigned(self._before):
-            if (path, name) not in self._told:
-                self._told.add((path, name))
+            if (path, name) not in self._warned:
+                self._warned.add((path, name))
                 where = f"submodule {path!r} of the primary" if path else "primary"
                 read = f"{path}.{name}" if path else name
                 warnings.warn(

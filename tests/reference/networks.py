@@ -776,10 +776,24 @@ class Case:
                     module.running_var.uniform_(0.5, 2.0)
         return network
 
-    def targets(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether a parameter is predicted; the last layer's are."""
-        _, number, *_ = name.split(".")
-        return not (self.frozen and number.isdigit() and int(number) % 2)
+    def targets(self) -> list[str]:
+        """The parameters that are predicted: the last layer's among them, or those of one step.
+
+        Of one step in every third network that does not mix samples: no layer after it can refuse
+        what became of its result.
+        """
+        names = [name for name, _ in self.network().named_parameters()]
+        steps = sorted({name.split(".")[1] for name in names})
+        mixes = any(step[0] in ("crossing", "shuffled") for step in self.steps)
+        if self.seed % 3 == 0 and not mixes:
+            only = steps[self.seed // 3 % len(steps)]
+            return [name for name in names if name.split(".")[1] == only]
+        own = [name.split(".")[1] for name in names]
+        return [
+            name
+            for name, number in zip(names, own, strict=True)
+            if not (self.frozen and number.isdigit() and int(number) % 2)
+        ]
 
     def data(self, call: int) -> tuple[Tensor, Tensor, Tensor]:
         """``x`` (B, T, C), lengths (B,) and ids (B, T).

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import inspect
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -31,19 +31,34 @@ from .._torch import (
     pytree,
 )
 from ..bind import NO_COPY, BindPlan, Left
-from ..errors import BindError
+from ..errors import BindError, HyperLightError
 from ..heads import Weight, dense
 from ..targets import attribute
 from .arguments import Arguments, open_arguments
 from .fallback import LayerByLayer, taken_apart
 from .rules import CONVOLUTIONS, WHOLE, ByItself, Layer, Rule, StandIn, find_rule, merge, split
-from .track import ADDED, COPIED, DATA, EQUAL, INDEX, SAME, SHARED, Axis, Fact, Lost, Tracker
+from .track import (
+    ADDED,
+    COPIED,
+    DATA,
+    EQUAL,
+    EXPANDED,
+    INDEX,
+    SAME,
+    SHARED,
+    Axis,
+    Fact,
+    Lost,
+    Tracker,
+)
 
 # What a layer does with an argument before it reads the samples: nothing; expand its dimension of
 # size 1; put a dimension in front.
 _THERE, _EXPAND, _ADD = "there", "expand", "add"
 
-_MOST_PLANS = 256
+_HOW: dict[Any, str] = {EXPANDED: _EXPAND, ADDED: _ADD}
+
+_MOST_PLANS, _MOST_USED = 256, 64
 
 
 class Place(NamedTuple):
@@ -59,7 +74,8 @@ class Plan:
     Attributes:
         places: for every argument of a layer, by path, slot and shape; None if one call saw the
             samples in two places.
-        results: for layers without a rule, where their results hold the samples.
+        results: for layers without a rule, where their results hold the samples, by path, shapes
+            and places of their arguments.
         once: for parts that do the same for all sets of a sweep, how they run for one of them.
         reads: the numbers that the call read into Python; None if they cannot be compared.
         writes: whether it wrote to tensors that were there before.
@@ -120,7 +136,7 @@ class Found:
         known = self.by_form.setdefault(form, {})
         for (path, slot, shape, _), place in plan.places.items():
             _agree(known, (path, slot, len(shape)), _without_sizes(place))
-        for (path, shapes), places in plan.results.items():
+        for (path, shapes, _), places in plan.results.items():
             found = [_without_sizes(place) for place in places]
             kept = None if None in found else tuple(found)
             _agree(known, (path, tuple(map(len, shapes))), kept)
@@ -193,9 +209,9 @@ class Sets:
         self.guarded, self.owned, self.fresh = guarded, owned, fresh
         self.left: Left | None = None  # on the bound network
         self.form: Any = None  # of the arguments, while a graph is traced
-        self.used: list[Plan] = []
-        self.modes: tuple[bool, ...] = ()  # which modules are in training mode
-        self._record: dict[int, Any] = {}
+        self.used: deque[Plan] = deque(maxlen=_MOST_USED)  # for checkpoints that run again
+        self.modes: tuple[bool, ...] = ()  # which modules train, if that cannot change any more
+        self.facts: dict[int, Any] = {}  # of tensors that outlive a call, by storage
 
     # --- a call -----------------------------------------------------------------------------
 
@@ -208,12 +224,15 @@ class Sets:
         kwargs: dict[str, Any],
     ) -> Any:
         """Call a method of the bound network."""
-        if self._current is not None:
+        if self._current is not None or self.form is not None:
             return method(*args, **kwargs)  # inside of another one
         given = open_arguments(args, kwargs, self.samples, method)
         if is_abstract():
             self.form = given.form
-            return given.call(method)
+            try:
+                return given.call(method)
+            finally:
+                self.form = None
         if self.samples == 1:
             return self._follow(Plan(), method, given)
         try:
@@ -249,7 +268,8 @@ class Sets:
         """
         key = None
         if given.signature is not None:
-            mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self.modes
+            modes = self.modes or tuple([module.training for module in network.modules()])
+            mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), modes
             key = (name, self.samples, mode, layout, given.signature)
         plan = self.found.plans.get(key) if key else None
         if plan is not None and (not plan.reads or (self.fresh and not plan.writes)):
@@ -272,7 +292,9 @@ class Sets:
                 tensor = tensor.expand(self.samples, *tensor.shape)
             else:
                 tensor = split(tensor, place.axis, self.samples)
-                tensor = tensor[:, 0] if place.how == _ADD else tensor
+                if place.how != _THERE:  # as many entries as the data, and all alike
+                    tensor = tensor.narrow(place.axis.dim + 1, 0, 1)
+                    tensor = tensor.squeeze(1) if place.how == _ADD else tensor
             found.append(tensor)
         return rebuild(iter(found))
 
@@ -281,7 +303,7 @@ class Sets:
         for tensor in taken_apart(output)[0]:
             fact = tracker.fact(tensor)
             if isinstance(fact, Axis) and fact.kind != EQUAL:
-                found.append(Place(fact, _ADD if fact.kind == ADDED else _THERE))
+                found.append(Place(fact, _HOW.get(fact.kind, _THERE)))
             elif fact in (SAME, SHARED, INDEX):
                 found.append(None)
             else:
@@ -308,11 +330,11 @@ class Sets:
     ) -> Any:
         if self.left is not None and not self.fresh:
             self.left.start()
-        plan, tracker = Plan(), Tracker(self.samples, layout or Axis(0), self._record, self.guarded)
+        plan, tracker = Plan(), Tracker(self.samples, layout or Axis(0), self.facts, self.guarded)
         for tensor in _held(network):
             tracker.hold(tensor)
         for tensor in self.owned:
-            tracker.put(tensor, tracker.layout._replace(kind=DATA))
+            tracker.put(tensor, tracker.layout._replace(kind=EXPANDED))
         leaves = list(given.leaves)
         for index, fact in enumerate(given.facts):
             if fact is not None:
@@ -321,8 +343,14 @@ class Sets:
             tracker.know(tensor, fact, "it is in an object with tensors of other lengths")
         reads = _Reads(tracker, plan.reads)
         self.used.append(plan)
-        with _running(self, plan, tracker), reads, tracker:
-            output = given.call(method, leaves)
+        try:
+            with _running(self, plan, tracker), reads, tracker:
+                output = given.call(method, leaves)
+        except Exception as error:
+            known = isinstance(error, (Lost, HyperLightError)) or is_out_of_memory(error)
+            if known or not tracker.reshaped:
+                raise
+            raise Lost(f"{type(error).__name__}: {error}".splitlines()[0]) from error
         if tracker.failed:
             raise Lost(tracker.failed)
         if tracker.open:
@@ -448,7 +476,7 @@ class Sets:
 
         ``run`` runs it once for all samples, with theta0.
         """
-        key, current = (path, shapes), self._current
+        key, current = (path, shapes, tuple(places)), self._current
         if is_abstract():
             known = self.found.by_form.get(self.form, {}).get((path, tuple(map(len, shapes))))
             if known is None:
@@ -471,14 +499,15 @@ class Sets:
         for output in outputs:
             fact = tracker.fact(output)
             if isinstance(fact, Axis):
-                found.append(Place(fact._replace(kind=DATA)))
+                kept = EXPANDED if fact.kind == EXPANDED else DATA
+                found.append(Place(fact._replace(kind=kept)))
             elif fact not in (SAME, SHARED, INDEX):
                 raise tracker.fail(
                     f"{path} gives a tensor of shape {tuple(output.shape)}, and which of its "
                     f"dimensions holds the samples is not known ({tracker.reason(output)})"
                 )
             elif expanded and output.ndim and output.shape[0] == 1:
-                found.append(Place(tracker.layout._replace(kind=DATA), _EXPAND))
+                found.append(Place(tracker.layout._replace(kind=EXPANDED), _EXPAND))
             else:
                 found.append(Place(tracker.layout._replace(kind=ADDED), _ADD))
         current.plan.results[key] = found
@@ -501,7 +530,7 @@ class Sets:
                 axis = fact if isinstance(fact, Axis) else tracker.layout._replace(dim=dims[0])
                 return Place(axis._replace(kind=frozenset((where,))))
             if not dims and tensor.ndim > expected and shape[expected] == 1:
-                return Place(tracker.layout._replace(dim=expected, kind=DATA), _EXPAND)
+                return Place(tracker.layout._replace(dim=expected, kind=EXPANDED), _EXPAND)
             if not dims and tracker.length not in shape:
                 return Place(tracker.layout._replace(kind=ADDED), _ADD)
         why = fact if not isinstance(fact, Axis) else "a table for every sample"
@@ -1050,7 +1079,7 @@ class BatchPlan:
                 stand_ins[path] = (_part_class(part), here)
         _, extra = stand_ins.get("", (None, {}))
         stand_ins[""] = (self._class, {**extra, "sets_of_weights": sets})
-        if not torch.compiler.is_compiling():
+        if fresh and not torch.compiler.is_compiling():
             sets.modes = tuple([module.training for module in self._tree])
         network, sets.left = self._plan.bind_watched(primary, tensors, stand_ins)
         return network

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,18 +77,10 @@ class Many:
         fresh: bool = False,
         layout: Axis | None = None,
     ) -> Any:
-        """A network with one set of weights per sample, which runs on the true batch.
-
-        Args:
-            primary: the network.
-            theta0: the predicted parameters, by name.
-            weights: by name, with the sets in their first dimension.
-            samples: how many sets there are.
-            fresh: whether it is called once and then dropped.
-            layout: for a sweep, how the data hold the copies for every set.
+        """A network with one set of weights per sample: see :meth:`BatchPlan.bind`.
 
         Raises:
-            BindError: it cannot.
+            BindError: the primary cannot run so, and the network is not for one call only.
         """
         if self._batch is None:
             self._batch = BatchPlan(primary, self._places)
@@ -137,15 +129,7 @@ class Many:
         known = self._ways.get(key)
         if known is not None:
             return self._each(primary, weights, given, known)
-
-        def native() -> Any:
-            network = self.bind(primary, theta0, weights, samples, fresh=True)
-            call = functools.partial(nn.Module.__call__, network)
-            output = network.sets_of_weights.call(network, "forward", call, given)
-            network.sets_of_weights.left.tell()
-            return output
-
-        output, reason = _attempt(native)
+        output, reason = self._on_batch(primary, theta0, weights, samples, given)
         if not reason:
             return output, Run("batch")
         if given.inside:
@@ -182,18 +166,37 @@ class Many:
         known = self._ways.get(key)
         if layout is None or known is not None:
             return self._each(primary, weights, given, known or Run("vmap", "no data"))
-
-        def native() -> Any:
-            network = self.bind(primary, theta0, weights, samples, fresh=True, layout=layout)
-            call = functools.partial(nn.Module.__call__, network)
-            return network.sets_of_weights.call(network, "forward", call, copied, layout)
-
-        output, reason = _attempt(native)
+        output, reason = self._on_batch(primary, theta0, weights, samples, copied, layout)
         if not reason:
             return output, Run("batch")
         output, run = self._each(primary, weights, given, Run("vmap", reason))
         self._keep(key, run)
         return output, run
+
+    def _on_batch(
+        self,
+        primary: nn.Module,
+        theta0: Mapping[str, Tensor],
+        weights: Mapping[str, Weight],
+        samples: int,
+        given: Arguments,
+        layout: Axis | None = None,
+    ) -> tuple[Any, str]:
+        """The output on the true batch, or why there is none."""
+        try:
+            network = self.bind(primary, theta0, weights, samples, fresh=True, layout=layout)
+            sets, call = network.sets_of_weights, functools.partial(nn.Module.__call__, network)
+            output = sets.call(network, "forward", call, given, layout)
+            sets.left.tell()
+            return output, ""
+        except (Lost, Changed) as error:
+            return None, str(error)
+        except HyperLightError:
+            raise
+        except Exception as error:  # if it is the network's own, it comes up again in the fallback
+            if is_out_of_memory(error):
+                raise
+            return None, f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
     def _keep(self, key: Any, run: Run) -> None:
         """Do not try the true batch again for arguments like these."""
@@ -236,17 +239,3 @@ class Many:
 
 def _is_convolution(module: nn.Module) -> bool:
     return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-
-
-def _attempt(native: Callable[[], Any]) -> tuple[Any, str]:
-    """Run on the true batch, or say why not."""
-    try:
-        return native(), ""
-    except (Lost, Changed) as error:
-        return None, str(error)
-    except HyperLightError:
-        raise
-    except Exception as error:  # if it is the network's own, it comes up again in the fallback
-        if is_out_of_memory(error):
-            raise
-        return None, f"{type(error).__name__}: {error}".strip().splitlines()[0]

@@ -38,10 +38,12 @@ UNKNOWN = "unknown"
 
 # What kind of Axis it is. DATA belongs to a sample, EQUAL is the same for all of them (a mask
 # expanded to the batch), COPIED as well, but it is known to be the samples' (an argument of a
-# sweep), ADDED is a dimension that a network sees in front of its own because a
-# layer with weights per sample was given an input without one. A frozenset names layers whose
-# input was taken for EQUAL; meeting DATA confirms it.
-DATA, EQUAL, COPIED, ADDED = "data", "equal", "copied", "added"
+# sweep). A frozenset names layers whose input was taken for EQUAL; meeting DATA confirms it.
+# Two kinds have another shape than the network expects, until they meet DATA: EXPANDED is as long
+# as the batch where the network has a dimension of size 1 (a class token, positions), ADDED is a
+# dimension in front of those that the network has (a table without a batch).
+DATA, EQUAL, COPIED, EXPANDED, ADDED = "data", "equal", "copied", "expanded", "added"
+_RESHAPED = (EXPANDED, ADDED)
 
 
 class Axis(NamedTuple):
@@ -60,6 +62,10 @@ class Axis(NamedTuple):
 
 
 Fact = Axis | str
+
+# From how many on it is looked which tensors are gone.
+_MOST_RECORDS = 4096
+
 _Item = tuple[Tensor, Fact]
 
 
@@ -119,12 +125,14 @@ class Tracker(DispatchMode):  # type: ignore[misc]
         self.why: dict[int, str] = {}
         self.lost = ""  # why nothing can be known from here on
         self.failed = ""  # why the call cannot go on
+        self.reshaped = False  # whether a tensor has another shape than the network expects
         self._arguments: set[int] = set()
         self.decided: set[int] = set()  # storages of whole numbers that were decided by others
         self.outside: Fact = UNKNOWN  # what is known of tensors that nobody told of
         self.open: set[str] = set()  # layers whose input was taken for EQUAL, not confirmed yet
         self.wrote_outside = False  # whether a tensor from before the call was written to
         self._off = 0
+        self._forget()
         self._guarded: dict[int, list[tuple[int, int, str]]] = {}
         for name, tensor in guarded:
             start, end = _span(tensor)
@@ -149,6 +157,14 @@ class Tracker(DispatchMode):  # type: ignore[misc]
         finally:
             self._off, self._guarded = off, guarded
 
+    def _forget(self) -> None:
+        """Forget tensors that are gone."""
+        for key in [key for key, (storage, _) in self.record.items() if storage.expired()]:
+            del self.record[key]
+            self.why.pop(key, None)
+            self.decided.discard(key)
+        self._most = max(_MOST_RECORDS, 2 * len(self.record))
+
     def fail(self, why: str) -> Lost:
         """The error for a call that cannot go on; it cannot be swallowed by the network."""
         self.failed = self.failed or why
@@ -166,6 +182,8 @@ class Tracker(DispatchMode):  # type: ignore[misc]
         storage = tensor.untyped_storage()
         key = identity(storage)
         self.decided.discard(key)
+        if len(self.record) > self._most:
+            self._forget()
         self.record[key] = (StorageWeakRef(storage), value)
         if value == UNKNOWN:
             self.why[key] = why
@@ -223,6 +241,7 @@ class Tracker(DispatchMode):  # type: ignore[misc]
         """Say what is known of a whole new tensor."""
         if not isinstance(fact, Axis):
             return self._store(tensor, fact, why)
+        self.reshaped = self.reshaped or fact.kind in _RESHAPED
         item, offset = tensor.element_size(), hint(tensor.storage_offset())
         step = hint(tensor.stride(fact.dim)) * fact.inner * item
         if step:
@@ -309,10 +328,10 @@ class Tracker(DispatchMode):  # type: ignore[misc]
         before = {_key(tensor) for tensor in given}
         facts = [(tensor, self.fact(tensor)) for tensor in given]
         out = func(*args, **kwargs)
+        reshaped = any(self._is_reshaped(tensor, known) for tensor, known in facts)
         if operation.is_view:
-            for tensor, known in facts:
-                if isinstance(known, Axis) and known.kind == ADDED:
-                    self._store(tensor, UNKNOWN, f"{operation.name} of a table")
+            if reshaped and not _sees_through(facts[0], out):
+                raise self._misled(operation)
             return out
         made = _tensors(out if isinstance(out, (tuple, list)) else (out,))
         if not made:
@@ -335,6 +354,8 @@ class Tracker(DispatchMode):  # type: ignore[misc]
         decided = self._decides(operation, facts)
         if decided and fact in (SAME, POOLED):
             fact = UNKNOWN
+        if reshaped and not (isinstance(fact, Axis) and _fits(fact, made[0], self.samples)):
+            raise self._misled(operation)
         why = operation.name
         if fact == UNKNOWN:
             why = self._because(facts, operation.name)
@@ -344,14 +365,24 @@ class Tracker(DispatchMode):  # type: ignore[misc]
         for tensor in made:
             if _key(tensor) in before:
                 continue
-            fits = not isinstance(fact, Axis) or (
-                fact.dim < tensor.ndim
-                and hint(tensor.shape[fact.dim]) == fact.inner * fact.outer * self.samples
-            )
+            fits = not isinstance(fact, Axis) or _fits(fact, tensor, self.samples)
             self.put(tensor, fact if fits else UNKNOWN, why)
             if decided and not tensor.is_floating_point():
                 self.decided.add(_key(tensor))
         return out
+
+    def _is_reshaped(self, tensor: Tensor, fact: Fact) -> bool:
+        """Whether the network takes a tensor for one of another shape."""
+        if isinstance(fact, Axis):
+            return fact.kind in _RESHAPED
+        stored = self._stored(tensor)
+        return fact == UNKNOWN and isinstance(stored, tuple) and stored[2] in _RESHAPED
+
+    def _misled(self, operation: _Operation) -> Lost:
+        return self.fail(
+            f"{operation.name} is applied to a parameter or a table that the network has once and "
+            "every sample has its own of, before it meets the samples' data"
+        )
 
     def _decides(self, operation: _Operation, facts: list[_Item]) -> bool:
         """Whether whole numbers were made by comparing or rounding numbers of samples."""
@@ -395,11 +426,26 @@ class Tracker(DispatchMode):  # type: ignore[misc]
     def together(self, kinds: set[Any]) -> Any:
         """The kind of an axis on which several kinds meet."""
         assumed = frozenset().union(*(kind for kind in kinds if isinstance(kind, frozenset)))
-        for kind in (DATA, COPIED):
-            if kind in kinds:
-                self.open -= assumed
-                return DATA if assumed else kind
-        return assumed or (ADDED if ADDED in kinds else EQUAL)
+        if DATA in kinds or COPIED in kinds:
+            self.open -= assumed
+            return COPIED if kinds <= {COPIED, EQUAL} else DATA
+        if assumed:
+            return assumed
+        return next((kind for kind in _RESHAPED if kind in kinds), EQUAL)
+
+
+def _fits(axis: Axis, tensor: Tensor, samples: int) -> bool:
+    size = axis.inner * axis.outer * samples
+    return axis.dim < tensor.ndim and hint(tensor.shape[axis.dim]) == size
+
+
+def _sees_through(item: _Item, view: Any) -> bool:
+    """Whether a view means the same of a reshaped tensor as of the one that the network expects."""
+    tensor, fact = item
+    if not isinstance(view, Tensor):
+        return False
+    same = view.shape == tensor.shape and view.stride() == tensor.stride()
+    return same or (isinstance(fact, Axis) and fact.kind == EXPANDED)
 
 
 def _has_memory(tensor: Tensor) -> bool:
@@ -487,7 +533,7 @@ def _aligned(
             return UNKNOWN  # shared content as long as the batch, by chance
         seen = seen or (at >= 0 and not (isinstance(fact, Axis) and fact.kind == ADDED))
     kind = call.together(kinds)
-    return Axis(dim, inner, outer, DATA if kind == ADDED and seen else kind)
+    return Axis(dim, inner, outer, EXPANDED if kind == ADDED and seen else kind)
 
 
 def _alone(rule: _Rule, constant: bool = False) -> _Rule:
