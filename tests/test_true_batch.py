@@ -322,7 +322,9 @@ ALONE: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "a table, summed": (lambda net, x: x + _positions(net, x).sum(0), "table.*"),
     "a row": (lambda net, x: x[:, :1] + net.table(torch.arange(1)), "table.*"),
     "a batch of one": (lambda net, x: x + net.table(torch.arange(x.shape[1])[None]), "table.*"),
+    "a batch of one, alone": (lambda net, x: net.table(torch.arange(x.shape[1])[None]), "table.*"),
     "a token": (lambda net, x: x + net.token, "token"),
+    "a token, alone": (lambda net, x: net.token, "token"),
     "a token, expanded": (lambda net, x: x + net.token.expand(len(x), -1, -1), "token"),
     "a token's entry": (lambda net, x: x + net.token[0], "token"),
     "a token, squeezed": (lambda net, x: x + net.token.squeeze(0), "token"),
@@ -396,6 +398,17 @@ def test_what_all_sets_of_a_sweep_share_ends_where_a_table_of_each_is_added() ->
 
     model = hl.hypernetize(
         Added(), {"g": hl.Uniform(0.0, 1.0)}, targets="table.*", init=hl.Relative(0.5)
+    )
+    x, g = torch.randn(3, 5, 4), torch.rand(6)
+    expected = torch.stack([model(x, g=one) for one in g])
+    for _ in range(2):
+        torch.testing.assert_close(model.sweep(x, g=g), expected)
+        assert model.last_run == hl.many.Run("batch")
+
+
+def test_a_sweep_gives_back_a_table_of_every_set() -> None:
+    model = hl.hypernetize(
+        Alone(_positions), {"g": hl.Uniform(0.0, 1.0)}, targets="table.*", init=hl.Relative(0.5)
     )
     x, g = torch.randn(3, 5, 4), torch.rand(6)
     expected = torch.stack([model(x, g=one) for one in g])
