@@ -553,9 +553,10 @@ def _expect_batch(layer: Layer, x: Tensor, axis: Axis, batch: int, module: nn.Mo
         return
     if x.ndim != 3 or axis.dim == 2:
         raise layer.lose(f"is given {x.ndim} dimensions, with the samples in {axis.dim}")
+    where = f" {layer.path!r}" if layer.path else ""
     first, second = ("batch", "sequence") if batch == 0 else ("sequence", "batch")
     raise InputError(
-        f"{type(module).__name__} {layer.path!r} has batch_first={batch == 0}, so its input is "
+        f"{type(module).__name__}{where} has batch_first={batch == 0}, so its input is "
         f"({first}, {second}, features); it was given {tuple(x.shape)} with the samples in "
         f"dimension {axis.dim}. If your batch is in dimension {batch}, say so: model(hl.PerSample("
         f"x, dim={batch}), ...). Otherwise set batch_first={batch != 0} in the layer."
