@@ -939,12 +939,27 @@ class _Operation(NamedTuple):
     rule: _Rule | None
 
 
+def _is_pointwise(func: Any) -> bool:
+    """Whether every entry comes from one entry of each argument.
+
+    Some operations that write in place (``mish_``, ``gt_``) lack the tag of their twins.
+    """
+    if torch.Tag.pointwise in func.tags:
+        return True
+    name = func.overloadpacket.__name__
+    if func.namespace != "aten" or not name.endswith("_"):
+        return False
+    overload = str(func).rpartition(".")[2]
+    twin = getattr(getattr(torch.ops.aten, name[:-1], None), overload, None)
+    return twin is not None and torch.Tag.pointwise in twin.tags
+
+
 @functools.cache
 def _operation(func: Any) -> _Operation:
     name = func.overloadpacket.__name__
     arguments = arguments_of_operator(func)
     rule = _RULES.get(name)
-    if rule is None and torch.Tag.pointwise in func.tags:
+    if rule is None and _is_pointwise(func):
         rule = _join
     return _Operation(
         name,
