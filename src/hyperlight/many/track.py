@@ -942,11 +942,12 @@ class _Operation(NamedTuple):
 def _is_pointwise(func: Any) -> bool:
     """Whether every entry comes from one entry of each argument.
 
-    Some operations that write in place (``mish_``, ``gt_``) lack the tag of their twins.
+    Some operations that write in place (``mish_``, ``gt_``) lack the tag of their twins, and
+    ``leaky_relu`` has it from PyTorch 2.12 on.
     """
-    if torch.Tag.pointwise in func.tags:
-        return True
     name = func.overloadpacket.__name__
+    if torch.Tag.pointwise in func.tags or name in ("leaky_relu", "leaky_relu_"):
+        return True
     if func.namespace != "aten" or not name.endswith("_"):
         return False
     overload = str(func).rpartition(".")[2]
