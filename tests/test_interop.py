@@ -420,6 +420,7 @@ def test_a_traced_or_mapped_model_answers_for_the_nearest_value() -> None:
     answers_for_the_nearest(mapped)
 
 
+@one_graph
 def test_the_gradient_at_the_ends_of_a_space_survives_the_graph() -> None:
     model, x = hl.hypernetize(mlp(), {"g": hl.Uniform(0.1, 0.7), "ray": hl.Simplex(2)}), vectors()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -387,6 +387,25 @@ def test_a_layer_of_ones_own_that_sees_two_layouts_in_one_call() -> None:
         assert model.last_run == hl.many.Run("batch")
 
 
+@pytest.mark.parametrize("name", ["leaky_relu_", "elu_", "mish_", "gelu_", "threshold_", "abs_"])
+def test_activations_in_place_run_on_the_batch(name: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            operation = getattr(torch.ops.aten, name)
+            return self.last(operation(y, 0.0, 0.1) if name == "threshold_" else operation(y))
+
+    model = hl.hypernetize(Net(), {"g": hl.Uniform(0.0, 1.0)}).double()
+    x, g = torch.randn(5, 3, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    one = torch.cat([model(x[i : i + 1], g=g[i]) for i in range(5)])
+    torch.testing.assert_close(model(x, g=g), one)
+    assert model.last_run.way == "batch", model.last_run.reason
+
+
 def test_what_all_sets_of_a_sweep_share_ends_where_a_table_of_each_is_added() -> None:
     class Added(nn.Module):
         def __init__(self) -> None:

@@ -939,12 +939,28 @@ class _Operation(NamedTuple):
     rule: _Rule | None
 
 
+def _is_pointwise(func: Any) -> bool:
+    """Whether every entry comes from one entry of each argument.
+
+    Some operations that write in place (``mish_``, ``gt_``) lack the tag of their twins, and
+    ``leaky_relu`` has it from PyTorch 2.12 on.
+    """
+    name = func.overloadpacket.__name__
+    if torch.Tag.pointwise in func.tags or name in ("leaky_relu", "leaky_relu_"):
+        return True
+    if func.namespace != "aten" or not name.endswith("_"):
+        return False
+    overload = str(func).rpartition(".")[2]
+    twin = getattr(getattr(torch.ops.aten, name[:-1], None), overload, None)
+    return twin is not None and torch.Tag.pointwise in twin.tags
+
+
 @functools.cache
 def _operation(func: Any) -> _Operation:
     name = func.overloadpacket.__name__
     arguments = arguments_of_operator(func)
     rule = _RULES.get(name)
-    if rule is None and torch.Tag.pointwise in func.tags:
+    if rule is None and _is_pointwise(func):
         rule = _join
     return _Operation(
         name,
