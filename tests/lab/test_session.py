@@ -137,7 +137,7 @@ def _end(process: BaseProcess, number: int) -> None:
 
 
 def _parts(folder: Path) -> set[str]:
-    return {name for name in listing(folder) if name.startswith(".")}
+    return {name for name in listing(folder) if name.startswith(".") and name != LOCK}
 
 
 def _kill_while_writing(process: BaseProcess, folder: Path) -> None:
