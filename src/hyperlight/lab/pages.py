@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from .files import printable
+
 __all__ = ["render"]
 
 
@@ -27,7 +29,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = _cell
-    page = environment.get_template(template).render(**values)
+    page = printable(environment.get_template(template).render(**values))
     return page if html else re.sub(r"\n{3,}", "\n\n", page)
 
 
