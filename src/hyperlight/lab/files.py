@@ -12,24 +12,7 @@ from typing import Any
 
 from .errors import LabError
 
-__all__ = [
-    "claim_folder",
-    "csv_text",
-    "printable",
-    "replace_file",
-    "write_bytes",
-    "write_csv",
-    "write_text",
-]
-
-
-def printable(text: str) -> str:
-    r"""Text with an escape for every byte of a file's name that is not UTF-8.
-
-    >>> printable("caf\udce9")
-    'caf\\udce9'
-    """
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+__all__ = ["claim_folder", "csv_text", "replace_file", "write_bytes", "write_csv", "write_text"]
 
 
 def csv_text(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .files import printable
-
 __all__ = ["render"]
 
 
@@ -29,7 +27,9 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = _cell
-    page = printable(environment.get_template(template).render(**values))
+    page = environment.get_template(template).render(**values)
+    # The names of files may have bytes that are not UTF-8.
+    page = page.encode("utf-8", "backslashreplace").decode("utf-8")
     return page if html else re.sub(r"\n{3,}", "\n\n", page)
 
 
