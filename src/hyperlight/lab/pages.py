@@ -35,6 +35,8 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["cell"] = _cell
     page = environment.get_template(template).render(**values)
+    # The names of files may have bytes that are not UTF-8.
+    page = page.encode("utf-8", "backslashreplace").decode("utf-8")
     return page if html else re.sub(r"\n{3,}", "\n\n", page)
 
 

@@ -70,10 +70,10 @@ def entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
 
 
-def printable(name: str) -> str:
-    r"""The name of a file, with an escape for every byte that is not UTF-8.
+def printable(text: str) -> str:
+    r"""Text with an escape for every byte of a file's name that is not UTF-8.
 
     >>> printable("caf\udce9")
     'caf\\udce9'
     """
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
