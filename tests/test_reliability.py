@@ -80,7 +80,7 @@ def test_what_is_wrong_in_threads_is_seen(
     assert threads.main(["--threads", "2", "--calls", "3", "--out", str(out)]) == 1
     with out.open(encoding="utf-8", newline="") as file:
         _, *rows = csv.reader(file)
-    assert [row[0] for row in rows] == ["calls alone", "beside a training"]
+    assert [row[0] for row in rows] == ["calls alone", "training too"]
     assert ("RuntimeError: not here" in capsys.readouterr().out) == (call is _fails)
 
 

@@ -178,7 +178,7 @@ def measure(threads: int, calls: int, training: bool, model: HyperModel | None =
     unchanged = equal_tensors(model.state_dict(), before)
     unchanged = unchanged and all(p.grad is None for p in model.parameters())
     same = losses == train(len(losses)) and bool(losses) == training
-    title = "beside a training" if training else "calls alone"
+    title = "training too" if training else "calls alone"
     return Round(title, total, unchanged, len(losses) if same else None)
 
 
