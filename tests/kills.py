@@ -281,7 +281,7 @@ def table(trials: Sequence[Trial]) -> Table:
     title = "Runs that were killed (in which phase) and repeated"
     made = Table(title=title, title_justify="left", box=SIMPLE, padding=0)
     heading = ["", "runs", "kills", *PHASES]
-    heading += ["right", "lost", "other numbers", "left over", "tracebacks"]
+    heading += ["right", "lost", "differ", "left over", "tracebacks"]
     for name in heading:
         made.add_column(name, justify="right" if name else "left")
     for case in [*dict.fromkeys(trial.case for trial in trials), "all"]:
