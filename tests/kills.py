@@ -277,11 +277,11 @@ def _line(trial: Trial) -> str:
 
 
 def table(trials: Sequence[Trial]) -> Table:
-    """Count what happened, by case and in all."""
+    """Count what happened, by case and in all; files are left over, traces are tracebacks."""
     title = "Runs that were killed (in which phase) and repeated"
     made = Table(title=title, title_justify="left", box=SIMPLE, padding=0)
     heading = ["", "runs", "kills", *PHASES]
-    heading += ["right", "lost", "differ", "left over", "tracebacks"]
+    heading += ["right", "lost", "differ", "files", "traces"]
     for name in heading:
         made.add_column(name, justify="right" if name else "left")
     for case in [*dict.fromkeys(trial.case for trial in trials), "all"]:
