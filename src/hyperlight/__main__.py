@@ -27,8 +27,11 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    from .lab.cli import entry
-
+    try:
+        from .lab.cli import entry
+    except KeyboardInterrupt:  # importing PyTorch takes seconds
+        print("interrupted; nothing was started", file=sys.stderr)
+        sys.exit(130)
     entry()
 
 

@@ -279,7 +279,7 @@ def test_every_other_setting_has_a_folder_of_its_own(tmp_path: Path) -> None:
     tiny = ["train", "bayes", *TINY, "--steps", "1", "--evaluate-every", "1"]
     others = [
         [],
-        ["--lr", "0.5"],
+        ["--lr", "0.005"],
         ["--weight-decay", "0.5"],
         ["--optimizer", "adamw"],
         ["--hidden", "4"],
@@ -329,10 +329,35 @@ def test_a_folder_with_files_needs_overwrite(tmp_path: Path, capsys: Captured) -
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_run_that_diverges_ends_with_a_report(tmp_path: Path, capsys: Captured) -> None:
     wild = ["--optimizer", "sgd", "--lr", "1e12"]
-    assert main(["demo", *TINY, *wild, "--out", str(tmp_path / "out")]) == 0
-    assert "Report: " in capsys.readouterr().out
+    command = ["demo", *TINY, *wild, "--out", str(tmp_path / "out")]
+    assert main(command) == 3
+    printed = capsys.readouterr().out
+    assert "Report: " in printed
+    for name in ("classical", "MIP"):
+        started = f"seed 0  {name} diverged at step 2 (training loss nan, test loss nan)."
+        assert printed.count(started) == printed.count(f"{started} Ctrl-C stops") == 1
+        assert f"seed 0  {name}: diverged at step 2\n" in printed
+    assert "classical: diverged at step 2. MIP: diverged at step 2." in " ".join(printed.split())
+    assert printed.count("cannot be judged") == 3
+    assert "does not hold" not in printed
     losses = [row["test_loss"] for row in _rows(tmp_path / "out" / "metrics.csv")]
     assert losses.count("nan") == 4
+
+
+@quick
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_finished_run_that_diverged_is_reported_as_such_again(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    wild = ["--optimizer", "sgd", "--lr", "1e12"]
+    command = ["train", "bayes", *TINY, *wild, "--out", str(tmp_path / "out")]
+    assert main(command) == 3
+    assert main(command) == 3
+    printed = capsys.readouterr().out.rpartition("These runs are finished.")[2]
+    assert "MIP diverged at step 2 (training loss nan, test loss nan).\n" in printed
+    assert "Ctrl-C" not in printed
+    report = (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert "MIP: diverged at step 2. The loss or the gradient exploded" in report
 
 
 # --- train hypermorph -----------------------------------------------------------

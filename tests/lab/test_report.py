@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import io
 import math
 import os
@@ -21,7 +22,7 @@ from hyperlight.lab import figures, report
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.files import write_text
 from hyperlight.lab.record import Run
-from hyperlight.lab.summary import Summary, claims, summarize
+from hyperlight.lab.summary import TITLES, Summary, claims, summarize
 from hyperlight.lab.tasks.base import Metric, Outcome
 from tests.lab.making import ACCURACY, RISING, STEEP, diverged, listing, make_run, plain_run
 
@@ -657,12 +658,42 @@ def test_diverged_runs_still_give_a_report(tmp_path: Path, which: str, bad: floa
     ]
     page = _write(tmp_path, runs)
     assert len(_svgs(page)) == 3
-    assert str(bad) in _Page(page.read_text("utf-8")).text
-    assert str(bad) in _printed(runs)
+    words = "1 of 2 seeds" if which == "a seed" else "2 of 2 seeds"
+    lost = ["classical", "MIP"]
+    if which in ("mip", "classical"):
+        lost = [TITLES[which]]
+    step = "steps 1, 1" if which != "a seed" else "step 1"
+    text = _Page(page.read_text("utf-8")).text
+    markdown = (tmp_path / "report.md").read_text("utf-8")
+    for name in lost:
+        assert f"{name}: {words} diverged at {step}." in text
+        assert f"{name}: {words} diverged at {step}." in markdown
+    assert text.count("cannot be judged") == markdown.count("**Cannot be judged**") == 3
+    assert "does not hold here" not in text
+    assert "Choose a smaller --lr." in text
+    for found in (text, markdown, _printed(runs)):
+        assert "nan" not in found
+        assert "inf" not in found
     steps = [row for row in _table(tmp_path / "steps.csv") if row["gradient_norm"] == str(bad)]
     expected = {"mip": 20, "classical": 20, "both": 40, "a seed": 20}
     assert len(steps) == expected[which]
     assert len(_table(tmp_path / "metrics.csv")) == 12
+
+
+def test_a_diverged_run_has_words_instead_of_figures(tmp_path: Path) -> None:
+    outcome = Outcome({"log-loss": 3.25})
+    bad = make_run("mip", losses=[2.0] * 6 + [math.nan] * 4, accuracy=(10.0, 50.0, 10.0))
+    runs = [dataclasses.replace(bad, outcome=outcome), make_run("classical", outcome=outcome)]
+    results, final, facts = report.table(_summaries(runs), 90.0)
+    cells = [list(column.cells) for column in results.columns]
+    lost = "diverged at step 7"
+    assert cells == [["5", "10"], ["50.0", lost], ["50.0", "95.0"], ["2.00", lost], ["2.00"] * 2]
+    assert list(final.columns[1].cells) == ["diverged"]
+    assert list(final.columns[2].cells) == ["3.25"]
+    assert [next(iter(column.cells)) for column in facts.columns] == ["divergence", lost, "none"]
+    assert report.conclusion(_summaries(runs), 90.0).startswith(f"MIP: {lost}. The loss or the")
+    alone = _printed(runs[1:])
+    assert "diverge" not in alone
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import pytest
 
 from hyperlight.lab.cli import main
+from hyperlight.lab.engine import Spec
 from hyperlight.lab.studies import (
     STUDIES,
     Results,
@@ -25,6 +26,8 @@ from hyperlight.lab.studies import (
     Size,
     Study,
     drawing,
+    fig1a,
+    fig3c,
     fig4a,
     fig6,
     page,
@@ -203,6 +206,103 @@ def test_diverged_runs_rank_last(bad: float) -> None:
     assert drawing.no_worse("s", "t", mip, broken).holds
     assert not drawing.sooner("s", "t", broken, mip).holds
     assert not drawing.no_worse("s", "t", broken, mip).holds
+
+
+def test_a_claim_about_groups_that_both_diverged_cannot_be_judged() -> None:
+    spec = group("mip", (10.0, 50.0)).spec
+    mip, classical = (Group(spec, [diverged(name)]) for name in ("mip", "classical"))
+    for claim in (
+        drawing.sooner("s", "t", mip, classical),
+        drawing.no_worse("s", "t", mip, classical),
+    ):
+        assert claim.holds is None
+        assert "final accuracy diverged" in claim.measured
+    half = Group(spec, [diverged("classical"), make_run("classical", 1)])
+    assert drawing.sooner("s", "t", mip, half).holds is False
+
+
+@dataclass
+class _Pair:
+    """Results of two groups, whatever is asked for."""
+
+    mip: Group
+    classical: Group
+
+    def pair(self, **wanted: object) -> tuple[Group, Group]:
+        return self.mip, self.classical
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_scales_and_gradients_of_diverged_runs_cannot_be_judged() -> None:
+    fine = group("mip", (10.0, 50.0))
+    fine.runs[0].gradient_norm = [1.0] * fig3c.EPOCH
+    broken = Group(fine.spec, [diverged("classical")])
+    broken.runs[0].gradient_norm = [1.0] + [math.nan] * (fig3c.EPOCH - 1)
+    initial, final, robust = fig1a.claims(_Pair(fine, broken))  # type: ignore[arg-type]
+    assert [initial.holds, final.holds, robust.holds] == [False, None, True]
+    assert final.measured == "diverged"
+    robust = fig1a.claims(_Pair(broken, fine))[-1]  # type: ignore[arg-type]
+    assert robust.holds is None
+    assert robust.measured.endswith("; after: diverged")
+    for pair in (_Pair(fine, broken), _Pair(broken, fine)):
+        assert {claim.holds for claim in fig3c.claims(pair)} == {None}  # type: ignore[arg-type]
+    calm = fig3c.claims(_Pair(fine, fine))  # type: ignore[arg-type]
+    assert {claim.holds for claim in calm} == {False}
+
+
+def _diverging() -> list[Spec]:
+    small = {"hidden": (4,), "evaluation_gammas": 2, "evaluation_images": 20}
+    short = {"steps": 3, "batch_size": 8, "optimizer": "sgd", "device": "cpu"}
+    made = base("bayes", {**small, "posterior_samples": 2}, short)
+    return grid(made, seeds=range(2), training={"lr": [1e-3, 1e9]})
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_study_lists_the_runs_that_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def claims(results: Results) -> list[Claim]:
+        wild = drawing.sooner("figure 1", "MIP is sooner", *results.pair(lr=1e9))
+        return [wild, Claim("figure 1", "an old claim", "1", False, "a guess")]
+
+    study = Study(
+        name="wild",
+        title="A study",
+        source="figure 1",
+        caption="A caption.",
+        specs=lambda setup: _diverging(),
+        draw=lambda results: drawing.convergence([("", results.groups)]),
+        claims=claims,
+    )
+    monkeypatch.setitem(STUDIES, "wild", study)
+    assert main(_study("wild", out=tmp_path / "out", cache=tmp_path / "cache")) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(": diverged at step 2, ") == 4
+    assert printed.count(" after 3 steps, ") == 4
+    assert "4 of 8 runs diverged\n" in printed
+    assert "cannot be judged" in printed
+    rows = _rows(tmp_path / "out" / "wild" / "runs-that-diverged.csv")
+    assert [list(row.values()) for row in rows] == [
+        [name, "1000000000.0", "2 of 2", "2 2"] for name in ("classical", "MIP")
+    ]
+    kept = _json(tmp_path / "out" / "wild" / "claims.json")
+    assert [claim["holds"] for claim in kept] == [None, False]  # type: ignore[attr-defined, index]
+
+    written = ["report", "--results", str(tmp_path / "out"), "--out"]
+    for name in ("report.html", "report.md"):
+        assert main([*written, str(tmp_path / name)]) == 0
+        text = " ".join((tmp_path / name).read_text("utf-8").split())
+        assert "8 runs over 2 seeds, 4 of which diverged, " in text
+        assert "0 of 2 claims of the paper hold at this size." in text
+        assert "1 cannot be judged." in text
+        assert "Runs that diverged" in text
+        assert text.count("a guess") == (2 if name.endswith("html") else 1)
+    about = tmp_path / "out" / "wild" / "study.json"
+    older = json.loads(about.read_text("utf-8"))
+    del older["diverged"]
+    about.write_text(json.dumps(older))
+    assert main([*written, str(tmp_path / "report.md")]) == 0
+    assert "of which diverged" not in (tmp_path / "report.md").read_text("utf-8")
 
 
 def test_a_model_may_be_worse_by_the_spread_over_seeds() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from hyperlight.lab.record import Run
 from hyperlight.lab.summary import (
     TITLES,
+    Claim,
     Spread,
     Summary,
     claims,
@@ -386,10 +389,119 @@ def test_the_scale_of_a_diverged_run_is_not_called_constant(bad: float) -> None:
     assert math.isnan(_one(diverged("mip", bad=bad)).final_variation)
 
 
+def _lossy(losses: Sequence[float], norms: Sequence[float] | None = None, **more: Any) -> Run:
+    """A run with one evaluation, after all of its steps."""
+    every = len(losses)
+    return make_run("mip", accuracy=(10.0, 20.0), every=every, losses=losses, norms=norms, **more)
+
+
+@pytest.mark.parametrize(
+    ("losses", "step"),
+    [
+        ([2.0, 1.0, 0.5], None),
+        ([2.0, math.nan, math.nan], 2),
+        ([math.nan, math.nan, math.nan], 1),
+        ([2.0, 1.0, math.inf], 3),
+        ([2.0, 1.0, -math.inf], 3),
+        ([math.inf, 9e9, 8e9], 1),
+        ([2.0, 1e30, 1e31], 2),
+        ([2.0, 1e30, 1.0], None),  # it recovers
+        ([2.0, math.nan, 1.0], None),
+        ([2.0, 2000.0, 1999.0], None),  # 1,000 times the first
+        ([2.0, 2001.0, 2001.0], 2),
+        ([0.01, 900.0, 900.0], None),  # 1,000 at least
+        ([0.01, 1001.0, 1001.0], 2),
+        ([-3.0, 2900.0, -3.1], None),
+        ([-3.0, 2900.0, 2900.0], None),
+        ([2.0, math.nan, 1.0, math.nan], 4),
+    ],
+)
+def test_when_a_run_diverged(losses: list[float], step: int | None) -> None:
+    assert _lossy(losses).diverged == step
+
+
+def test_gradients_that_are_not_finite_to_the_end_have_diverged() -> None:
+    assert _lossy([2.0, 1.0, 1.0], [1.0, math.inf, math.inf]).diverged == 2
+    assert _lossy([2.0, 1.0, 1.0], [1.0, math.nan, 1.0]).diverged is None
+    assert _lossy([2.0, math.nan, 1.0], [1.0, 1.0, math.nan]).diverged == 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3000.0])
+def test_the_latest_test_loss_counts(bad: float) -> None:
+    assert _lossy([2.0, 1.0], test_loss=(2.0, bad)).diverged == 2
+    run = _lossy([2.0, 1.0], test_loss=(bad, 1.0))
+    assert run.diverged is None
+    run = _lossy([2.0, 1.0], test_loss=(2.0, bad))
+    run.loss.append(1.0)  # a later step, which is not tested yet
+    run.gradient_norm.append(1.0)
+    assert run.diverged is None
+
+
+def test_a_metric_that_is_not_a_number_is_no_divergence() -> None:
+    assert make_run("mip", accuracy=(math.nan, math.nan)).diverged is None
+
+
+def test_a_run_at_its_start_has_not_diverged() -> None:
+    assert make_run("mip", accuracy=(10.0,)).diverged is None
+
+
+def test_a_read_record_has_diverged_as_well(tmp_path: Path) -> None:
+    run = diverged("mip")
+    again = Run("mip", 0, ACCURACY)
+    again.read(json.loads(json.dumps(run.record())))
+    assert again.diverged == run.diverged == 1
+    assert "diverged" not in run.record()
+
+
+def test_divergence_in_words() -> None:
+    assert _one(make_run("mip")).divergence() == ""
+    assert _one(_lossy([2.0, math.nan])).divergence() == "diverged at step 2"
+    bad = [2.0] * 6 + [math.nan] * 4
+    late = make_run("mip", 1, losses=bad)
+    summary = _one(diverged("mip"), make_run("mip", 2), late)
+    assert summary.diverged == [1, None, 7]
+    assert summary.divergence() == "2 of 3 seeds diverged at steps 1, 7"
+    assert summary.divergence(5) == "1 of 3 seeds diverged at step 1"
+    assert summary.divergence(0) == ""
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_claims_do_not_hold_if_mip_diverged() -> None:
-    runs = [diverged("mip"), make_run("classical", initial=RISING, final=RISING)]
-    assert [claim.holds for claim in claims(_summaries(runs))] == [False, False, False]
+@pytest.mark.parametrize("which", ["mip", "classical"])
+def test_claims_cannot_be_judged_if_one_diverged(which: str) -> None:
+    other = "classical" if which == "mip" else "mip"
+    made = claims(_summaries([diverged(which), make_run(other, initial=RISING, final=RISING)]))
+    assert [claim.holds for claim in made] == [None, None, None]
+    assert {claim.measured for claim in made} == {f"{TITLES[which]}: diverged at step 1"}
+    assert {claim.verdict for claim in made} == {"cannot be judged"}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_claims_cannot_be_judged_if_a_seed_diverged() -> None:
+    runs = [diverged("mip"), make_run("mip", 1), make_run("classical"), make_run("classical", 1)]
+    made = claims(_summaries(runs))
+    assert [claim.holds for claim in made] == [None, None, None]
+    assert made[0].measured == "MIP: 1 of 2 seeds diverged at step 1"
+
+
+def test_early_gradients_are_judged_if_a_run_diverged_later() -> None:
+    steps = 120
+    losses = [2.0] * 110 + [math.nan] * 10
+    accuracy = (10.0, 20.0)
+    mip = make_run("mip", accuracy=accuracy, every=steps, norms=CALM * 12, losses=losses)
+    classical = make_run("classical", accuracy=accuracy, every=steps, norms=WILD * 12)
+    made = claims(_summaries([mip, classical]))
+    assert [claim.holds for claim in made] == [None, None, True]
+    assert made[0].measured == "MIP: diverged at step 111"
+
+
+def test_verdicts() -> None:
+    verdicts = [Claim("s", "t", "m", holds).verdict for holds in (True, False, None)]
+    assert verdicts == ["holds", "does not hold here", "cannot be judged"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_metric_that_is_not_finite_is_shown_as_diverged(value: float) -> None:
+    assert shown(Spread(value, math.nan), ACCURACY) == "diverged"
 
 
 @bad_figures

@@ -37,6 +37,9 @@ from .train import Training
 
 console = Console()
 
+# Exit status of a training that diverged.
+DIVERGED = 3
+
 
 def _training(kind: Kind, **changes: Any) -> Training:
     """How the paper trains a kind of task."""
@@ -61,7 +64,8 @@ def _session(
     )
 
 
-def _run(session: Session, overwrite: bool = False, restart: bool = False) -> None:
+def _run(session: Session, overwrite: bool = False, restart: bool = False) -> int:
+    """Train and report; return the exit status."""
     try:
         with session.locked():
             session.claim(overwrite, restart=restart)
@@ -70,6 +74,8 @@ def _run(session: Session, overwrite: bool = False, restart: bool = False) -> No
             runs = session.run()
             if session.fabric.is_global_zero:
                 session.report(runs)
+                # Not in the other processes: Fabric ends the first one if another fails.
+                return DIVERGED if any(run.diverged is not None for run in runs) else 0
     except OSError as error:
         if not session.folder.is_dir():
             raise LabError(
@@ -81,6 +87,7 @@ def _run(session: Session, overwrite: bool = False, restart: bool = False) -> No
             "choose another --out; the same command then resumes from the last checkpoints, if "
             "there are any."
         ) from error
+    return 0
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,10 @@ class Demo:
     out: Path = Path("runs/demo")
     """Folder for the report. An earlier demo in it is replaced; an interrupted one resumes."""
 
-    def run(self) -> None:
+    def run(self) -> int:
         title = f"Classical and MIP hypernetworks on {self.task.data}"
         compared: list[Formulation] = ["classical", "mip"]
-        _run(
+        return _run(
             _session(KINDS["bayes"], self.task, self.training, compared, self.out, title),
             restart=True,
         )
@@ -118,13 +125,13 @@ class Train:
     training: Any = None
     kind: ClassVar[Kind]
 
-    def run(self) -> None:
+    def run(self) -> int:
         kind, what = self.kind, self.parametrization
         about = identity(kind.name, self.task, self.training, what, 0)
         parts = (kind.name, self.task.data, what, self.training.optimizer, digest(about, 8))
         folder = Path("runs") / "-".join(parts) if self.out is None else self.out
         title = f"{kind.title} on {self.task.data}: {TITLES[what]}"
-        _run(_session(kind, self.task, self.training, [what], folder, title), self.overwrite)
+        return _run(_session(kind, self.task, self.training, [what], folder, title), self.overwrite)
 
 
 @dataclass(frozen=True)
@@ -258,7 +265,11 @@ def _command() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status (2 for an error that the user can fix)."""
+    """Run the command line; return the exit status.
+
+    0: done. 2: an error that the user can fix. 3: done, but a run of ``demo`` or ``train``
+    diverged. 130: interrupted.
+    """
     _ARGUMENTS[:] = sys.argv[1:] if arguments is None else list(arguments)
     console.quiet = False
     try:
@@ -268,14 +279,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=list(_ARGUMENTS),
             config=[OmitArgPrefixes],
         )
-        chosen.run()
+        status: int | None = chosen.run()
     except HyperLightError as error:
         say(Text.assemble(("error: ", "bold red"), str(error)), _stderr())
         return 2
     except KeyboardInterrupt:
         _stderr().print("interrupted; the same command resumes from here")
         return 130
-    return 0
+    return status or 0
 
 
 def _stderr() -> Console:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -116,6 +117,10 @@ def check(record: dict[str, Any], *, finished: bool) -> None:
             )
 
 
+# A run has diverged if its loss is so many times that of the first step, or of a loss of 1.
+_EXPLODED = 1000.0
+
+
 @dataclass(frozen=True)
 class Point:
     """One evaluation during training.
@@ -177,6 +182,30 @@ class Run:
     def step(self) -> int:
         """Number of updates made so far."""
         return len(self.loss)
+
+    @property
+    def diverged(self) -> int | None:
+        """The step at which training diverged; None if it did not.
+
+        A step fails if its loss or gradient norm is not finite, or if its loss is above 1,000 and
+        above 1,000 times that of the first step. A run has diverged from the first step after
+        which all steps failed. It has also diverged if the latest test loss fails in this way. A
+        run that recovers has not diverged.
+        """
+        highest = _EXPLODED * max([1.0, *(abs(x) for x in self.loss[:1] if math.isfinite(x))])
+
+        def failed(loss: float) -> bool:
+            return not (math.isfinite(loss) and loss <= highest)
+
+        fine = self.step
+        while fine and (
+            failed(self.loss[fine - 1]) or not math.isfinite(self.gradient_norm[fine - 1])
+        ):
+            fine -= 1
+        if fine < self.step:
+            return fine + 1
+        latest = [point.figures["loss"] for point in self.points[-1:] if point.step == self.step]
+        return self.step if any(map(failed, latest)) else None
 
     @property
     def chunk_seconds(self) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from .errors import LabError
 from .files import is_inside, is_plain, write_csv, write_text
 from .provenance import provenance
 from .record import PICTURES, Run
-from .summary import TITLES, Spread, Summary, claims, shown_steps
+from .summary import EARLY, TITLES, Spread, Summary, claims, shown_steps
 
 __all__ = ["PAGE", "clear", "conclusion", "table", "write"]
 
@@ -35,8 +36,8 @@ def _rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     return heading, [
         [
             str(summaries[0].steps[i]),
-            *(s.measured[i].text(metric.digits) for s in summaries),
-            *(s.test["loss"][i].text(2) for s in summaries),
+            *(s.divergence(s.steps[i]) or s.measured[i].text(metric.digits) for s in summaries),
+            *(s.divergence(s.steps[i]) or s.test["loss"][i].text(2) for s in summaries),
         ]
         for i in shown_steps(summaries[0].steps)
     ]
@@ -54,7 +55,9 @@ def _facts(summaries: Sequence[Summary], target: float | None) -> tuple[list[str
     if target is not None:
         goal = _goal(summaries[0], target)
         reached = [[f"steps to {goal}", *(s.steps_to_target() for s in summaries)]]
+    diverged = [["divergence", *(s.divergence() or "none" for s in summaries)]]
     return heading, [
+        *(diverged if any(s.divergence() for s in summaries) else ()),
         *reached,
         ["milliseconds per step", *(_times(1e3, s.seconds_per_step) for s in summaries)],
         ["time spent waiting for data (%)", *(_times(100.0, s.waiting) for s in summaries)],
@@ -63,15 +66,19 @@ def _facts(summaries: Sequence[Summary], target: float | None) -> tuple[list[str
             *(
                 "does not depend on gamma"
                 if s.formulation == "plain"
-                else f"{s.initial_variation:.1%}, {s.final_variation:.1%}"
+                else f"{s.initial_variation:.1%}, {_unless_nan(s.final_variation, '.1%')}"
                 for s in summaries
             ),
         ],
         [
-            "gradient norm, std / mean, first 100 steps",
-            *(f"{s.gradient_swing:.2f}" for s in summaries),
+            f"gradient norm, std / mean, first {EARLY} steps",
+            *(_unless_nan(s.gradient_swing, ".2f") for s in summaries),
         ],
     ]
+
+
+def _unless_nan(value: float, form: str) -> str:
+    return "diverged" if math.isnan(value) else format(value, form)
 
 
 def _times(factor: float, spread: Spread) -> str:
@@ -82,9 +89,14 @@ def _outcomes(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]
     """The final results: a heading, then a row per figure."""
     names = dict.fromkeys(name for summary in summaries for name in summary.outcome)
     return ["", *(summary.title for summary in summaries)], [
-        [name, *(s.outcome[name].brief() if name in s.outcome else "" for s in summaries)]
-        for name in names
+        [name, *(_outcome(s, name) for s in summaries)] for name in names
     ]
+
+
+def _outcome(summary: Summary, name: str) -> str:
+    if name not in summary.outcome:
+        return ""
+    return "diverged" if summary.divergence() else summary.outcome[name].brief()
 
 
 def table(summaries: Sequence[Summary], target: float | None) -> list[Table]:
@@ -109,7 +121,16 @@ def table(summaries: Sequence[Summary], target: float | None) -> list[Table]:
 
 
 def conclusion(summaries: Sequence[Summary], target: float | None) -> str:
-    """Compare MIP and the classical formulation in a sentence; empty unless both were trained."""
+    """Compare MIP and the classical formulation in a sentence, or say what diverged.
+
+    Empty unless both were trained or one diverged.
+    """
+    lost = [f"{s.title}: {s.divergence()}." for s in summaries if s.divergence()]
+    if lost:
+        return (
+            f"{' '.join(lost)} The loss or the gradient exploded and did not recover, so the other "
+            "figures of these runs mean nothing. Choose a smaller --lr."
+        )
     by_name = {summary.formulation: summary for summary in summaries}
     if not {"mip", "classical"} <= set(by_name):
         return ""

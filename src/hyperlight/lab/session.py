@@ -47,8 +47,8 @@ def say(line: str | Text, to: Console) -> None:
 
 def say_claim(claim: Claim, to: Console) -> None:
     """Print a claim, whether it holds and what was measured."""
-    word = "[green]holds[/]" if claim.holds else "[yellow]does not hold here[/]"
-    guess = f" Possible reason: {claim.guess}." if claim.guess and not claim.holds else ""
+    word = f"[{'green' if claim.holds else 'yellow'}]{claim.verdict}[/]"
+    guess = f" Possible reason: {claim.guess}." if claim.guess and claim.holds is False else ""
     who = "" if claim.source.startswith(BEYOND) else "Paper, "
     source = f"{who}{claim.source}"
     to.print(f"{source}: {claim.text}: {word} ({claim.measured}).{guess}", highlight=False)
@@ -354,6 +354,7 @@ class _Board:
             figures="",
         )
         self.lines: dict[tuple[str, int], TaskID] = {}
+        self.warned: set[tuple[str, int]] = set()
         self.live = Live(Group(self.bars, self.total), console=console, refresh_per_second=8)
 
     def __enter__(self) -> None:
@@ -366,11 +367,21 @@ class _Board:
         """Update the bar of a run."""
         key = (run.formulation, run.seed)
         if key not in self.lines:
-            name = f"seed {run.seed}  {TITLES[run.formulation]:<{self.width}}"
+            name = f"{self._name(run):<{self.width + 8}}"
             self.lines[key] = self.bars.add_task(name, total=self.training.steps, figures="")
         line, point = self.lines[key], run.points[-1]
         value = self.metric.text(point.figures[self.metric.name])
         shown = f"{self.metric.name} {value}  loss {point.train_loss:.3g}"
+        if run.diverged is not None:
+            shown = f"diverged at step {run.diverged}"
+            if key not in self.warned:
+                self.warned.add(key)
+                stop = " Ctrl-C stops the training." if run.step < self.training.steps else ""
+                say(
+                    f"{self._name(run)} {shown} (training loss {point.train_loss:.3g}, test loss "
+                    f"{point.figures['loss']:.3g}).{stop}",
+                    self.console,
+                )
         if run.chunk_seconds:
             shown += f"  {1.0 / max(run.chunk_seconds[-1], 1e-9):.3g} steps/s"
         before = self.bars.tasks[line].completed
@@ -383,10 +394,14 @@ class _Board:
             return
         for run in runs:
             value = self.metric.text(run.points[-1].figures[self.metric.name])
-            self.console.print(
-                f"seed {run.seed}  {TITLES[run.formulation]}: {self.metric.name} {value} after "
-                f"{run.step} steps"
-            )
+            found = f"{self.metric.name} {value} after {run.step} steps"
+            if run.diverged is not None:
+                found = f"diverged at step {run.diverged}"
+            self.console.print(f"{self._name(run)}: {found}")
+
+    @staticmethod
+    def _name(run: Run) -> str:
+        return f"seed {run.seed}  {TITLES[run.formulation]}"
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from .tasks.base import Metric
 
 __all__ = [
     "BEYOND",
+    "EARLY",
     "TITLES",
     "Claim",
     "Spread",
@@ -30,6 +31,9 @@ TITLES = {
     "residual": "output encoding alone",
     "plain": "plain network",
 }
+
+# Steps whose gradient norms are compared.
+EARLY = 100
 
 # Source of a claim that is not the paper's.
 BEYOND = "beyond the paper"
@@ -72,6 +76,7 @@ class Summary:
         seconds: seconds of training until each step.
         test: test figures at each step, by name.
         train_loss: training loss since the previous step (NaN at step 0).
+        diverged: step at which each seed diverged; None for those that did not.
         reached: first evaluated step that reaches the target, for every seed; None without one.
         seconds_per_step: each seed's median over the stretches between evaluations.
         waiting: fraction of the training time spent waiting for the next batch.
@@ -90,6 +95,7 @@ class Summary:
     seconds: list[Spread]
     test: dict[str, list[Spread]]
     train_loss: list[Spread]
+    diverged: list[int | None]
     reached: list[int | None]
     seconds_per_step: Spread
     waiting: Spread
@@ -107,6 +113,15 @@ class Summary:
         """The metric at each of :attr:`steps`."""
         return self.test[self.metric.name]
 
+    def divergence(self, until: int | None = None) -> str:
+        """Which seeds have diverged by a step, by default the last one; empty if none have."""
+        last = self.steps[-1] if until is None else until
+        found = [step for step in self.diverged if step is not None and step <= last]
+        if not found:
+            return ""
+        who = "" if self.seeds == 1 else f"{len(found)} of {self.seeds} seeds "
+        return f"{who}diverged at step{'s'[: len(found) > 1]} {', '.join(map(str, found))}"
+
     def steps_to_target(self) -> str:
         """Steps to the target in words: the mean, or which seeds reach it if not all do."""
         got = [step for step in self.reached if step is not None]
@@ -118,7 +133,9 @@ class Summary:
 
 
 def shown(spread: Spread, metric: Metric) -> str:
-    """A value of the metric in words: ``97.3 ± 0.2 %``."""
+    """A value of the metric in words: ``97.3 ± 0.2 %``, or ``diverged`` if it is not finite."""
+    if not math.isfinite(spread.mean):
+        return "diverged"
     return f"{spread.text(metric.digits)} {metric.unit}".rstrip()
 
 
@@ -142,13 +159,14 @@ def summarize(runs: Sequence[Run], target: float | None, metric: Metric) -> list
                     for name in group[0].points[0].figures
                 },
                 train_loss=[Spread.of([p.train_loss for p in column]) for column in columns],
+                diverged=[run.diverged for run in group],
                 reached=[None if target is None else run.first_step(target) for run in group],
                 seconds_per_step=Spread.of([float(np.median(r.chunk_seconds)) for r in group]),
                 waiting=Spread.of([run.waiting / max(run.seconds, 1e-12) for run in group]),
                 outcome=_outcome(group),
                 initial_variation=_mean([i.variation for i in initials]),
                 final_variation=_mean([final.variation for final in finals]),
-                gradient_swing=_mean([_swing(run.gradient_norm[:100]) for run in group]),
+                gradient_swing=_mean([_swing(run.gradient_norm[:EARLY]) for run in group]),
             )
         )
     return summaries
@@ -196,15 +214,22 @@ class Claim:
         source: where the paper makes the claim.
         text: what it says.
         measured: what was measured here.
-        holds: whether the measurement supports the claim.
+        holds: whether the measurement supports the claim; None if it cannot be judged.
         guess: possible reason if it does not; shown only then.
     """
 
     source: str
     text: str
     measured: str
-    holds: bool
+    holds: bool | None
     guess: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``holds`` in words."""
+        if self.holds is None:
+            return "cannot be judged"
+        return "holds" if self.holds else "does not hold here"
 
 
 def claims(summaries: Sequence[Summary]) -> list[Claim]:
@@ -214,15 +239,26 @@ def claims(summaries: Sequence[Summary]) -> list[Claim]:
         return []
     mip, classical = by_name["mip"], by_name["classical"]
     last, metric = f"at step {mip.steps[-1]}", mip.metric
+
+    def claim(
+        source: str, text: str, measured: str, holds: bool, until: int | None = None
+    ) -> Claim:
+        lost = "; ".join(
+            f"{summary.title}: {words}"
+            for summary in (mip, classical)
+            if (words := summary.divergence(until))
+        )
+        return Claim(source, text, lost or measured, None if lost else holds)
+
     return [
-        Claim(
+        claim(
             "section 6.2, figure 4",
             f"MIP has higher {metric.name} sooner",
             f"{last}: MIP {shown(mip.measured[-1], metric)}, "
             f"classical {shown(classical.measured[-1], metric)}",
             mip.measured[-1].mean > classical.measured[-1].mean,
         ),
-        Claim(
+        claim(
             "section 6.1, figure 1a",
             "the scale of the predicted weights follows gamma in the classical formulation, before "
             "and after training, and does not with MIP",
@@ -230,14 +266,15 @@ def claims(summaries: Sequence[Summary]) -> list[Claim]:
             f"{_percent(classical.final_variation)} after training (classical), "
             f"{_percent(mip.initial_variation)} and {_percent(mip.final_variation)} (MIP)",
             classical.initial_variation > 3.0 * mip.initial_variation
-            and classical.final_variation > 3.0 * mip.final_variation,  # false for NaN
+            and classical.final_variation > 3.0 * mip.final_variation,
         ),
-        Claim(
+        claim(
             "section 6.1, figure 3c",
             "the gradient norm swings less with MIP in early training",
             f"std / mean within stretches of 10 steps: {mip.gradient_swing:.2f} (MIP), "
             f"{classical.gradient_swing:.2f} (classical)",
             mip.gradient_swing < 0.8 * classical.gradient_swing,
+            until=EARLY,
         ),
     ]
 

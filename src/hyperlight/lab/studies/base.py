@@ -127,6 +127,11 @@ class Group:
         """Final metric, on the whole test set."""
         return self.figure()[-1]
 
+    @property
+    def diverged(self) -> bool:
+        """Whether all runs diverged."""
+        return all(run.diverged is not None for run in self.runs)
+
     def outcome(self, name: str) -> Spread:
         """One of the task's final figures, by name."""
         return Spread.of([r.outcome.figures[name] for r in self.runs if r.outcome is not None])

@@ -255,7 +255,8 @@ def sooner(
         floor: the metric without any learning.
     """
     race = Race.of(mip, other, floor=floor)
-    return Claim(source, text, race.text(), race.won and level(mip, other), guess)
+    holds = race.won and level(mip, other)
+    return Claim(source, text, race.text(), _judged(holds, mip, other), guess)
 
 
 def no_worse(source: str, text: str, mip: Group, other: Group, guess: str = "") -> Claim:
@@ -264,7 +265,12 @@ def no_worse(source: str, text: str, mip: Group, other: Group, guess: str = "") 
         f"final {mip.metric.name} {shown(mip.final, mip.metric)} (MIP), "
         f"{shown(other.final, other.metric)} ({name(other)})"
     )
-    return Claim(source, text, measured, level(mip, other), guess)
+    return Claim(source, text, measured, _judged(level(mip, other), mip, other), guess)
+
+
+def _judged(holds: bool, *compared: Group) -> bool | None:
+    """A verdict; None if all that is compared diverged."""
+    return None if all(group.diverged for group in compared) else holds
 
 
 def level(mip: Group, other: Group) -> bool:
@@ -294,7 +300,10 @@ def races(
         race = Race.of(mip, other, floor=floor)
         holds.append(race.won and level(mip, other))
         digits = mip.metric.digits
-        ends = f"{mip.final.mean:.{digits}f} against {other.final.mean:.{digits}f}"
+        ends = " against ".join(
+            f"{g.final.mean:.{digits}f}" if math.isfinite(g.final.mean) else "diverged"
+            for g in (mip, other)
+        )
         found.append(
             f"{title}: {race.ratio_text()}, {ends}" + ("" if holds[-1] else " (does not hold)")
         )

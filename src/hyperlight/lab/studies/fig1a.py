@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from .. import figures
@@ -33,6 +34,8 @@ def _mean(group: Group, when: str, name: str) -> float:
 
 
 def _text(group: Group, when: str) -> str:
+    if math.isnan(_mean(group, when, "variation")):
+        return "diverged"
     return (
         f"varies along gamma by {100 * _mean(group, when, 'variation'):.1f} % of its mean, "
         f"correlation with gamma {_mean(group, when, 'correlation'):.2f}"
@@ -47,7 +50,9 @@ def claims(results: Results) -> list[Claim]:
             "with the classical formulation, the scale of the predicted parameters is directly "
             f"proportional to the scale of the hypernetwork input {words}",
             _text(classical, when),
-            _mean(classical, when, "correlation") >= FOLLOWS
+            None
+            if math.isnan(_mean(classical, when, "variation"))
+            else _mean(classical, when, "correlation") >= FOLLOWS
             and _mean(classical, when, "variation") >= STEADY,
             guess,
         )
@@ -66,7 +71,9 @@ def claims(results: Results) -> list[Claim]:
             "MIP parametrizations lead to a weight distribution that is robust to the input, both "
             "at the start and end of training",
             f"before training: {_text(mip, 'initial')}; after: {_text(mip, 'final')}",
-            all(_mean(mip, when, "variation") < STEADY for when in ("initial", "final")),
+            None
+            if math.isnan(_mean(mip, "final", "variation"))
+            else all(_mean(mip, when, "variation") < STEADY for when in ("initial", "final")),
         )
     )
     return found

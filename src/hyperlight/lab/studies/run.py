@@ -56,6 +56,10 @@ def run_study(
     if specs:
         write_text(folder / "curves.csv", _curves(results))
     tables = study.tables(results)
+    diverged = sum(run.diverged is not None for run in runs.values())
+    if diverged:
+        tables = [*tables, _diverged(results)]
+        console.print(f"{diverged} of {len(runs)} runs diverged", highlight=False)
     for table in tables:
         write_text(folder / _file(table), csv_text(table.heading, table.rows))
     _write_json(folder / "claims.json", [vars(claim) for claim in found])
@@ -70,6 +74,7 @@ def run_study(
             {"title": table.title, "file": _file(table), "shown": table.shown} for table in tables
         ],
         "runs": len(runs),
+        "diverged": diverged,
         "seeds": results.seeds,
         "training_seconds": round(sum(run.seconds for run in runs.values()), 1),
         # Meaningless if some of the runs come from the cache.
@@ -131,10 +136,12 @@ def _makers(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 def _line(spec: Spec, run: Run) -> str:
     point = run.points[-1]
-    value = f"{point.figures[run.metric.name]:.4g}"
+    found = f"{run.metric.name} {point.figures[run.metric.name]:.4g} after {run.step} steps"
+    if run.diverged is not None:
+        found = f"diverged at step {run.diverged}"
     return (
         f"{spec.key}  {spec.task}, {TITLES[spec.formulation]}, {spec.training.optimizer}, seed "
-        f"{spec.seed}: {run.metric.name} {value} after {run.step} steps, {run.seconds:.0f} s"
+        f"{spec.seed}: {found}, {run.seconds:.0f} s"
     )
 
 
@@ -159,6 +166,20 @@ def _settings(group: Group) -> dict[str, Any]:
     spec = group.spec
     config = {k: v for k, v in dataclasses.asdict(spec.config).items() if k != "data_dir"}
     return {"task": spec.task, **config, **spec.training.decisive()}
+
+
+def _diverged(results: Results) -> Table:
+    """The runs that diverged, with the settings in which the groups differ."""
+    varied = _varied(results.groups)
+    rows = []
+    for group in results:
+        about = _settings(group)
+        settings = [_cell(about.get(name, "")) for name in varied]
+        steps = [run.diverged for run in group.runs if run.diverged is not None]
+        if steps:
+            seeds = f"{len(steps)} of {len(group.runs)}"
+            rows.append([TITLES[group.spec.formulation], *settings, seeds, _cell(steps)])
+    return Table("Runs that diverged", ["", *varied, "seeds", "at steps"], rows)
 
 
 def _curves(results: Results) -> str:
