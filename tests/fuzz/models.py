@@ -1,0 +1,127 @@
+"""Files of the library: models, folders of the Hub, and checkpoints of HyperLight 0.0.5."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hyperlight as hl
+from hyperlight.io import from_hyperlight, hub
+from tests.fuzz import formats
+from tests.fuzz.reader import Reader, untouched
+
+__all__ = ["MODELS"]
+
+INPUTS = {
+    "scale": hl.Uniform(0.0, 1.0),
+    "noise": hl.Normal(2),
+    "kind": hl.Categorical(3, features=2),
+}
+
+
+def _network(seed: int = 2) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def _model(variant: int) -> hl.HyperModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(variant)
+        head = {"0.*": hl.LowRank(2), "*": hl.Dense()}
+        return hl.hypernetize(_network(variant), INPUTS, hidden=(4,), head=head)
+
+
+def _gamma() -> dict[str, Tensor]:
+    return {"scale": torch.tensor(0.3), "noise": torch.ones(2), "kind": torch.tensor(1)}
+
+
+def _values(model: hl.HyperModel) -> Any:
+    """All tensors and an output: what is wrong in a model may show only when it is called."""
+    model.eval()
+    return dict(model.state_dict()), model(torch.ones(2, 3), **_gamma()), model.predict(**_gamma())
+
+
+def _make_model(folder: Path, variant: int) -> None:
+    hl.save(_model(variant), folder / "model.safetensors")
+
+
+def _read_model(folder: Path) -> Any:
+    primary = _network()
+    with untouched(primary):
+        model = hl.load(folder / "model.safetensors", primary)
+    return _values(model)
+
+
+def _make_hypernet(folder: Path, variant: int) -> None:
+    hl.save(_model(variant).hypernet, folder / "hypernet.safetensors")
+
+
+def _read_hypernet(folder: Path) -> Any:
+    hypernet = hl.load(folder / "hypernet.safetensors")
+    return dict(hypernet.state_dict()), hypernet(**_gamma())
+
+
+def _make_hub(folder: Path, variant: int) -> None:
+    hub.save_pretrained(_model(variant), folder, frozen=False)
+
+
+def _read_hub(folder: Path) -> Any:
+    primary = _network()
+    with untouched(primary):
+        model = hub.from_pretrained(folder, primary)
+    return _values(model)
+
+
+def _make_old(folder: Path, variant: int) -> None:
+    """A state dict as JSON; what is no list of numbers stays what it is."""
+    sizes = {"block0_lin.weight": (4, 2), "block0_lin.bias": (4,)}
+    sizes |= {"output.weight": (9, 4), "output.bias": (9,)}
+    state = {
+        f"backbone.{name}": torch.linspace(variant, 1, 36)[: torch.Size(shape).numel()].reshape(
+            shape
+        )
+        for name, shape in sizes.items()
+    }
+    (folder / "state.json").write_text(json.dumps({n: t.tolist() for n, t in state.items()}))
+
+
+def _read_old(folder: Path) -> Any:
+    def value(found: Any) -> Any:
+        try:
+            return torch.tensor(found)
+        except Exception:
+            return found
+
+    state = json.loads((folder / "state.json").read_text())
+    if isinstance(state, dict):
+        state = {name: value(found) for name, found in state.items()}
+    with torch.random.fork_rng():
+        primary = nn.Sequential(nn.Linear(3, 2), nn.Linear(1, 1, bias=False))
+    with untouched(primary):
+        model = from_hyperlight(state, primary, {"h": hl.Uniform(0.0, 1.0)})
+    return dict(model.state_dict()), model.predict(h=0.3)
+
+
+MODELS = (
+    Reader(
+        "load", _make_model, _read_model, ("*.safetensors",), formats.SAFETENSORS, rule="refused",
+        seal=formats.seal,
+    ),
+    Reader(
+        "load-hypernet", _make_hypernet, _read_hypernet, ("*.safetensors",), formats.SAFETENSORS,
+        rule="refused", seal=formats.seal,
+    ),
+    Reader(
+        "hub", _make_hub, _read_hub, ("*.safetensors",), formats.SAFETENSORS, rule="refused",
+        seal=formats.seal,
+    ),
+    Reader(
+        "from-hyperlight", _make_old, _read_old, ("state.json",), (formats.values,), named=False,
+        damage=False,
+    ),
+)  # fmt: skip

@@ -1,0 +1,11 @@
+"""All readers by name."""
+
+from __future__ import annotations
+
+from tests.fuzz.data import DATA
+from tests.fuzz.models import MODELS
+from tests.fuzz.reader import Reader
+
+__all__ = ["READERS"]
+
+READERS: dict[str, Reader] = {reader.name: reader for reader in (*MODELS, *DATA)}
