@@ -191,6 +191,7 @@ def _serve(name: str, root: Path, pipe: Connection) -> None:
     tempfile.tempdir = str(root / "temporary")
     Path(tempfile.tempdir).mkdir()
     os.chdir(root)
+    sys.dont_write_bytecode = True
     torch.set_num_threads(1)
     folders = [root / "valid-0", root / "valid-1"]
     try:
@@ -240,7 +241,7 @@ def _judge(
     reader: Reader, made: Mutant, work: Path, right: list[str], hook: _Hook, moves: bool
 ) -> Result:
     names = (str(work), made.path.name)
-    before, kept = _state(), _contents(work)
+    before = _state()
     value = error = None
     resident = _watch_memory()
     started = time.perf_counter()
@@ -270,8 +271,8 @@ def _judge(
             return result("foreign exception", f"{shown[:300]}\n{_frames(error)}")
         if reader.named and not any(name in str(error) for name in names):
             return result("file not named", shown[:300])
-        if any(_contents(work).get(path) != content for path, content in kept.items()):
-            return result("state changed", f"files in the folder; {shown[:200]}")
+        if (work / made.path).read_bytes() != made.content:
+            return result("state changed", f"the file; {shown[:200]}")
         return result("refused", shown)
     if made.damaged and reader.rule == "refused":
         return result("other values", f"read with {'equal' if value in right else 'other'} values")
@@ -286,10 +287,6 @@ def _frames(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     places = (f"{'/'.join(Path(f.filename).parts[-2:])}:{f.lineno} {f.name}" for f in frames[-3:])
     return " > ".join(places)
-
-
-def _contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _state() -> tuple[object, ...]:

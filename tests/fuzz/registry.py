@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.fuzz.data import DATA
 from tests.fuzz.models import MODELS
 from tests.fuzz.reader import Reader
+from tests.fuzz.runs import RUNS
 
 __all__ = ["READERS"]
 
-READERS: dict[str, Reader] = {reader.name: reader for reader in (*MODELS, *DATA)}
+READERS: dict[str, Reader] = {reader.name: reader for reader in (*MODELS, *RUNS, *DATA)}
