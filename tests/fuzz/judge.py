@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import random
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 from hyperlight.errors import HyperLightError
-from tests.fuzz import found
+from tests.fuzz.found import Found
 from tests.fuzz.mutate import DAMAGE, splice
 from tests.fuzz.reader import Reader, StateChangedError, digest
 
@@ -103,13 +104,13 @@ def mutant(reader: Reader, folders: list[Path], seed: int, index: int) -> Mutant
     return Mutant(variant, path.relative_to(folders[variant]), content, name, damaged)
 
 
-def replayed(reader: Reader, folders: list[Path], name: str) -> Mutant:
+def replayed(reader: Reader, folders: list[Path], case: Found, name: str) -> Mutant:
     """A file that was found before."""
-    case = found.FOUND[reader.name][name]
     path = next(path for path in reader.paths(folders[0]) if path.match(case.file))
     content = case.content(path.read_bytes())
-    relative = path.relative_to(folders[0])
-    return Mutant(0, relative, content, name, case.damaged and content != path.read_bytes())
+    if not case.damaged and reader.seal is not None:
+        content = reader.seal(content)
+    return Mutant(0, path.relative_to(folders[0]), content, name, case.damaged)
 
 
 class Worker:
@@ -117,11 +118,14 @@ class Worker:
 
     Args:
         reader: the name of an entry of the registry.
+        module: with the registry.
         seconds: time limit for one file.
     """
 
-    def __init__(self, reader: str, seconds: float = SECONDS) -> None:
-        self.reader, self.seconds = reader, seconds
+    def __init__(
+        self, reader: str, module: str = "tests.fuzz.registry", seconds: float = SECONDS
+    ) -> None:
+        self.reader, self.module, self.seconds = reader, module, seconds
         self.folder = Path(tempfile.mkdtemp(prefix="hyperlight-fuzz-"))
         self._process: Any = None
         self._pipe: Any = None
@@ -159,12 +163,12 @@ class Worker:
         return Result(verdict, change, detail, time.perf_counter() - started)
 
     def _start(self) -> None:
-        _CONTEXT.set_forkserver_preload(["tests.fuzz.registry"])
+        _CONTEXT.set_forkserver_preload([__name__, "tests.fuzz.registry"])
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._pipe, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(
-            target=_serve, args=(self.reader, self.folder, theirs), daemon=True
+            target=_serve, args=(self.module, self.reader, self.folder, theirs), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -180,11 +184,10 @@ class Worker:
             self._process = None
 
 
-def _serve(name: str, root: Path, pipe: Connection) -> None:
+def _serve(module: str, name: str, root: Path, pipe: Connection) -> None:
     """The worker: make valid files, read them to import everything, then judge changed ones."""
-    from tests.fuzz.registry import READERS
-
-    reader, work = READERS[name], root / "work"
+    registry = importlib.import_module(module)
+    reader, work = registry.READERS[name], root / "work"
     for stream, mode in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(root / mode, os.O_WRONLY | os.O_CREAT), stream)
     os.environ |= {"XDG_CACHE_HOME": str(work / "cache"), "HOME": str(work)}
@@ -210,6 +213,7 @@ def _serve(name: str, root: Path, pipe: Connection) -> None:
     sys.addaudithook(hook)
     limit = _status("VmSize") + ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe.send("ready")
     while True:
         seed, case = pipe.recv()
@@ -217,7 +221,7 @@ def _serve(name: str, root: Path, pipe: Connection) -> None:
         if isinstance(case, int):
             made = mutant(reader, folders, seed, case)
         else:
-            made = replayed(reader, folders, case)
+            made = replayed(reader, folders, registry.FOUND[name][case], case)
         (root / "change").write_text(made.change)
         (root / "mutant").write_bytes(made.content)
         _copy(folders[made.variant], work)
@@ -271,7 +275,8 @@ def _judge(
             return result("foreign exception", f"{shown[:300]}\n{_frames(error)}")
         if reader.named and not any(name in str(error) for name in names):
             return result("file not named", shown[:300])
-        if (work / made.path).read_bytes() != made.content:
+        file = work / made.path
+        if not file.is_file() or file.read_bytes() != made.content:
             return result("state changed", f"the file; {shown[:200]}")
         return result("refused", shown)
     if made.damaged and reader.rule == "refused":
