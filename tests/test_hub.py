@@ -148,3 +148,29 @@ def test_what_cannot_be_saved_makes_no_repository(
     with pytest.raises(hl.FormatError, match="expected a HyperModel"):
         hub.push_to_hub(mlp(), "user/model")
     assert remote.calls == []
+
+
+def test_a_transfer_that_fails_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(**_: Any) -> None:
+        raise ConnectionError("the network is down")
+
+    remote, client = Remote(tmp_path, monkeypatch), sys.modules["huggingface_hub"]
+    remote.replace(monkeypatch, client, "hf_hub_download", offline)
+    remote.replace(monkeypatch, client.HfApi, "create_repo", offline)
+    model = hl.hypernetize(mlp(), SPACE)
+    for call in (
+        lambda: hub.from_pretrained("user/model", mlp()),
+        lambda: hub.push_to_hub(model, "user/model"),
+    ):
+        with pytest.raises(hl.TransferError, match=r"'user/model'.*Error: the network is") as e:
+            call()
+        assert "hf auth login" in str(e.value)
+        assert isinstance(e.value, OSError)
+
+
+def test_a_name_that_no_repository_can_have_is_refused_in_words() -> None:
+    pytest.importorskip("huggingface_hub", reason="transfers need the extra hub, an option")
+    with pytest.raises(hl.TransferError, match="no/such/folder.* pass an existing folder"):
+        hub.from_pretrained("no/such/folder", mlp())

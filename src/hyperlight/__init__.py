@@ -19,6 +19,7 @@ from .errors import (
     MissingExtraError,
     ObjectiveError,
     TargetError,
+    TransferError,
 )
 from .groups import parameter_groups
 from .heads import Chunked, Dense, Head, LowRank
@@ -93,5 +94,6 @@ __all__ = [
     "BindError",
     "FormatError",
     "ObjectiveError",
+    "TransferError",
     "MissingExtraError",
 ]

@@ -42,6 +42,10 @@ class ObjectiveError(HyperLightError, ValueError):
     """A loss or an objective returned a value that cannot be used."""
 
 
+class TransferError(HyperLightError, OSError):
+    """A model cannot be downloaded from the Hugging Face Hub, or uploaded to it."""
+
+
 class MissingExtraError(HyperLightError, ImportError):
     """A package is missing that an extra of HyperLight installs."""
 

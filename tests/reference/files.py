@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -14,13 +15,22 @@ import torch
 from torch import Tensor, nn
 
 
-def rewrite(path: Path, change: Any) -> None:
+def rewrite(path: Path, change: Any, *, sealed: bool = True) -> None:
     """Write a file again with what ``change(tensors, about)`` makes of it."""
     with safetensors.safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["hyperlight"])
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     change(tensors, about)
-    safetensors.torch.save_file(tensors, path, {"hyperlight": json.dumps(about)})
+    metadata = {"hyperlight": json.dumps(about)}
+    zeros = "0" * 64
+    if sealed:
+        metadata |= {"checksum": "sha256", "sha256": zeros}
+    safetensors.torch.save_file(tensors, path, metadata)
+    if sealed:  # the checksum is that of the file with zeros in its place
+        content = path.read_bytes()
+        path.write_bytes(
+            content.replace(zeros.encode(), hashlib.sha256(content).hexdigest().encode())
+        )
 
 
 class ReleasedHyperNet:

@@ -10,33 +10,37 @@ class name of the primary. Code is not saved: pass a primary of the same archite
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypedDict, Unpack, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .._torch import is_distributed, is_wrapper
 from .._version import __version__
 from ..encodings import CosSin, Identity
-from ..errors import ConfigurationError, FormatError, did_you_mean, listed
+from ..errors import FormatError, HyperLightError, did_you_mean, listed
 from ..heads import Chunked, Dense, Head, LowRank, Mixed
 from ..hypernet import ACTIVATIONS, Activation, HyperNet
 from ..inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
 from ..model import HyperModel
+from . import container
+from .container import CODES, FOREIGN, feed
+from .kinds import fits, read_json
 from .state import check_values, differences, empty_hypernet, load_in_place, own_tensors, under
+from .structure import Structure, structural_differences, structure_of
 
 FORMAT = "hyperlight"
-VERSION = 1
+VERSION = 2  # version 1 had no checksum and no structure
 
 FilePath = str | os.PathLike[str]
 Description = dict[str, Any]
@@ -47,26 +51,14 @@ _ENCODINGS = {c.__name__: c for c in (CosSin, Identity)}
 _HEADS = {c.__name__: c for c in (Dense, LowRank, Chunked)}
 _PARTS: dict[str, Any] = {"encoding": _ENCODINGS, "head": _HEADS, "activation": ACTIVATIONS}
 
-# The codes of https://huggingface.co/docs/safetensors; other dtypes are stored as bytes.
-_CODES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
-# The kinds of values in the metadata, in the notation of _fits.
+# The kinds of values in the metadata, in the notation of kinds.fits.
 _SIZE, _WIDTH = range(2**63), range(1, 2**63)
 _PART: Description = {"class": str, "config": (dict, NoneType)}
 _PART["heads"] = ([[str, _PART]], NoneType)
 _METADATA: Description = {
+    "format": (str, NoneType),
     "primary": (str, NoneType),
+    "structure": ({str: [str, {str: object}]}, NoneType),
     "inputs": {str: _PART},
     "shapes": {str: [_SIZE]},
     "hidden": [_WIDTH],
@@ -89,14 +81,16 @@ class LoadSettings(TypedDict, total=False):
     encoding: nn.Module | None
     head: Head | Mapping[str, Head] | None
     activation: Activation | None
+    strict: bool
 
 
 def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -> None:
     r"""Write a model to one safetensors file: the hypernetwork, :math:`\theta^0` and settings.
 
     The file is written whole or not at all: an existing one stays until the new one is complete.
-    Tensors are restored bit for bit, and tied tensors stay tied. Not saved are ``requires_grad``,
-    the training mode, buffers that are not persistent, and the initialisation scheme.
+    It has a checksum, so that :func:`load` refuses it if a single bit has changed. Tensors are
+    restored bit for bit, and tied tensors stay tied. Not saved are ``requires_grad``, the training
+    mode, buffers that are not persistent, and the initialisation scheme.
 
     Args:
         model: a model, or a hypernetwork alone.
@@ -110,6 +104,9 @@ def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -
         FormatError: ``model`` is not a model, ``path`` cannot be a file, or a tensor cannot be
             saved.
         OSError: the file cannot be written.
+
+    Warns:
+        UserWarning: weights are NaN or infinite.
 
     >>> import pathlib, tempfile
     >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
@@ -144,18 +141,21 @@ def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -
     kept = [(name, tensor) for name, tensor in state.items() if name not in aliases]
     # Wide dtypes first, so that every tensor is aligned.
     kept.sort(key=lambda item: item[1].dtype.itemsize, reverse=True)
-    raw = {n: [dtype_name(t.dtype), list(t.shape)] for n, t in kept if t.dtype not in _CODES}
+    raw = {n: [dtype_name(t.dtype), list(t.shape)] for n, t in kept if t.dtype not in CODES}
     about = {
         "format": FORMAT,
         "version": VERSION,
         "library": __version__,
         "primary": None if primary is None else type(primary).__name__,
+        "structure": None if primary is None else structure_of(primary),
         **_describe(hypernet),
         "aliases": aliases,
         "raw": raw,
         "left_out": left_out,
     }
-    _write(path, dict(kept), {"format": "pt", FORMAT: json.dumps(about, allow_nan=False)})
+    _warn_of_values(model, "The weights of the saved model")
+    description = json.dumps(about, allow_nan=False)
+    container.write(path, dict(kept), {"format": "pt", FORMAT: description})
 
 
 @overload
@@ -175,12 +175,13 @@ def load(
     encoding: nn.Module | None = None,
     head: Head | Mapping[str, Head] | None = None,
     activation: Activation | None = None,
+    strict: bool = False,
 ) -> HyperModel | HyperNet:
     r"""Read a file written by :func:`save`.
 
-    Nothing is unpickled and no random numbers are drawn. The file is checked first; then
-    :math:`\theta^0` and the buffers are copied into the primary in place. After an error the
-    primary is unchanged.
+    Nothing is unpickled and no random numbers are drawn. The file is checked first, its checksum
+    before anything else. Then :math:`\theta^0` and the buffers are copied into the primary in
+    place. After an error the primary is unchanged. Code in the primary's methods is not compared.
 
     Args:
         path: the file.
@@ -191,6 +192,8 @@ def load(
         encoding: the encoding, if its class is your own.
         head: the head, if it is or contains one of your own.
         activation: the activation, if HyperLight has no name for it.
+        strict: refuse a primary whose modules have other classes or settings (activation, padding,
+            stride) than those that were saved, and files without a checksum, instead of warning.
 
     Returns:
         The model, or the hypernetwork if there is no primary.
@@ -200,6 +203,10 @@ def load(
         FormatError: the file is damaged, in another format or of a newer version, or it does not
             fit the primary or the settings.
 
+    Warns:
+        UserWarning: the primary has other classes or settings than the saved one, weights are NaN
+            or infinite, or the file is of version 1, which had no checksum.
+
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "hypernet.safetensors")
     >>> hl.save(hl.HyperNet({"noise": hl.Normal(4)}, {"w": (3, 2)}), path)
@@ -208,24 +215,59 @@ def load(
     """
     path = Path(path)
     given = {"encoding": encoding, "head": head, "activation": activation}
-    try:
-        tensors, about = _read(path)
+    doubts: list[str] = []
+    with _naming(path):
+        tensors, about = _read(path, doubts)
         _check_kind(about, primary)
         if device is not None:
             torch.empty(0, device=device)  # fails before anything is moved
-        hypernet = _rebuild(about, inputs or {}, given)
-        _load_hypernet(hypernet, under("hypernet.", tensors))
-        if primary is None:
-            return hypernet.to(device)
+        hypernet = _rebuild(about, inputs or {}, given, under("hypernet.", tensors))
         values = under("primary.", tensors)
-        _check_primary(primary, values, about)
+        if primary is not None:
+            _check_primary(primary, values, about)
+            doubts += _compare_structure(primary, about)
+        if strict and doubts:
+            raise FormatError(
+                f"{' Also, '.join(doubts)} Pass strict=False to load it all the same."
+            )
+    for doubt in doubts:
+        warnings.warn(f"{path}: {doubt}", stacklevel=2)
+    model: HyperModel | HyperNet = hypernet
+    if primary is not None:
         parameters = dict(primary.named_parameters(remove_duplicate=False))
         home = parameters.get(next(iter(hypernet.shapes)))
-        model = HyperModel(primary, hypernet if home is None else hypernet.to(home.device))
-        load_in_place(primary, values)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error.__cause__
+        with _naming(path):
+            model = HyperModel(primary, hypernet if home is None else hypernet.to(home.device))
+            load_in_place(primary, values)
+    _warn_of_values(model, f"{path}: the weights")
     return model.to(device)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the name of the file before every error of ours."""
+    try:
+        yield
+    except HyperLightError as error:
+        raise FormatError(f"{path}: {error}") from (error.__cause__ or error)
+
+
+def _warn_of_values(model: HyperModel | HyperNet, what: str) -> None:
+    """Warn of parameters that are NaN or infinite."""
+    odd = []
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if values.numel() and values.dtype in CODES and not values.is_meta:
+            # The extremes are NaN if any entry is, and take no memory of their size.
+            low, high = values.aminmax() if not values.is_complex() else (values, values)
+            if not (low.isfinite().all() and high.isfinite().all()):
+                odd.append(name)
+    if odd:
+        warnings.warn(
+            f"{what} are NaN or infinite in {listed(odd, 4)}. Did the training diverge? Lower "
+            "the learning rate, or save before that.",
+            stacklevel=3,
+        )
 
 
 # --- settings as JSON ----------------------------------------------------------
@@ -289,8 +331,14 @@ def _shown(part: Description | None) -> str:
     return f"{part['class']}({', '.join(f'{k}={v!r}' for k, v in part['config'].items())})"
 
 
-def _rebuild(about: Description, inputs: Mapping[str, Input], given: Mapping[str, Any]) -> HyperNet:
-    """The hypernetwork that a file describes, on the CPU, uninitialised."""
+def _rebuild(
+    about: Description,
+    inputs: Mapping[str, Input],
+    given: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+) -> HyperNet:
+    """The hypernetwork that a file describes, on the CPU, with the values in the file."""
+    _check_layers(about["hidden"], values)
     for name in inputs:
         if name not in about["inputs"]:
             raise FormatError(
@@ -306,7 +354,21 @@ def _rebuild(about: Description, inputs: Mapping[str, Input], given: Mapping[str
         for role, part in given.items()
     }
     sizes = {key: about[key] for key in ("shapes", "hidden", "skip")}
-    hypernet = empty_hypernet(spaces, **sizes, **parts, dtype=_dtype_of(about["dtype"]))
+    settings = {**sizes, **parts, "dtype": _dtype_of(about["dtype"])}
+    try:
+        if all(
+            part is None for part in given.values()
+        ):  # without memory first: a small file may describe a large model
+            described = empty_hypernet(spaces, **copy.deepcopy(settings), device="meta")
+            _check_values(described, values)
+            _try_activations(described)
+        hypernet = empty_hypernet(spaces, **settings)
+    except FOREIGN as error:
+        if isinstance(error, HyperLightError):
+            raise
+        raise FormatError(
+            f"the hypernetwork that it describes cannot be made ({type(error).__name__}: {error})."
+        ) from error
     built = _describe(hypernet)
     checks = [(role, built[role], about[role]) for role, part in given.items() if part is not None]
     checks += [(f"input {n!r}", built["inputs"][n], about["inputs"][n]) for n in inputs]
@@ -315,7 +377,26 @@ def _rebuild(about: Description, inputs: Mapping[str, Input], given: Mapping[str
             raise FormatError(
                 f"{name} was {_shown(found)}; expected {_shown(expected)}, as in the file."
             )
+    _check_values(hypernet, values)
+    hypernet.load_state_dict(values)
     return hypernet
+
+
+def _check_layers(hidden: list[int], values: Mapping[str, Tensor]) -> None:
+    """Compare the hidden layers with the tensors, before many of them are made."""
+    names = [f"trunk.layers.{i}.weight" for i in range(len(hidden))]
+    missing = next((name for name in names if name not in values), None)
+    if missing is not None:
+        raise FormatError(
+            "the tensors do not fit the hypernetwork that the file describes: the file has no "
+            f"{missing!r}, and {len(hidden)} hidden layers."
+        )
+
+
+def _try_activations(hypernet: HyperNet) -> None:
+    """Some activations read their settings only when they are called."""
+    for activation in hypernet.trunk.activations:
+        activation(torch.zeros(1, device="meta"))
 
 
 def _make(part: Description | None, known: Mapping[str, Callable[..., Any]], argument: str) -> Any:
@@ -336,7 +417,7 @@ def _make(part: Description | None, known: Mapping[str, Callable[..., Any]], arg
         )
     try:
         return known[name](**part["config"])
-    except (KeyError, TypeError, ConfigurationError) as error:
+    except FOREIGN as error:
         raise FormatError(f"it names {shown}, which cannot be made: {error}") from error
 
 
@@ -388,34 +469,6 @@ def _check_savable(state: Mapping[str, Any], hypernet: HyperNet) -> None:
         )
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file whole or not at all, one tensor in memory at a time.
-
-    The writer of safetensors needs NumPy, holds all tensors in memory and refuses shared ones.
-    """
-    header: dict[str, object] = {"__metadata__": metadata}
-    start = 0
-    for name, tensor in tensors.items():
-        end = start + tensor.nbytes
-        code = _CODES.get(tensor.dtype, "U8")
-        shape = list(tensor.shape) if tensor.dtype in _CODES else [tensor.nbytes]
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for tensor in tensors.values():
-                feed(tensor, file.write)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def find_aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Map every further name of a tensor to its first."""
     first: dict[object, str] = {}
@@ -425,13 +478,6 @@ def find_aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
         if first.setdefault(view, name) != name:
             aliases[name] = first[view]
     return aliases
-
-
-def feed(tensor: Tensor, sink: Callable[[memoryview], object]) -> None:
-    """Pass the bytes of a tensor to ``sink``, in C order."""
-    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    if flat.nbytes:
-        sink(memoryview((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr())))
 
 
 def fingerprint(tensor: Tensor) -> str:
@@ -449,91 +495,64 @@ def dtype_name(dtype: torch.dtype) -> str:
 # --- reading -------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
+def _read(path: Path, doubts: list[str]) -> tuple[dict[str, Tensor], Description]:
     """The tensors of a file, under all their names, and its metadata."""
-    if path.is_dir():
-        raise FormatError("this is a folder; expected a file, such as model.safetensors in it.")
-    if not path.exists():
-        raise FileNotFoundError(
-            f"There is no file {path} (the current folder is {Path.cwd()}). Pass the path that "
-            "was given to hl.save."
-        )
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise FormatError(f"{_damage(path)} ({error}).") from error
-    if FORMAT not in metadata:
+    found = container.read(path)
+    tensors = found.tensors
+    if FORMAT not in found.metadata:
         raise FormatError(
             f"this safetensors file was not written by hl.save; it holds {listed(tensors, 4)}. For "
             "weights of a primary use primary.load_state_dict(safetensors.torch.load_file(path))."
         )
-    about = _parse(metadata[FORMAT])
+    about = _parse(found.metadata[FORMAT])
+    if not found.sealed:
+        if about["version"] > 1:
+            raise FormatError(
+                f"the file has version {about['version']} of the format and no checksum, so it "
+                "was changed after it was saved. Copy it again from where it came from."
+            )
+        doubts.append(
+            f"the file has no checksum, as written by HyperLight {about.get('library')}, so damage "
+            "to it would not be seen. Save it again with hl.save."
+        )
     try:
         for name, (dtype, shape) in about["raw"].items():
             tensors[name] = tensors[name].clone().view(_dtype_of(dtype)).reshape(shape)
         for alias, name in about["aliases"].items():
             tensors[alias] = tensors[name]
-    except (KeyError, RuntimeError) as error:
+    except FOREIGN as error:
+        if isinstance(error, HyperLightError):
+            raise
         raise FormatError(f"the metadata does not fit the tensors: {error}.") from error
     return tensors, about
-
-
-def _damage(path: Path) -> str:
-    with open(path, "rb") as file:
-        start = file.read(9)
-    if start[:2] == b"PK":
-        return (
-            "this is not a safetensors file but a zip archive, as written by torch.save. If you "
-            "trust it, load it with torch.load(path, weights_only=True) and save it with hl.save"
-        )
-    if start[8:] == b"{":
-        return "the file is cut short or damaged: its header and size do not agree. Copy it again"
-    return "this is not a safetensors file. Pass one written by hl.save"
 
 
 def _parse(text: str) -> Description:
     """The metadata, checked for version and types."""
     try:
-        about: Description = json.loads(text)
-        newer = about["version"] > VERSION
+        about: Description = read_json(text)
+        version = about["version"]
+        newer = version > VERSION
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"the metadata is damaged: no version ({error!r}).") from error
     if newer:
         raise FormatError(
-            f"the file has version {about['version']} of the format, written by HyperLight "
+            f"the file has version {version} of the format, written by HyperLight "
             f"{about.get('library')}; this is HyperLight {__version__}, which reads versions up "
             f"to {VERSION}. Upgrade: pip install --upgrade hyperlight."
         )
+    if type(version) is not int or version < 1 or about.get("format") != FORMAT:
+        raise FormatError(
+            f"the metadata is damaged: format {about.get('format')!r}, version {version!r}; "
+            f"expected {FORMAT!r}, 1 to {VERSION}."
+        )
     for key, kind in _METADATA.items():
         empty = key in ("inputs", "shapes") and not about.get(key)
-        if empty or key not in about or not _fits(about[key], kind):
-            raise FormatError(f"the metadata is damaged: {key!r} is {about.get(key, 'missing')!r}.")
+        missing = key not in about and (key != "structure" or version > 1)
+        if empty or missing or not fits(about.get(key), kind):
+            shown = f"{about.get(key, 'missing')!r:.200}"
+            raise FormatError(f"the metadata is damaged: {key!r} is {shown}.")
     return about
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a kind.
-
-    A kind is a type, a range of integers, a tuple of alternatives, ``[kind of all items]``,
-    ``[kind of first, kind of second]``, ``{str: kind of all values}`` or ``{key: kind}``, where a
-    missing key counts as None.
-    """
-    if isinstance(kind, tuple):
-        return any(_fits(value, alternative) for alternative in kind)
-    if isinstance(kind, range):
-        return type(value) is int and value in kind
-    if isinstance(kind, type):
-        return type(value) is kind
-    if type(value) is not type(kind):
-        return False
-    if isinstance(kind, list):
-        kinds = kind * len(value) if len(kind) == 1 else kind
-        return len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if str in kind:
-        return all(_fits(item, kind[str]) for item in value.values())
-    return all(_fits(value.get(key), inner) for key, inner in kind.items())
 
 
 def _check_kind(about: Description, primary: nn.Module | None) -> None:
@@ -550,14 +569,13 @@ def _check_kind(about: Description, primary: nn.Module | None) -> None:
         )
 
 
-def _load_hypernet(hypernet: HyperNet, values: Mapping[str, Tensor]) -> None:
+def _check_values(hypernet: HyperNet, values: Mapping[str, Tensor]) -> None:
     words = differences(values, hypernet.state_dict(), "the hypernetwork", "the file")
     if words:
         raise FormatError(
             f"the tensors do not fit the hypernetwork that the file describes: {'; '.join(words)}. "
             "Pass the encoding, head or activation that it was saved with."
         )
-    hypernet.load_state_dict(values)
 
 
 def _check_primary(primary: nn.Module, values: Mapping[str, Tensor], about: Description) -> None:
@@ -587,3 +605,19 @@ def _check_primary(primary: nn.Module, values: Mapping[str, Tensor], about: Desc
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a is b or fingerprint(a) == fingerprint(b)
+
+
+def _compare_structure(primary: nn.Module, about: Description) -> list[str]:
+    """Say in a sentence how the primary differs from the saved one, if it does."""
+    saved: Structure | None = about["structure"] if about.get("structure") else None
+    own = structure_of(primary)
+    if saved is None:  # version 1 has the class alone
+        saved = {"": [about["primary"], {}], **{name: part for name, part in own.items() if name}}
+    words = structural_differences(saved, own)
+    if not words:
+        return []
+    more = f" and {len(words) - 4} more" if words[4:] else ""
+    return [
+        f"the given primary differs from the one that was saved, and may compute something else: "
+        f"{'; '.join(words[:4])}{more}. Build it as it was when it was saved."
+    ]

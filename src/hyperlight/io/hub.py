@@ -6,14 +6,16 @@ read without it. The code of the primary is not saved: pass a primary when you r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack, overload
 
 from torch import nn
 
-from ..errors import MissingExtraError
+from ..errors import HyperLightError, MissingExtraError, TransferError
 from ..hypernet import HyperNet
 from ..model import HyperModel
 from .files import FilePath, LoadSettings, load, save
@@ -88,11 +90,14 @@ def from_pretrained(
         FormatError: as for :func:`~hyperlight.load`.
         MissingExtraError: the extra ``hub`` is not installed.
         FileNotFoundError: the folder holds no model.
+        TransferError: the model cannot be downloaded.
     """
     if isinstance(source, os.PathLike) or Path(source).is_dir():
         path = Path(source) / FILE
     else:
-        path = Path(_hub().hf_hub_download(source, FILE, revision=revision, token=token))
+        client = _hub()
+        with _transfer(f"{FILE} of {source!r} could not be downloaded from the Hub"):
+            path = Path(client.hf_hub_download(source, FILE, revision=revision, token=token))
     return load(path, primary, **settings)
 
 
@@ -123,9 +128,11 @@ def push_to_hub(
     Raises:
         FormatError: the model cannot be saved.
         MissingExtraError: the extra ``hub`` is not installed.
+        TransferError: the model cannot be uploaded.
     """
     api = _hub().HfApi(token=token)
-    with tempfile.TemporaryDirectory() as name:
+    upload = _transfer(f"The model could not be uploaded to {repo_id!r} on the Hub")
+    with tempfile.TemporaryDirectory() as name, upload:
         save_pretrained(model, name, frozen=frozen)  # fails before the repository is created
         api.create_repo(repo_id, private=private, exist_ok=True)
         kept = "README.md" if api.file_exists(repo_id, "README.md", revision=revision) else None
@@ -137,6 +144,20 @@ def push_to_hub(
             ignore_patterns=kept,
         )
     return str(commit.commit_url)
+
+
+@contextlib.contextmanager
+def _transfer(what: str) -> Iterator[None]:
+    """Give errors of the connection and of the Hub words."""
+    try:
+        yield
+    except HyperLightError:
+        raise
+    except Exception as error:  # from httpx, requests or huggingface_hub, as it is now
+        raise TransferError(
+            f"{what} ({type(error).__name__}: {error}). Check the name, the revision, the "
+            "connection, and the access of the token (hf auth login), or pass an existing folder."
+        ) from error
 
 
 def _hub() -> Any:

@@ -12,6 +12,7 @@ from ..errors import FormatError, did_you_mean, listed
 from ..hypernet import ACTIVATIONS
 from ..inputs import Input, Simplex, Uniform
 from ..model import HyperModel
+from .container import FOREIGN
 from .state import differences, empty_hypernet, load_in_place, own_tensors, under
 
 
@@ -57,6 +58,7 @@ def from_hyperlight(
     >>> model.predict(h=0.3)["weight"].detach()
     tensor([[1., 1.]])
     """
+    _check_tensors(state_dict)
     values, hidden, rest = _split(state_dict)
     first = "trunk.layers.0" if hidden else "head"
     _check_inputs(inputs, encoding, values[f"{first}.weight"].shape[1])
@@ -75,14 +77,20 @@ def from_hyperlight(
         others[name] = part.reshape(shape)
 
     kind = _nonlinearity(nonlinearity)
-    hypernet = empty_hypernet(
-        dict(sorted(inputs.items())),
-        shapes,
-        hidden=hidden,
-        activation={known: name for name, known in ACTIVATIONS.items()}.get(kind, kind),
-        encoding=CosSin(per_input=True) if encoding == "cos|sin" else None,
-        dtype=values["head.weight"].dtype,
-    )
+    try:
+        hypernet = empty_hypernet(
+            dict(sorted(inputs.items())),
+            shapes,
+            hidden=hidden,
+            activation={known: name for name, known in ACTIVATIONS.items()}.get(kind, kind),
+            encoding=CosSin(per_input=True) if encoding == "cos|sin" else None,
+            dtype=values["head.weight"].dtype,
+        )
+    except FOREIGN as error:
+        raise FormatError(
+            f"The checkpoint describes a HyperNet with hidden layers of {hidden} and nonlinearity="
+            f"{nonlinearity!r}, which cannot be made ({type(error).__name__}: {error})."
+        ) from error
     predicted = {id(parameters[name]) for name in shapes}
     expected = {
         name: tensor
@@ -102,6 +110,32 @@ def from_hyperlight(
     model = HyperModel(primary, hypernet.to(parameters[next(iter(shapes))].device))
     load_in_place(primary, others)
     return model
+
+
+def _check_tensors(state_dict: Mapping[str, Tensor]) -> None:
+    """Refuse what is no state dict, and layers of a HyperNet that do not have the right shapes."""
+    if not isinstance(state_dict, Mapping):
+        raise FormatError(
+            f"state_dict was of type {type(state_dict).__name__}; expected names and tensors, as "
+            "torch.load(path, weights_only=True) gives them for a checkpoint of HyperLight 0.0.5."
+        )
+    for name, tensor in state_dict.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.is_meta:
+            raise FormatError(
+                f"state_dict held {name!r} of type {type(tensor).__name__}; expected names and "
+                "tensors with values. If the state dict is one entry of a larger checkpoint, pass "
+                "that entry."
+            )
+        if ".backbone." in f".{name}":
+            ndim = 2 if name.endswith("_lin.weight") or name.endswith("output.weight") else None
+            if not tensor.is_floating_point() or (
+                ndim and (tensor.ndim != ndim or not len(tensor))
+            ):
+                raise FormatError(
+                    f"{name!r} of the checkpoint is {tensor.dtype} of shape {tuple(tensor.shape)}; "
+                    "expected real numbers, two dimensions for the weight of a layer. The "
+                    "checkpoint is damaged, or not of a HyperNet of HyperLight 0.0.5."
+                )
 
 
 def _split(
@@ -133,6 +167,13 @@ def _split(
     values = {"head.bias": torch.zeros_like(old["output.weight"][:, 0])}
     for layer, name in ours.items():
         values |= {f"{name}.{leaf}": tensor for leaf, tensor in under(f"{layer}.", old).items()}
+    for layer, name in [("output", "head"), *((n, ours[n]) for n in linear)]:
+        bias, rows = values[f"{name}.bias"], len(values[f"{name}.weight"])
+        if bias.shape != (rows,):
+            raise FormatError(
+                f"The layer {layer!r} of the checkpoint has {rows:,} outputs and a bias of shape "
+                f"{tuple(bias.shape)}; expected ({rows},). The checkpoint is damaged."
+            )
     hidden = [len(old[f"{name}.weight"]) for name in linear]
     return values, hidden, {n: t for n, t in state_dict.items() if not n.startswith(prefix)}
 

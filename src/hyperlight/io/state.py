@@ -79,9 +79,13 @@ def load_in_place(primary: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def empty_hypernet(
-    inputs: Mapping[str, Input], shapes: Mapping[str, Sequence[int]], **settings: Any
+    inputs: Mapping[str, Input],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    device: str = "cpu",
+    **settings: Any,
 ) -> HyperNet:
-    """An uninitialised hypernetwork on the CPU, made without drawing random numbers."""
+    """An uninitialised hypernetwork, made without drawing random numbers."""
     # The layers of torch draw weights when they are constructed.
-    with torch.random.fork_rng(devices=[]):
-        return HyperNet(inputs, shapes, init=None, device="cpu", **settings)
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        return HyperNet(inputs, shapes, init=None, device=device, **settings)

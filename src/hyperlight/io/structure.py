@@ -1,0 +1,79 @@
+"""What a network is besides the shapes of its tensors: classes, and settings such as padding."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import listed
+
+Structure = dict[str, list[Any]]
+
+_LONGEST = 200
+
+
+def structure_of(module: nn.Module) -> Structure:
+    """The class and the plain settings of every module, by name, as JSON values.
+
+    Settings are the public attributes that are numbers, flags, texts, tuples of these, or
+    functions and classes, which are given by name. Code inside of methods is not seen.
+
+    >>> structure_of(nn.Sequential(nn.Softmax(dim=1)))
+    {'': ['Sequential', {}], '0': ['Softmax', {'dim': 1}]}
+    """
+    return {name: [type(part).__name__, _settings(part)] for name, part in module.named_modules()}
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    found = {}
+    for name, value in vars(module).items():
+        if not name.startswith("_") and name != "training":
+            plain = _plain(value)
+            if plain is not None:
+                found[name] = plain
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a JSON value, or None if it is of no known kind."""
+    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST else None
+    if type(value) is float:
+        return value if value - value == 0.0 else repr(value)  # JSON has no inf and no NaN
+    if type(value) in (bool, int):
+        return value
+    if isinstance(value, tuple):
+        items = [_plain(item) for item in value]
+        return None if None in items or len(items) > 16 else items
+    return None
+
+
+def structural_differences(found: Mapping[str, Any], own: Structure) -> list[str]:
+    """Say how the structure in a file differs from that of the primary, a phrase each."""
+    words = []
+    lacks = {
+        "file": [n for n in own if n not in found],
+        "primary": [n for n in found if n not in own],
+    }
+    for where, names in lacks.items():
+        if names:
+            words.append(f"the {where} has no module {listed(names, 4)}")
+    for name, (kind, settings) in found.items():
+        if name not in own:
+            continue
+        here, given = own[name]
+        label = repr(name) if name else "the primary itself"
+        if kind != here:
+            words.append(f"{label} is a {kind} in the file, a {here} here")
+            continue
+        for key in settings:
+            if key in given and given[key] != settings[key]:
+                words.append(
+                    f"{label} has {key}={settings[key]!r} in the file, {given[key]!r} here"
+                )
+    return words
