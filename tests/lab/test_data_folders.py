@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hyperlight.lab.data import Batches, image_folder
+from hyperlight.lab.data import Batches, image_folder, scan_folder
 from hyperlight.lab.errors import DataError
 
 COLOURS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
@@ -143,16 +146,17 @@ def test_classes_of_the_parts_must_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut short", "altered", "vast", "floats"])
-def test_a_damaged_image_is_named(
-    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
     folder = _folder(tmp_path)
     path = folder / "red" / "3.png"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     _write(path, Image.fromarray(noise))
     whole = path.read_bytes()
-    if damage == "vast":
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    if damage == "vast":  # by its header alone
+        size = struct.pack(">II", 8_000, 8_001)
+        crc = struct.pack(">I", zlib.crc32(whole[12:16] + size + whole[24:29]))
+        path.write_bytes(whole[:16] + size + whole[24:29] + crc + whole[33:])
+        assert "8000 x 8001 pixels, expected at most 64,000,000" in _refused(folder)
     elif damage == "floats":
         path.unlink()
         path = _write(folder / "red" / "3.tif", Image.fromarray(np.ones((8, 8), np.float32)))
@@ -166,3 +170,45 @@ def test_a_damaged_image_is_named(
     message = _refused(folder)
     assert f"{path} cannot be read as an image" in message
     assert "Replace it or remove it" in message
+
+
+def test_whole_numbers_of_32_bits_are_refused(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    for values in ([0, 65536], [-1, 9]):
+        image = Image.fromarray(np.array([values], np.int32))
+        path = _write(folder / "red" / "3.tif", image)
+        message = _refused(folder)
+        assert f"{path} has pixels from {values[0]} to {values[1]}; expected 8 or 16" in message
+    image = Image.fromarray(np.full((8, 8), 257 * 60, np.int32))
+    assert _read(_write(tmp_path / "more" / "new" / "0.tif", image)).unique().tolist() == [60]
+
+
+def test_no_other_program_reads_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pillow hands PostScript to Ghostscript.
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", started)
+    folder = _folder(tmp_path)
+    path = folder / "red" / "3.png"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    assert f"{path} cannot be read as an image" in _refused(folder)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    try:
+        _folder(folder)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    os.rename(folder / "red", os.fsencode(folder) + b"/r\xf6t")
+    os.rename(folder / "blue" / "0.png", os.fsencode(folder) + b"/blue/\xff.png")
+    split = image_folder(folder, 8)
+    assert (split.name, split.class_names) == ("caf\\udce9", ("blue", "green", "r\\udcf6t"))
+    assert "images of caf\\udce9, 3 classes" in split.note
+    assert len(split.train) == 19
+    for i in range(5):
+        name = os.fsencode(folder) + f"/{i}".encode() + b"\xe9.npz"
+        with open(name, "wb") as file:
+            np.savez(file, image=np.arange(6).reshape(2, 3), labels=np.eye(2, 3, dtype=int))
+    assert "scans of caf\\udce9, 2x3" in scan_folder(folder).note

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +15,37 @@ import torch
 from ..errors import DataError
 from .augment import Augmentation
 from .base import DataSet
+from .border import entries, printable, reading
 from .fetch import Remote, checksum, fetch, locate, unpack
 from .images import Images, ImageSplit, stratified_split
+from .matlab import read_matrices
 from .pictures import Picture, decode_all, longest_side
 
 __all__ = ["FLOWERS102", "fetch_flowers102", "flowers102"]
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 ARCHIVE = Remote(
-    "102flowers.tgz", "2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246"
+    "102flowers.tgz",
+    "2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
+    most=344_862_509,
 )
 LABELS = Remote(
-    "imagelabels.mat", "4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d"
+    "imagelabels.mat",
+    "4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d",
+    most=2**20,
 )
-SPLITS = Remote("setid.mat", "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd")
+SPLITS = Remote(
+    "setid.mat",
+    "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd",
+    most=2**20,
+)
 
 CLASSES = 102
 PARTS = ("trnid", "valid", "tstid")
 _NAMES = ("flowers102", "flowers102-64px")
-_FETCH = "fetch it again with `hyperlight data flowers102`"
+_AGAIN = "Delete it and fetch it again with `hyperlight data flowers102`."
+_ID = re.compile(r"image_\d{5}\.jpg")
+_MOST_IMAGES = 99_999  # their names have five digits
 
 
 @dataclass(frozen=True)
@@ -47,59 +58,62 @@ class _Index:
     official: bool
 
 
-def _matrix(path: Path, key: str) -> np.ndarray:
-    """Read a row of whole numbers from a .mat file."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        with path.open("rb") as file:  # given a name, scipy may append .mat
-            values = loadmat(file, variable_names=[key]).get(key)
-    except (OSError, ValueError, TypeError, KeyError, zlib.error, MatReadError) as error:
-        raise DataError(
-            f"{path} cannot be read as a .mat file ({error}): it is damaged or cut short. Delete "
-            f"it and {_FETCH}."
-        ) from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu" or not values.size:
-        found = "nothing" if values is None else f"a {type(values).__name__}"
-        raise DataError(
-            f"{path} holds {found} under {key!r}; expected whole numbers. Delete it and {_FETCH}."
-        )
-    return values.ravel().astype(np.int64)
+def _matrices(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read rows of whole numbers from a .mat file."""
+    found = read_matrices(path, tuple(keys), _AGAIN)
+    rows = {}
+    for key in keys:
+        values = found.get(key)
+        if values is None or values.dtype.kind not in "iu" or not values.size:
+            held = "nothing" if values is None else f"values of {values.dtype} {values.shape}"
+            raise DataError(f"{path} holds {held} under {key!r}; expected whole numbers. {_AGAIN}")
+        if values.max() > _MOST_IMAGES:
+            raise DataError(
+                f"{path} has values up to {values.max()} under {key!r}; expected at most "
+                f"{_MOST_IMAGES}. {_AGAIN}"
+            )
+        rows[key] = values.ravel().astype(np.int64)
+    return rows
 
 
 def _zipped(path: Path) -> dict[str, Picture]:
     """The images of a zip archive by file name, to be read from it without unpacking."""
-    try:
+    with reading(path, "a zip archive", "Replace it."):
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} cannot be read as a zip archive ({error}): it is damaged or cut short. "
-            "Replace it."
-        ) from error
 
     def picture(entry: zipfile.ZipInfo) -> Picture:
-        def read() -> bytes:  # called from several threads
-            try:
-                return archive.read(entry)
-            except (zipfile.BadZipFile, zlib.error) as error:
-                raise OSError(str(error)) from error
+        # Called from several threads.
+        stamp = f"{entry.file_size} {entry.CRC}"
+        return Picture(f"{path}/{entry.filename}", lambda: archive.read(entry), stamp)
 
-        return Picture(f"{path}/{entry.filename}", read, f"{entry.file_size} {entry.CRC}")
-
-    entries = archive.infolist()
-    large = next((entry for entry in entries if entry.file_size > 64 * 2**20), None)
-    if large is not None:
-        raise DataError(
-            f"{path} holds {large.filename!r} of {large.file_size:,} bytes; expected images of "
-            "at most 64 MiB. This is not the expected archive: replace it."
-        )
-    return {entry.filename.rpartition("/")[2]: picture(entry) for entry in entries}
+    found: dict[str, Picture] = {}
+    for entry in archive.infolist():
+        name = entry.filename.rpartition("/")[2]
+        if not _ID.fullmatch(name):
+            continue
+        wrong = None
+        if name in found:
+            wrong = "is there twice"
+        elif entry.flag_bits & 1:
+            wrong = "is encrypted"
+        elif entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            wrong = f"is compressed by method {entry.compress_type}"
+        elif entry.file_size > 64 * 2**20:
+            wrong = f"has {entry.file_size:,} bytes"
+        if wrong is not None:
+            raise DataError(
+                f"{path} holds {entry.filename!r}, which {wrong}; expected images of at most "
+                "64 MiB, each once, stored or deflated, without a password. This is not the "
+                "expected archive: replace it."
+            )
+        found[name] = picture(entry)
+    return found
 
 
 def _images(folder: Path) -> dict[str, Picture]:
     if (folder / "jpg").is_dir():
-        return {path.name: Picture.of(path) for path in (folder / "jpg").iterdir()}
+        paths = {path.name: path for path in entries(folder / "jpg") if _ID.fullmatch(path.name)}
+        return {name: Picture.of(path) for name, path in paths.items()}
     archives = sorted(folder.glob("*.zip"))
     if len(archives) == 1:
         return _zipped(archives[0])
@@ -118,21 +132,21 @@ def _index(folder: Path) -> _Index:
             f"{folder} lacks {', '.join(missing)}. Fetch them with `hyperlight data flowers102 "
             f"--data-dir {folder}`, or name a folder that holds Flowers-102 with --data-dir."
         )
-    labels = _matrix(folder / LABELS.name, "labels")
+    labels = _matrices(folder / LABELS.name, ["labels"])["labels"]
     if labels.min() < 1 or labels.max() > CLASSES:
         raise DataError(
             f"{folder / LABELS.name} has labels from {labels.min()} to {labels.max()}; expected 1 "
-            f"to {CLASSES}. Delete it and {_FETCH}."
+            f"to {CLASSES}. {_AGAIN}"
         )
-    parts = {part: _matrix(folder / SPLITS.name, part) for part in PARTS}
+    parts = _matrices(folder / SPLITS.name, PARTS)
     ids = np.concatenate(list(parts.values()))
     if ids.min() < 1 or ids.max() > len(labels) or len(np.unique(ids)) != len(ids):
         raise DataError(
             f"{folder / SPLITS.name} has ids from {ids.min()} to {ids.max()}, "
             f"{len(ids) - len(np.unique(ids)):,} of them twice; expected each of 1 to "
-            f"{len(labels):,} at most once. Delete it and {_FETCH}."
+            f"{len(labels):,} at most once. {_AGAIN}"
         )
-    found = {name: picture for name, picture in _images(folder).items() if _ID.fullmatch(name)}
+    found = _images(folder)
     names = [f"image_{i:05d}.jpg" for i in range(1, len(labels) + 1)]
     lost = [name for name in names if name not in found]
     if lost or len(found) != len(names):
@@ -149,9 +163,6 @@ def _index(folder: Path) -> _Index:
         {part: ids - 1 for part, ids in parts.items()},
         official,
     )
-
-
-_ID = re.compile(r"image_\d{5}\.jpg")
 
 
 def flowers102(
@@ -243,13 +254,15 @@ def fetch_flowers102(folder: Path | None = None, *, url: str = URL, downloader: 
     """
     folder = locate(folder, *_NAMES)
     there = (folder / "jpg").is_dir() or any(folder.glob("*.zip"))
-    fetched = fetch(folder, url, [LABELS, SPLITS, *([] if there else [ARCHIVE])], downloader)
+    # Labels that are there are described by what is returned; the archive must be the official one.
+    needed = [file for file in (LABELS, SPLITS) if not (folder / file.name).is_file()]
+    fetched = fetch(folder, url, needed if there else [*needed, ARCHIVE], downloader)
     if not there:
         unpack(folder / ARCHIVE.name, folder / "jpg", top="jpg")
     index = _index(folder)
     kind = "the official Flowers-102" if index.official else "labels that are not official"
     got = f"fetched {', '.join(fetched)}; " if fetched else ""
-    return f"{folder}: {got}{kind}, {len(index.labels):,} images"
+    return f"{printable(str(folder))}: {got}{kind}, {len(index.labels):,} images"
 
 
 FLOWERS102 = DataSet(

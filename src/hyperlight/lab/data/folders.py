@@ -13,6 +13,7 @@ from ...errors import listed
 from ..errors import DataError
 from .augment import Augmentation
 from .base import DataSet
+from .border import entries, printable
 from .images import Images, ImageSplit, stratified_split
 from .pictures import Picture, decode_all, longest_side
 from .scans import Scans, ScanSplit, split_names
@@ -24,7 +25,7 @@ IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".p
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return [p for p in entries(folder) if p.is_dir() and not p.name.startswith(".")]
 
 
 def _classes(folder: Path, names: Sequence[str] | None = None) -> tuple[list[str], list[Path]]:
@@ -109,16 +110,17 @@ def image_folder(
             torch.from_numpy(pixels), labels, torch.from_numpy(aspect) if squeezed else None
         )
 
+    name = printable(folder.resolve().name)
     side = min(2 * size, longest_side([Picture.of(path) for path in train])) if whole else size
     return ImageSplit(
-        name=folder.resolve().name,
+        name=name,
         train=part(train, side, whole),
         test=part(test, size, False),
         classes=len(classes),
         valid=part(valid, size, False),
         augment=Augmentation(size) if whole else None,
-        class_names=tuple(classes),
-        note=f"images of {folder.resolve().name}, {len(classes)} classes, {size}x{size}: "
+        class_names=tuple(printable(found) for found in classes),
+        note=f"images of {name}, {len(classes)} classes, {size}x{size}: "
         f"{len(train):,} images to train, {len(valid):,} to validate, {len(test):,} to test",
     )
 
@@ -167,7 +169,8 @@ def _scan(
             f"{path} has shape {image.shape} and its label map {map_path.name} {labels.shape}; "
             "expected the same, of two or three dimensions. Resample one to the other."
         )
-    image, labels = to_unit(path, image), check_labels(map_path, labels)
+    check_labels(map_path, labels)
+    whole = image
     if image.ndim == 2:
         image, labels = image[None], labels[None]
     else:
@@ -178,7 +181,8 @@ def _scan(
             f"The slices were {chosen}; {path} has {len(image)} along axis {axis}, expected some "
             f"of 0 to {len(image) - 1}."
         )
-    return image[chosen], labels[chosen], chosen
+    # The slices alone are converted, which takes less memory.
+    return to_unit(path, whole, image[chosen]), labels[chosen].astype(np.int64), chosen
 
 
 def scan_folder(
@@ -266,13 +270,14 @@ def scan_folder(
 
     train, valid, test = (part(indices) for indices in split_names(names))
     height, width = train.images.shape[-2:]
+    name = printable(folder.resolve().name)
     return ScanSplit(
-        name=folder.resolve().name,
+        name=name,
         train=train,
         valid=valid,
         test=test,
         label_names=tuple("background" if v == 0 else f"label {v}" for v in values.tolist()),
-        note=f"scans of {folder.resolve().name}, {height}x{width}, {len(values) - 1} labels: "
+        note=f"scans of {name}, {height}x{width}, {len(values) - 1} labels: "
         f"{len(train):,} slices to train, {len(valid):,} to validate, {len(test):,} to test",
     )
 

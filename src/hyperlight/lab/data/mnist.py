@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import math
 import struct
-import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from ..errors import DataError, LabError
 from .base import DataSet, Request
+from .border import opened, printable, read_up_to, reading
 from .fetch import Remote, fetch, locate
 from .images import Images, ImageSplit, stratified_split
 
@@ -36,6 +36,11 @@ CONTENTS = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
+Accept = Callable[[tuple[int, ...]], None]
+
+_MOST_BYTES = 2**30  # of an IDX file, decompressed
+_AGAIN = "Delete it and fetch it again with `hyperlight data mnist`."
+
 
 def _find(folder: Path, stem: str) -> Path | None:
     dotted = stem.replace("-idx", ".idx")
@@ -45,38 +50,75 @@ def _find(folder: Path, stem: str) -> Path | None:
     return None
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                return file.read()
-        return path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}): the file is damaged or cut short. Delete it and "
-            "fetch it again with `hyperlight data mnist`."
-        ) from error
+def _idx(path: Path, dimensions: int, accept: Accept, official: str) -> tuple[np.ndarray, bool]:
+    """Read an IDX file of unsigned bytes: a magic number, the sizes, the values.
+
+    Args:
+        path: the file, gzipped or not.
+        dimensions: how many sizes there are.
+        accept: called with the sizes before the values are read.
+        official: the sha256 of the official contents.
+
+    Returns:
+        The values, and whether the contents are the official ones.
+    """
+    magic = bytes((0, 0, 8, dimensions))
+    with reading(path, "an IDX file", _AGAIN), opened(path) as file:
+        header = read_up_to(file, 4 + 4 * dimensions)
+        if len(header) < 4 + 4 * dimensions or header[:4] != magic:
+            raise DataError(
+                f"{path} is not an IDX file of unsigned bytes with {dimensions} dimensions: it "
+                f"starts with {header[:4].hex() or 'nothing'}, expected {magic.hex()}. Delete it "
+                "and fetch it with `hyperlight data mnist`."
+            )
+        shape = struct.unpack(f">{dimensions}I", header[4:])
+        expected = len(header) + math.prod(shape)  # Python integers, which do not overflow
+        if expected > _MOST_BYTES:
+            raise DataError(
+                f"{path} says that it holds {shape}, which takes {expected:,} bytes; expected at "
+                f"most {_MOST_BYTES:,}. {_AGAIN}"
+            )
+        accept(shape)
+        # A byte more shows whether the file is longer, and reaches the checksum of gzip.
+        content = header + read_up_to(file, math.prod(shape) + 1)
+        if len(content) != expected:
+            found = f"{len(content):,}"
+            if len(content) > expected:
+                found = "more" if path.suffix == ".gz" else f"{path.stat().st_size:,}"
+            raise DataError(
+                f"{path} has {found} bytes; its header says {shape}, which takes "
+                f"{expected:,}. The file is damaged or cut short. {_AGAIN}"
+            )
+    values = np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
+    return values, hashlib.sha256(content).hexdigest() == official
 
 
-def _idx(path: Path, content: bytes, dimensions: int) -> np.ndarray:
-    """Parse an IDX file of unsigned bytes: a magic number, the sizes, the values."""
-    header = 4 + 4 * dimensions
-    if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise DataError(
-            f"{path} is not an IDX file of unsigned bytes with {dimensions} dimensions: it starts "
-            f"with {content[:4].hex() or 'nothing'}, expected "
-            f"{bytes((0, 0, 8, dimensions)).hex()}. Delete it and fetch it with `hyperlight data "
-            "mnist`."
-        )
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    expected = header + math.prod(shape)  # Python integers, which do not overflow
-    if len(content) != expected:
-        raise DataError(
-            f"{path} has {len(content):,} bytes; its header says {shape}, which takes "
-            f"{expected:,}. The file is damaged or cut short: delete it and fetch it again with "
-            "`hyperlight data mnist`."
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+def _part(
+    folder: Path, part: str, found: Mapping[str, Path | None]
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The images and labels of a part, and whether both are the official ones."""
+    image_stem, label_stem = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+    image_path, label_path = found[image_stem], found[label_stem]
+    assert image_path is not None
+    assert label_path is not None
+    labels, first = _idx(label_path, 1, lambda shape: None, CONTENTS[label_stem])
+
+    def accept(shape: tuple[int, ...]) -> None:
+        if shape[0] != len(labels):
+            raise DataError(
+                f"{folder} has {shape[0]:,} {part} images and {len(labels):,} {part} labels; "
+                "expected as many images as labels. Delete them and fetch them again "
+                "with `hyperlight data mnist`."
+            )
+        if shape[1:] != (28, 28) or (len(labels) and labels.max() > 9):
+            raise DataError(
+                f"{folder} has {part} images of {shape[1:]} and labels up to "
+                f"{int(labels.max(initial=0))}; expected (28, 28) and labels 0 to 9. Name a folder "
+                "that holds MNIST."
+            )
+
+    images, second = _idx(image_path, 3, accept, CONTENTS[image_stem])
+    return images, labels, first and second
 
 
 def _load(folder: Path) -> tuple[Images, Images, bool]:
@@ -89,29 +131,11 @@ def _load(folder: Path) -> tuple[Images, Images, bool]:
             f"`hyperlight data mnist --data-dir {folder}`, or name a folder that holds MNIST's IDX "
             "files with --data-dir."
         )
-    arrays, official = {}, True
-    for stem, path in found.items():
-        assert path is not None
-        content = _read(path)
-        official &= hashlib.sha256(content).hexdigest() == CONTENTS[stem]
-        arrays[stem] = _idx(path, content, 3 if "images" in stem else 1)
-    parts = []
+    parts, official = [], True
     for part in ("train", "t10k"):
-        images = arrays[f"{part}-images-idx3-ubyte"]
-        labels = arrays[f"{part}-labels-idx1-ubyte"]
-        if len(images) != len(labels):
-            raise DataError(
-                f"{folder} has {len(images):,} {part} images and {len(labels):,} {part} labels; "
-                "expected as many images as labels. Delete them and fetch them again "
-                "with `hyperlight data mnist`."
-            )
-        if images.shape[1:] != (28, 28) or (len(labels) and labels.max() > 9):
-            raise DataError(
-                f"{folder} has {part} images of {images.shape[1:]} and labels up to "
-                f"{int(labels.max(initial=0))}; expected (28, 28) and labels 0 to 9. Name a folder "
-                "that holds MNIST."
-            )
-        pixels = torch.from_numpy(images.copy()).float().div_(255.0).unsqueeze(1)
+        images, labels, same = _part(folder, part, found)
+        official &= same
+        pixels = torch.from_numpy(images).float().div_(255.0).unsqueeze(1)
         parts.append(Images(pixels, torch.from_numpy(labels.astype(np.int64))))
     return parts[0], parts[1], official
 
@@ -166,13 +190,18 @@ def fetch_mnist(folder: Path | None = None, *, url: str = URL, downloader: Any =
     """
     folder = locate(folder, "mnist")
     missing = [
-        Remote(f"{stem}.gz", digest) for stem, digest in ARCHIVES.items() if not _find(folder, stem)
+        Remote(f"{stem}.gz", digest, most=2**24)
+        for stem, digest in ARCHIVES.items()
+        if not _find(folder, stem)
     ]
     fetched = fetch(folder, url, missing, downloader)
     train, test, official = _load(folder)
     kind = "the official MNIST" if official else "IDX files that are not the official MNIST"
     got = f"fetched {', '.join(fetched)}; " if fetched else ""
-    return f"{folder}: {got}{kind}, {len(train):,} training and {len(test):,} test images"
+    return (
+        f"{printable(str(folder))}: {got}{kind}, {len(train):,} training and {len(test):,} test "
+        "images"
+    )
 
 
 def _images(asked: Request) -> ImageSplit:

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import DataError
 from .base import DataSet
+from .border import printable
 from .fetch import Remote, fetch, locate, unpack
 from .scans import Scans, ScanSplit, split_names
 from .volumes import check_labels, read_nifti
@@ -20,7 +21,11 @@ __all__ = ["OASIS", "fetch_oasis", "oasis"]
 URL = "https://surfer.nmr.mgh.harvard.edu/ftp/data/neurite/data/"
 # The publisher gives no checksum.
 ARCHIVE = Remote(
-    "neurite-oasis.2d.v1.0.tar", "c9ae5864f250c7e4b8d83a104e51ae8e", "md5", confirmed=False
+    "neurite-oasis.2d.v1.0.tar",
+    "c9ae5864f250c7e4b8d83a104e51ae8e",
+    "md5",
+    confirmed=False,
+    most=2**26,  # it has 24 MB
 )
 FOLDER = "neurite-oasis.2d.v1.0"
 
@@ -32,7 +37,7 @@ def _subjects(folder: Path) -> list[Path]:
         if not found:
             continue
         if (top / "subjects.txt").is_file():
-            names = (top / "subjects.txt").read_text(errors="replace").split()
+            names = (top / "subjects.txt").read_text("utf-8", "replace").split()
             lost = sorted(set(names) - {path.name for path in found})
             if lost:
                 raise DataError(
@@ -52,8 +57,8 @@ def _label_names(top: Path, labels: str, most: int) -> tuple[str, ...]:
     names = {0: "background"}
     path = top / f"{labels}_labels.txt"
     if path.is_file():
-        for line in path.read_text(errors="replace").splitlines():
-            match = re.match(r"\s*(\d+)[\s:,]+([A-Za-z][^\s:,]*)", line)
+        for line in path.read_text("utf-8", "replace").splitlines():
+            match = re.match(r"\s*(\d{1,4})[\s:,]+([A-Za-z][^\s:,]*)", line)
             if match and int(match[1]) > 0:
                 names[int(match[1])] = match[2]
     return tuple(names.get(value, f"label {value}") for value in range(most + 1))
@@ -92,7 +97,8 @@ def oasis(
         image_path = subject / "slice_norm.nii.gz"
         map_path = subject / f"slice_{labels}.nii.gz"
         image = read_nifti(image_path)
-        map_ = check_labels(map_path, read_nifti(map_path), most)
+        map_ = read_nifti(map_path)
+        check_labels(map_path, map_, most)
         first = images[0].shape if images else image.shape
         if image.ndim != 2 or image.shape != map_.shape or image.shape != first:
             raise DataError(
@@ -104,6 +110,11 @@ def oasis(
             raise DataError(
                 f"{image_path} has intensities from {image.min():g} to {image.max():g}; expected 0 "
                 "to 1. Delete it and fetch it again with `hyperlight data oasis`."
+            )
+        if image.min() == image.max():
+            raise DataError(
+                f"{image_path} is {image.min():g} everywhere; expected a picture. Delete it and "
+                "fetch it again with `hyperlight data oasis`."
             )
         images.append(image.astype(np.float32).clip(0.0, 1.0))
         maps.append(map_.astype(np.uint8))
@@ -155,7 +166,7 @@ def fetch_oasis(folder: Path | None = None, *, url: str = URL, downloader: Any =
         unpack(folder / ARCHIVE.name, folder / FOLDER)
     split = oasis(folder)
     got = f"fetched {', '.join(fetched)}; " if fetched else ""
-    return f"{folder}: {got}{split.note} (under the OASIS data use agreement)"
+    return f"{printable(str(folder))}: {got}{split.note} (under the OASIS data use agreement)"
 
 
 OASIS = DataSet(

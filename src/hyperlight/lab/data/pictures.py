@@ -5,24 +5,32 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import DataError
+from ..files import replace_file, write_bytes
+from .border import reading
 from .fetch import cache_folder
 
 __all__ = ["Picture", "decode_all", "longest_side"]
 
 # Larger arrays are cached on disk and memory-mapped.
 KEEP_ABOVE = 256 * 2**20
+
+# What Pillow reads without starting other programs, as it does for PostScript.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_MOST_PIXELS = 64_000_000
+_LARGE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -36,29 +44,23 @@ class Picture:
     @staticmethod
     def of(path: Path) -> Picture:
         """The image in a file."""
-        status = path.stat()
+        with _reading(str(path)):
+            status = path.stat()
         return Picture(str(path), path.read_bytes, f"{status.st_size} {status.st_mtime_ns}")
 
 
-def _open(picture: Picture, hint: int | None = None) -> Image.Image:
-    """Open an image; with ``hint``, a side that is enough, decode it, faster if it is a JPEG."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(picture.read()))
-            if hint is not None:
-                image.draft(None, (hint, hint))
-                image.load()
-                image = ImageOps.exif_transpose(image)
-            return image
-    except (
-        *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, MemoryError),
-        *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-    ) as error:
-        raise DataError(
-            f"{picture.name} cannot be read as an image ({error}): it is damaged, cut short or "
-            "not an image. Replace it or remove it."
-        ) from error
+def _reading(name: str) -> AbstractContextManager[None]:
+    return reading(name, "an image", "Replace it or remove it.")
+
+
+def _opened(picture: Picture) -> Image.Image:
+    """Open an image without decoding it."""
+    image: Image.Image = Image.open(io.BytesIO(picture.read()), formats=_FORMATS)
+    if not 0 < image.width * image.height <= _MOST_PIXELS:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, expected at most {_MOST_PIXELS:,}"
+        )
+    return image
 
 
 def _flat(image: Image.Image, channels: Literal[1, 3], name: str) -> Image.Image:
@@ -68,8 +70,13 @@ def _flat(image: Image.Image, channels: Literal[1, 3], name: str) -> Image.Image
             f"{name} has floating-point pixels of unknown range; expected 8 or 16 bits. Convert it."
         )
     if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64) / 257.0
-        image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+        values = np.asarray(image, dtype=np.float64)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(
+                f"{name} has pixels from {values.min():.0f} to {values.max():.0f}; expected 8 or "
+                "16 bits. Convert it."
+            )
+        image = Image.fromarray((values / 257.0).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -78,7 +85,11 @@ def _flat(image: Image.Image, channels: Literal[1, 3], name: str) -> Image.Image
 
 def longest_side(pictures: Sequence[Picture]) -> int:
     """The longest side of any of the pictures, in pixels."""
-    return max(max(_open(picture).size) for picture in pictures)
+    longest = 0
+    for picture in pictures:
+        with _reading(picture.name):
+            longest = max(longest, *_opened(picture).size)
+    return longest
 
 
 def decode_all(
@@ -105,60 +116,80 @@ def decode_all(
     shape = (len(pictures), channels, size, size)
     keep = int(np.prod(shape)) > KEEP_ABOVE
     stamps = "\n".join(f"{picture.name} {picture.stamp}" for picture in pictures)
-    key = hashlib.sha256(f"1 {shape} {whole}\n{stamps}".encode()).hexdigest()[:32]
-    kept = cache_folder("decoded") / f"{key}.npy", cache_folder("decoded") / f"{key}-aspect.npy"
-    if keep and all(path.is_file() for path in kept):
-        mapped = _mapped(kept[0], shape)
-        if mapped is not None:
-            return mapped, np.load(kept[1], allow_pickle=False)
+    # The names may have bytes that are not UTF-8.
+    content = f"2 {shape} {whole}\n{stamps}".encode("utf-8", "surrogatepass")
+    path = cache_folder("decoded") / f"{hashlib.sha256(content).hexdigest()[:32]}.npy"
+    if keep and (kept := _kept(path, shape)) is not None:
+        return kept
     pixels = np.empty(shape, np.uint8)
     aspect = np.empty(len(pictures), np.float32)
 
+    large = Lock()  # one large image at a time, since each takes up to 8 bytes a pixel
+
     def decode(i: int) -> None:
-        image = _flat(_open(pictures[i], hint=size), channels, pictures[i].name)
-        width, height = image.size
-        aspect[i] = width / height
-        side = min(width, height)
-        left, upper = (width - side) / 2, (height - side) / 2
-        box = None if whole else (left, upper, left + side, upper + side)
-        resized = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        pixels[i] = np.asarray(resized).reshape(size, size, channels).transpose(2, 0, 1)
+        with _reading(pictures[i].name):
+            image = _opened(pictures[i])
+            image.draft(None, (size, size))  # decodes a JPEG faster
+            with large if image.width * image.height > _LARGE else nullcontext():
+                image.load()
+                image = _flat(ImageOps.exif_transpose(image), channels, pictures[i].name)
+                width, height = image.size
+                aspect[i] = width / height
+                side = min(width, height)
+                left, upper = (width - side) / 2, (height - side) / 2
+                box = None if whole else (left, upper, left + side, upper + side)
+                resized = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+            pixels[i] = np.asarray(resized).reshape(size, size, channels).transpose(2, 0, 1)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for _ in pool.map(decode, range(len(pictures))):
             pass
-    if keep and _keep(kept[1], aspect) and _keep(kept[0], pixels):
-        mapped = _mapped(kept[0], shape)
-        if mapped is not None:
-            return mapped, aspect
+    if keep and _keep(path, pixels, aspect) and (kept := _kept(path, shape)) is not None:
+        return kept
     return pixels, aspect
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _beside(path: Path) -> Path:
+    """The file with the aspects, and with the sha256 of both."""
+    return path.with_suffix(".aspect")
+
+
+def _sum(path: Path, aspect: bytes) -> bytes:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(aspect)
+    return digest.digest()
+
+
+def _kept(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    """What is cached, if it is exactly what was written."""
     try:
-        array: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError):
+        beside = _beside(path).read_bytes()
+        if beside[:32] != _sum(path, beside[32:]):
+            return None
+        pixels: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
+        aspect = np.frombuffer(bytearray(beside[32:]), np.float32)
+    except (OSError, ValueError, EOFError):
         return None
-    return array if array.shape == shape and array.dtype == np.uint8 else None
+    fits = pixels.shape == shape and pixels.dtype == np.uint8 and len(aspect) == len(pixels)
+    return (pixels, aspect) if fits else None
 
 
-def _keep(path: Path, array: np.ndarray) -> bool:
-    """Cache an array; return False, with a warning, if the disk is full."""
-    part: Path | None = None
+def _keep(path: Path, pixels: np.ndarray, aspect: np.ndarray) -> bool:
+    """Cache the arrays; return False, with a warning, if the disk is full."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        part = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-        part.replace(path)
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:
+                np.save(file, pixels, allow_pickle=False)
+
+        replace_file(path, write)
+        write_bytes(_beside(path), _sum(path, aspect.tobytes()) + aspect.tobytes())
     except OSError as error:
         warnings.warn(
             f"{path} could not be written ({error}); the images will be decoded again next time.",
             stacklevel=4,
         )
         return False
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
     return True

@@ -53,7 +53,8 @@ def ptbp(folder: Path | None = None, size: tuple[int, int] | None = None) -> Sca
             f"{path} has images {images.shape} of {images.dtype} and labels {labels.shape}; "
             "expected both (scans, slices, height, width), and images of uint8. Replace it."
         )
-    labels = check_labels(path, labels, len(LABEL_NAMES) - 1).astype(np.uint8)
+    check_labels(path, labels, len(LABEL_NAMES) - 1)
+    labels = labels.astype(np.uint8)
     subjects, slices = images.shape[:2]
     if subjects < 5:
         raise DataError(

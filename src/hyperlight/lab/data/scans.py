@@ -83,12 +83,17 @@ class ScanSplit:
 def split_names(names: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
     """Indices of 64 %, 16 % and 20 % of the names, to train, validate and test (section A.1).
 
-    Names are shuffled by their sha256, so that the split is the same everywhere.
+    Names are shuffled by their sha256, so that the split is the same everywhere; names of files
+    may have bytes that are not UTF-8.
 
     >>> [len(part) for part in split_names([f"subject {i}" for i in range(414)])]
     [265, 66, 83]
     """
-    order = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
+
+    def digest(i: int) -> bytes:
+        return hashlib.sha256(names[i].encode("utf-8", "surrogatepass")).digest()
+
+    order = sorted(range(len(names)), key=digest)
     first, second = round(0.64 * len(names)), round(0.80 * len(names))
     return sorted(order[:first]), sorted(order[first:second]), sorted(order[second:])
 
