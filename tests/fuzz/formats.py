@@ -20,7 +20,7 @@ from tests.fuzz.mutate import any_damage
 from tests.fuzz.reader import Change
 
 __all__ = [
-    "BOMB", "IMAGES", "JSON", "MATLAB", "NIFTI", "NPZ", "SAFETENSORS", "TAR", "ZIP", "gzipped",
+    "IMAGES", "JSON", "MATLAB", "NIFTI", "NPZ", "SAFETENSORS", "TAR", "ZIP", "gzipped",
     "seal", "values",
 ]  # fmt: skip
 
@@ -194,7 +194,7 @@ SAFETENSORS = (header, metadata, metadata, numbers)
 
 
 @functools.cache
-def _zeros(mebibytes: int) -> bytes:
+def zeros(mebibytes: int) -> bytes:
     """Zeros as gzip, about a thousandth of their size."""
     block = bytes(2**20)
     pack = zlib.compressobj(9, wbits=-15)
@@ -208,10 +208,7 @@ def _zeros(mebibytes: int) -> bytes:
 
 def _gzip_bomb(rng: random.Random, a: bytes, b: bytes) -> bytes:
     """Too much, after what the file holds or instead of it."""
-    return rng.choice((a, b"")) + _zeros(1200)
-
-
-BOMB = (_gzip_bomb,)
+    return rng.choice((a, b"")) + zeros(1200)
 
 
 def gzipped(*changes: Change) -> tuple[Change, ...]:
@@ -243,17 +240,12 @@ def npy(rng: random.Random, a: bytes, b: bytes) -> bytes:
     return a[:8] + len(text).to_bytes(2, "little") + text.encode() + rest
 
 
-def _zip(entries: list[tuple[str, bytes]], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+def zip_of(entries: list[tuple[str, bytes]], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, content in entries:
             archive.writestr(zipfile.ZipInfo(name), content, method)
     return file.getvalue()
-
-
-@functools.cache
-def _zip_bomb() -> bytes:
-    return bytes(1200 * 2**20)
 
 
 def zipped(*changes: Change) -> tuple[Change, ...]:
@@ -275,22 +267,34 @@ def zipped(*changes: Change) -> tuple[Change, ...]:
         elif kind == "twice":
             entries.append((name, entries[rng.randrange(len(entries))][1]))
         method = rng.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, 14))
-        return _headers(rng, _zip(entries, method)) if kind == "headers" else _zip(entries, method)
+        return (
+            _headers(rng, zip_of(entries, method)) if kind == "headers" else zip_of(entries, method)
+        )
 
     return (inside,)
 
 
 def _headers(rng: random.Random, a: bytes) -> bytes:
     """Change one field in all headers: flags, method, checksum or a size."""
-    fields = (
-        *((6, 8, 2, (1, 0x800, 0x41)), (8, 10, 2, (1, 9, 95, 99)), (14, 16, 4, (0,))),
-        *((at, at + 2, 4, (0, 1, 2**31, 2**32 - 1)) for at in (18, 22)),
+    sizes = (0, 1, 2**31, 2**32 - 1)
+    at, size, choice = rng.choice(
+        (
+            (6, 2, (1, 0x800, 0x41)),
+            (8, 2, (1, 9, 95, 99)),
+            (14, 4, (0,)),
+            (18, 4, sizes),
+            (22, 4, sizes),
+        )
     )
-    local, central, size, entries = rng.choice(fields)
-    changed, value = bytearray(a), rng.choice(entries).to_bytes(size, "little")
-    for mark, at in ((b"PK\3\4", local), (b"PK\1\2", central)):
-        for match in re.finditer(re.escape(mark), a):
-            changed[match.start() + at : match.start() + at + size] = value
+    return set_headers(a, at, rng.choice(choice).to_bytes(size, "little"))
+
+
+def set_headers(content: bytes, at: int, value: bytes) -> bytes:
+    """Write a field of all entries of a zip archive, by its place in their local headers."""
+    changed = bytearray(content)
+    for mark, start in ((b"PK\3\4", at), (b"PK\1\2", at + 2)):
+        for match in re.finditer(re.escape(mark), content):
+            changed[match.start() + start : match.start() + start + len(value)] = value
     return bytes(changed)
 
 
