@@ -9,6 +9,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +78,16 @@ def test_the_checksum_is_found_by_any_reader(tmp_path: Path) -> None:
     assert metadata["checksum"] == "sha256"
     found = container.read(tmp_path / "m")
     assert (found.sealed, found.metadata) == (True, {"about": "x"})
+
+
+def test_every_bit_of_a_small_file_counts(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    container.write(path, {"w": torch.arange(3.0)}, {"about": "x"})
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        path.write_bytes(flipped(whole, bit))
+        with pytest.raises(hl.FormatError):
+            container.read(path)
 
 
 def test_a_checksum_that_was_taken_out_is_missed(tmp_path: Path) -> None:
@@ -239,6 +251,7 @@ def test_crafted_descriptions_are_refused_without_memory(
 ) -> None:
     path, primary = tmp_path / "m", mlp()
     saved(path)
+    hl.load(path, primary)  # what is imported on first use is there
     rewrite(path, change)
     before, random_state = contents(primary), torch.get_rng_state()
     with pytest.raises(hl.FormatError, match=re.escape(str(path))), peak() as taken:
@@ -265,6 +278,18 @@ def peak() -> Iterator[list[int]]:
 def memory() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def test_a_file_is_read_without_the_compiler_of_torch(tmp_path: Path) -> None:
+    hl.save(
+        hl.HyperNet({"c": hl.Categorical(3), "g": hl.Uniform(0.0, 1.0)}, {"w": (2,)}),
+        tmp_path / "m",
+    )
+    code = (
+        "import sys, hyperlight as hl; before = len(sys.modules); hl.load(sys.argv[1]); "
+        "sys.exit(len(sys.modules) - before > 50)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "m")], check=True)
 
 
 def test_json_that_is_not_json_to_everyone_is_refused() -> None:

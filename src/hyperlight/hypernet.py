@@ -110,9 +110,13 @@ class HyperNet(nn.Module):
         self.encoding = Identity() if encoding is None else copy.deepcopy(encoding)
         self.encoding.to(device=device, dtype=dtype)
         categories = [space for space in self.inputs.values() if isinstance(space, Categorical)]
+        sizes = [(space.n, space.features or 1) for space in categories]
         self.embeddings = nn.ModuleList(
-            nn.Embedding(space.n, space.features or 1, dtype=dtype, device=device)
-            for space in categories
+            nn.Embedding(*size, dtype=dtype, device=device)
+            if found is not None
+            # A draw takes time, and on the meta device it makes torch import its compiler.
+            else nn.Embedding(*size, _weight=torch.empty(size, dtype=dtype, device=device))
+            for size in sizes
         )
         size = sum(space.numel for space in self.inputs.values() if not space.discrete)
         encoded = _output_size(self.encoding, size, dtype, device) if size else 0

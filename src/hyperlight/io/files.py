@@ -356,13 +356,13 @@ def _rebuild(
     sizes = {key: about[key] for key in ("shapes", "hidden", "skip")}
     settings = {**sizes, **parts, "dtype": _dtype_of(about["dtype"])}
     try:
-        if all(
-            part is None for part in given.values()
-        ):  # without memory first: a small file may describe a large model
+        if all(part is None for part in given.values()):
+            # Without memory first: a small file may describe a large model.
             described = empty_hypernet(spaces, **copy.deepcopy(settings), device="meta")
             _check_values(described, values)
-            _try_activations(described)
         hypernet = empty_hypernet(spaces, **settings)
+        if given["activation"] is None:
+            _try_activations(hypernet)
     except FOREIGN as error:
         if isinstance(error, HyperLightError):
             raise
@@ -395,8 +395,11 @@ def _check_layers(hidden: list[int], values: Mapping[str, Tensor]) -> None:
 
 def _try_activations(hypernet: HyperNet) -> None:
     """Some activations read their settings only when they are called."""
-    for activation in hypernet.trunk.activations:
-        activation(torch.zeros(1, device="meta"))
+    trunk = hypernet.trunk
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # RReLU draws
+        for layer, activation in zip(trunk.layers, trunk.activations, strict=True):
+            width = len(layer.get_parameter("bias"))
+            activation(torch.zeros(1, width, dtype=hypernet.dtype))
 
 
 def _make(part: Description | None, known: Mapping[str, Callable[..., Any]], argument: str) -> Any:
