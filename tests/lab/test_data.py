@@ -6,6 +6,7 @@ import gzip
 import importlib
 import re
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,51 @@ def test_sizes_whose_product_overflows(tmp_path: Path) -> None:
     header = bytes((0, 0, 8, 3)) + struct.pack(">3I", 2**31, 2**31, 4)  # 2^64 in all
     (tmp_path / TRAIN_IMAGES).write_bytes(header)
     assert str(tmp_path / TRAIN_IMAGES) in _refused(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(4_000_000, 28, 28), (2**31, 28, 28), (50, 2**31, 28)])
+def test_sizes_that_are_too_large_or_differ_take_no_memory(
+    tmp_path: Path, shape: tuple[int, int, int]
+) -> None:
+    write_idx(tmp_path)
+    header = bytes((0, 0, 8, 3)) + struct.pack(">3I", *shape)
+    (tmp_path / TRAIN_IMAGES).unlink()
+    bomb = gzip.compress(header + bytes(200 * 2**20), 1)
+    (tmp_path / zipped(TRAIN_IMAGES)).write_bytes(bomb)
+    tracemalloc.start()
+    try:
+        message = _refused(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert "expected at most 1,073,741,824" in message
+    assert str(tmp_path / zipped(TRAIN_IMAGES)) in message
+
+
+def test_a_gzipped_file_is_read_no_further_than_it_says(tmp_path: Path) -> None:
+    write_idx(tmp_path, naming=zipped)
+    path = tmp_path / zipped(TRAIN_IMAGES)
+    path.write_bytes(gzip.compress(encoded(arrays()[TRAIN_IMAGES]) + bytes(200 * 2**20), 1))
+    tracemalloc.start()
+    try:
+        assert f"{path} has more bytes; its header says (100, 28, 28)" in _refused(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_every_flipped_bit_of_a_gzipped_file_is_seen(tmp_path: Path) -> None:
+    labels = write_idx(tmp_path, naming=zipped) / zipped(TEST_LABELS)
+    whole, expected, refused = labels.read_bytes(), mnist(tmp_path).test.labels, 0
+    for i in range(8 * 10, 8 * len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[i // 8] ^= 1 << i % 8
+        labels.write_bytes(damaged)
+        try:
+            assert torch.equal(mnist(tmp_path).test.labels, expected)
+        except DataError:
+            refused += 1
+    assert refused > 1.9 * len(whole)
 
 
 @pytest.mark.parametrize(

@@ -165,10 +165,24 @@ def test_large_arrays_are_kept_and_made_again_when_a_file_changes(
     assert torch.equal(flowers102(folder, 16).test.images, first.test.images)
     (folder / "jpg" / "image_00001.jpg").write_bytes(_image(50) + b"\0")
     assert not torch.equal(flowers102(folder, 16).test.images, first.test.images)
-    for path in kept:  # replaced, since what is mapped must not be cut
-        path.unlink()
-        path.write_bytes(b"\x93NUMPY")
-    assert torch.equal(flowers102(folder, 16).train.images, first.train.images)
+    for damage in (
+        lambda content: b"\x93NUMPY",
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:],
+        lambda content: content[:-4],
+    ):
+        for end in (".npy", ".aspect"):
+            for path in (tmp_path / "cache" / "decoded").iterdir():
+                path.unlink()
+            flowers102(folder, 16)
+            for path in (tmp_path / "cache" / "decoded").glob(f"*{end}"):
+                content = path.read_bytes()
+                path.unlink()  # replaced, since what is mapped must not be cut
+                path.write_bytes(damage(content))
+            again = flowers102(folder, 16)
+            assert torch.equal(again.train.images, first.train.images)
+            assert again.train.aspect is not None
+            assert again.train.aspect.tolist() == [3.0] * 16
 
 
 def test_without_space_for_it_all_goes_on_in_memory(
@@ -266,6 +280,43 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
     assert "found 2 zip archives" in _refused(place)
 
 
+def test_archives_that_cannot_be_read_as_they_are(tmp_path: Path) -> None:
+    place = _write(tmp_path / "f", _mats())
+    path = _zip(place / "any.zip", _images())
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+    assert f"{path} holds 'jpg/image_00001.jpg', which is encrypted; expected" in _refused(place)
+    for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("jpg/image_00001.jpg", b"x")
+        assert f"which is compressed by method {method}; expected" in _refused(place)
+    _zip(path, {**_images(), "again/image_00001.jpg": _image(2)})
+    assert "holds 'again/image_00001.jpg', which is there twice" in _refused(place)
+    _zip(path, {**_images(), "notes/": b"", "notes/image.txt": b"more", "image_1.jpg": b""})
+    assert len(flowers102(place, 8).test) == 20
+    path.write_bytes(b"PK\5\6" + b"\xff" * 18)
+    assert f"{path} cannot be read as a zip archive" in _refused(place)
+
+
+def test_a_link_to_nothing_is_named(folder: Path) -> None:
+    path = folder / "jpg" / "image_00007.jpg"
+    path.unlink()
+    path.symlink_to("gone")
+    assert f"{path} cannot be read as an image" in _refused(folder)
+    (folder / "jpg" / "other").symlink_to("gone")
+    path.unlink()
+    path.write_bytes(_image(7))
+    assert len(flowers102(folder, 8).test) == 20
+
+
+def test_labels_beyond_int64(folder: Path) -> None:
+    labels = _labels().astype(np.uint64)
+    labels[3] = 2**64 - 1
+    _write(folder, _mats(labels=labels))
+    assert "has values up to 18446744073709551615 under 'labels'" in _refused(folder)
+
+
 def test_a_size_that_cannot_be(folder: Path) -> None:
     with pytest.raises(DataError, match="size of the images was 0; expected 1 or more"):
         flowers102(folder, 0)
@@ -314,6 +365,17 @@ def test_all_is_fetched_once(tmp_path: Path, server: _Server) -> None:
     assert "not official" not in flowers102(place, 8).note
     assert "; the official" not in fetch_flowers102(place, downloader=server)
     assert len(server.asked) == 3
+
+
+def test_an_archive_that_is_there_must_be_the_official_one(tmp_path: Path, server: _Server) -> None:
+    whole = bytearray(server.files["102flowers.tgz"])
+    whole[len(whole) // 2] ^= 1
+    path = tmp_path / "102flowers.tgz"
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"102flowers\.tgz is not the official file: its sha256"):
+        fetch_flowers102(tmp_path, downloader=server)
+    path.unlink()
+    assert "60 images" in fetch_flowers102(tmp_path, downloader=server)
 
 
 def test_images_that_are_there_are_not_fetched(tmp_path: Path, server: _Server) -> None:

@@ -166,7 +166,7 @@ def _download(url: str, path: Path, most: int, seconds: float | None = None) -> 
             bytes take at 50 kB/s.
 
     Raises:
-        OSError: it cannot be had so.
+        OSError: it cannot be had so; urllib3 has errors of its own.
     """
     import requests
     from requests.adapters import HTTPAdapter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import zipfile
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ def read_nifti(path: Path, *, canonical: bool = False) -> np.ndarray:
         if size not in kinds:
             raise ValueError(f"it starts with {content.hex() or 'nothing'}")
         content += read_up_to(file, size - 4)
-        header = kinds[size].header_class(bytes(content))
+        header = kinds[size].header_class(bytes(content), check=False)
+        header.check_fix(_quiet(), error_level=40)
         if not bytes(header["magic"]).startswith(b"n+"):
             raise ValueError(f"its header says {bytes(header['magic'])!r}, expected one file")
         shape = header.get_data_shape()
@@ -75,6 +77,13 @@ def read_nifti(path: Path, *, canonical: bool = False) -> np.ndarray:
     if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]
     return _finite(path, values)
+
+
+def _quiet() -> logging.Logger:
+    """For nibabel, which otherwise prints what it finds in a header."""
+    logger = logging.Logger(__name__)
+    logger.addHandler(logging.NullHandler())
+    return logger
 
 
 def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
