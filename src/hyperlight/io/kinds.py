@@ -6,19 +6,23 @@ import json
 from typing import Any
 
 
-def read_json(text: str | bytes) -> Any:
+def read_json(text: str | bytes, *, finite: bool = True) -> Any:
     """Parse JSON, strictly.
 
+    Args:
+        text: in UTF-8 if it is bytes.
+        finite: refuse NaN and Infinity, which are not JSON but which Python writes.
+
     Raises:
-        ValueError: it is not JSON, nested too deeply, names a key twice, or holds NaN or Infinity,
-            which are not JSON.
+        ValueError: it is not JSON, nested too deeply, names a key twice, or holds NaN or Infinity.
 
     >>> read_json('{"a": 1, "a": 2}')
     Traceback (most recent call last):
     ValueError: the key 'a' stands twice
     """
     try:
-        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
+        constant = _refuse if finite else None
+        return json.loads(text, parse_constant=constant, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

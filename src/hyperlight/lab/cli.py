@@ -63,16 +63,23 @@ def _session(
 
 def _run(session: Session, overwrite: bool = False, restart: bool = False) -> None:
     try:
-        session.claim(overwrite, restart=restart)
-        if session.finished:
-            say("These runs are finished. Pass --overwrite to train them again.", console)
-        runs = session.run()
-        if session.fabric.is_global_zero:
-            session.report(runs)
+        with session.locked():
+            session.claim(overwrite, restart=restart)
+            if session.finished:
+                say("These runs are finished. Pass --overwrite to train them again.", console)
+            runs = session.run()
+            if session.fabric.is_global_zero:
+                session.report(runs)
     except OSError as error:
+        if not session.folder.is_dir():
+            raise LabError(
+                f"The folder {session.folder} is gone, with the runs in it ({error}). The same "
+                "command starts them again."
+            ) from error
         raise LabError(
             f"A file in {session.folder} could not be read or written ({error}). Fix that, or "
-            "choose another --out; the same command then resumes from the last checkpoint."
+            "choose another --out; the same command then resumes from the last checkpoints, if "
+            "there are any."
         ) from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -181,9 +182,11 @@ def _compute(spec: Spec, cache: str, threads: int) -> dict[str, Any]:
             *(task, spec.formulation, spec.seed, training, fabric),
             folder=Path(cache) / spec.key,
             pictures=False,
+            wait=functools.partial(print, file=sys.stderr),
         )
         *_, run = steps
-        found: dict[str, Any] = json.loads(json.dumps({"provenance": provenance(), **run.record()}))
+        origin = run.provenance or provenance()
+        found: dict[str, Any] = json.loads(json.dumps({"provenance": origin, **run.record()}))
         return found
 
 

@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..io.container import BLANK, check_seal, seal
+from ..io.kinds import read_json
 from .errors import LabError
+from .locks import LOCK
 
-__all__ = ["claim_folder", "csv_text", "replace_file", "write_bytes", "write_csv", "write_text"]
+__all__ = [
+    "claim_folder",
+    "csv_text",
+    "is_inside",
+    "is_plain",
+    "make_folder",
+    "read_sealed",
+    "replace_file",
+    "say_unsealed",
+    "sweep",
+    "write_bytes",
+    "write_csv",
+    "write_sealed",
+    "write_text",
+]
+
+# Temporary files: of replace_file, of hyperlight.io, and of safetensors in earlier versions.
+_TEMPORARY = re.compile(
+    r"\.[\w-]+\.(safetensors|json|csv|svg|html|md)\.[a-z0-9_]{8}(\.tmp)?|\.tmp[A-Za-z0-9]{6}"
+)
 
 
 def csv_text(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -37,6 +62,68 @@ def write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[Any]])
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes, completely or not at all."""
     replace_file(path, lambda part: part.write_bytes(content))
+
+
+def write_sealed(path: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
+    """Write JSON with a checksum of the whole file, completely or not at all.
+
+    Args:
+        path: of the file.
+        content: JSON values; NaN and infinities are allowed.
+        indent: as in :func:`json.dumps`.
+    """
+    text = json.dumps({"sha256": BLANK, **content}, indent=indent)
+    replace_file(path, lambda part: part.write_bytes(seal(f"{text}\n".encode())), durable=True)
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
+    """Read a JSON object, and say whether it has a checksum.
+
+    Raises:
+        ValueError: it is damaged: no JSON object, or another than its checksum says.
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    sealed = check_seal(content)
+    if sealed is False:
+        raise ValueError("its contents differ from its checksum")
+    found = read_json(content, finite=False)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object, found {content[:20]!r}")
+    if ("sha256" in found) != bool(sealed):
+        raise ValueError("its checksum is damaged")
+    found.pop("sha256", None)
+    return found, bool(sealed)
+
+
+def say_unsealed(folder: Path) -> None:
+    """Warn, once for each folder, that its files have no checksums."""
+    warnings.warn(
+        f"Files in {folder} have no checksum, since an earlier version wrote them: damage to them "
+        "cannot be seen.",
+        stacklevel=1,  # the same line for all files, so that it is said once
+    )
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files of killed processes. No other process may write to the folder."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def is_plain(name: str, *endings: str) -> bool:
+    """Whether a name from a file is that of a file beside it, with one of these endings.
+
+    >>> is_plain("dice.png", ".png"), is_plain("../dice.png", ".png"), is_plain("dice", ".png")
+    (True, False, False)
+    """
+    return name.endswith(endings) and re.fullmatch(r"[\w-][\w. -]*", name) is not None
+
+
+def is_inside(path: Path) -> bool:
+    """Whether a file is in the folder where its path says, and not elsewhere through a link."""
+    return path.resolve().parent == path.parent.resolve()
 
 
 def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
@@ -68,14 +155,23 @@ def claim_folder(path: Path, overwrite: bool) -> None:
     Raises:
         LabError: it cannot be created, or has files and ``overwrite`` is False.
     """
-    if path.exists() and not path.is_dir():
-        raise LabError(
-            f"{path} is a file; expected a folder for the results. Choose another --out."
-        )
-    if not overwrite and path.is_dir() and any(path.iterdir()):
+    make_folder(path)
+    if not overwrite and any(item.name != LOCK for item in path.iterdir()):
         raise LabError(
             f"{path} already has files. Choose another --out, or pass --overwrite to replace "
             "the results in it."
+        )
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, with those above it, unless it exists.
+
+    Raises:
+        LabError: it cannot be created.
+    """
+    if path.exists() and not path.is_dir():
+        raise LabError(
+            f"{path} is a file; expected a folder for the results. Choose another --out."
         )
     try:
         path.mkdir(parents=True, exist_ok=True)

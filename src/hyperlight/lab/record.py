@@ -6,14 +6,114 @@ import dataclasses
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
 from .. import ScaleProfile
+from ..errors import listed
+from ..io.kinds import fits
+from .files import is_plain
 from .tasks.base import Formulation, Metric, Model, Outcome
 
-__all__ = ["Point", "Run"]
+__all__ = ["PICTURES", "Point", "Run", "check"]
+
+PICTURES = (".png",)
+"""How the names of a run's pictures end."""
+
+# What a record holds, in the notation of hyperlight.io.kinds.
+_COUNT = range(2**53)
+_NUMBER = (float, range(-(2**63), 2**63))
+_PROFILE = {
+    "input": str,
+    "gamma": ([_NUMBER], [[_NUMBER]]),
+    "magnitude": [_NUMBER],
+    "std": [_NUMBER],
+    "verdict": str,
+}
+_KINDS: dict[str, Any] = {
+    "metric": {"name": str, "unit": str, "digits": range(20)},
+    "points": [
+        {"step": _COUNT, "seconds": _NUMBER, "train_loss": _NUMBER, "figures": {str: _NUMBER}}
+    ],
+    "loss": [_NUMBER],
+    "gradient_norm": [_NUMBER],
+    "seconds": _NUMBER,
+    "waiting": _NUMBER,
+    "initial": (_PROFILE, NoneType),
+    "final": (_PROFILE, NoneType),
+    "resumed": [_COUNT],
+    "outcome": (
+        {
+            "figures": {str: _NUMBER},
+            "tables": [[str, [str], [[(str, bool, NoneType, *_NUMBER)]]]],
+            "pictures": [[str, str]],
+        },
+        NoneType,
+    ),
+    "provenance": {str: str},
+}
+
+
+def check(record: dict[str, Any], *, finished: bool) -> None:
+    """Refuse a record that :meth:`Run.record` does not return.
+
+    Args:
+        record: from a file.
+        finished: whether it is the record of a finished run, which has no steps after the last
+            evaluation.
+
+    Raises:
+        ValueError: it has other keys, or values of another type or length.
+
+    >>> check({"loss": []}, finished=True)
+    Traceback (most recent call last):
+    ValueError: it has no 'metric', 'points', 'gradient_norm' and 7 more
+    """
+    for words, names in (
+        ("it has no", [name for name in _KINDS if name not in {**record, "provenance": {}}]),
+        ("it has the unknown", [name for name in record if name not in _KINDS]),
+    ):
+        if names:
+            raise ValueError(f"{words} {listed(names, 3)}")
+    for name, kind in _KINDS.items():
+        if name in record and not fits(record[name], kind):
+            raise ValueError(f"{name!r} has an unexpected value or part: {record[name]!r:.60}")
+    points, metric = record["points"], record["metric"]["name"]
+    steps = [point["step"] for point in points]
+    if not steps or any(b <= a for a, b in itertools.pairwise(steps)):
+        raise ValueError(f"'points' has the steps {steps}; expected one or more, increasing")
+    figures = {"loss", metric, *points[0]["figures"]}
+    for point in points:
+        if not figures <= set(point["figures"]):
+            raise ValueError(
+                f"'points' has the figures {listed(point['figures'])} at step {point['step']}; "
+                f"expected {listed(sorted(figures))}"
+            )
+    done = len(record["loss"])
+    if done < steps[-1] or (finished and done > steps[-1]):
+        raise ValueError(f"'loss' has {done} values; expected {steps[-1]}, one a step")
+    if len(record["gradient_norm"]) != done:
+        found = len(record["gradient_norm"])
+        raise ValueError(f"'gradient_norm' has {found} values; expected {done}, one a step")
+    for name in ("initial", "final"):
+        profile = record[name]
+        if profile is not None:
+            counts = [len(profile[key]) for key in ("gamma", "magnitude", "std")]
+            widths = {len(row) for row in profile["gamma"] if isinstance(row, list)}
+            if len(set(counts)) > 1 or len(widths) > 1 or not counts[0]:
+                raise ValueError(f"{name!r} has lists of unequal lengths, or none")
+    outcome = record["outcome"] or {"tables": [], "pictures": []}
+    for title, heading, rows in outcome["tables"]:
+        if any(len(row) != len(heading) for row in rows):
+            raise ValueError(f"the table {title!r} has rows that are not as long as its heading")
+    for _, name in outcome["pictures"]:
+        if not is_plain(name, *PICTURES):
+            raise ValueError(
+                f"it names the picture {name!r:.60}; expected the name of a .png file, without a "
+                "folder"
+            )
 
 
 @dataclass(frozen=True)
@@ -54,6 +154,7 @@ class Run:
         resumed: steps at which training resumed after an interruption.
         outcome: the task's final results; None if the run has no folder.
         folder: the run's folder, if it has one.
+        provenance: versions and machine that a finished run was trained with; empty before.
     """
 
     formulation: Formulation
@@ -70,6 +171,7 @@ class Run:
     resumed: list[int] = field(default_factory=list)
     outcome: Outcome | None = None
     folder: Path | None = None
+    provenance: dict[str, str] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -116,7 +218,11 @@ class Run:
         }
 
     def read(self, record: dict[str, Any]) -> None:
-        """Restore the measurements that :meth:`record` returned."""
+        """Restore the measurements that :meth:`record` returned, and ``provenance`` if it is there.
+
+        A record from a file must have passed :func:`check`.
+        """
+        self.provenance = record.get("provenance", {})
         self.metric = Metric(**record["metric"])
         self.points = [Point(**point) for point in record["points"]]
         for name in ("loss", "gradient_norm", "seconds", "waiting", "resumed"):

@@ -12,9 +12,10 @@ from typing import Any
 from rich.table import Table
 
 from . import figures, pages
-from .files import write_csv, write_text
+from .errors import LabError
+from .files import is_inside, is_plain, write_csv, write_text
 from .provenance import provenance
-from .record import Run
+from .record import PICTURES, Run
 from .summary import TITLES, Spread, Summary, claims, shown_steps
 
 __all__ = ["PAGE", "clear", "conclusion", "table", "write"]
@@ -146,6 +147,9 @@ def write(
 
     Returns:
         The path of the HTML page.
+
+    Raises:
+        LabError: a picture of a run is a link to a file elsewhere.
     """
     origin = provenance(command)
     names = list(summaries[0].test)
@@ -275,7 +279,7 @@ def _shown_outcomes(runs: Sequence[Run], page: Path) -> list[dict[str, Any]]:
             "title": f"{TITLES[name][:1].upper()}{TITLES[name][1:]}, seed {run.seed}",
             "tables": run.outcome.tables,
             "pictures": [
-                (caption, base64.b64encode(path.read_bytes()).decode())
+                (caption, base64.b64encode(_picture(path)).decode())
                 for caption, path in run.outcome.pictures
                 if path.is_file()
             ],
@@ -288,3 +292,13 @@ def _shown_outcomes(runs: Sequence[Run], page: Path) -> list[dict[str, Any]]:
         for name, run in first.items()
         if run.outcome is not None and (run.outcome.tables or run.outcome.pictures)
     ]
+
+
+def _picture(path: Path) -> bytes:
+    """The content of a picture, which must be in the run's own folder."""
+    if not is_plain(path.name, *PICTURES) or not is_inside(path):
+        raise LabError(
+            f"The picture {path} is not a .png file in the folder of its run, so it is not put "
+            f"into the report. Delete the folder {path.parent} to train this run again."
+        )
+    return path.read_bytes()

@@ -17,10 +17,12 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..io.kinds import fits
 from . import report
-from .checkpoint import Identity, differences, identity
+from .checkpoint import Identity, differences, identity, stored_identity
 from .errors import LabError
-from .files import claim_folder, write_text
+from .files import claim_folder, make_folder, read_sealed, say_unsealed, sweep, write_sealed
+from .locks import locked
 from .provenance import provenance
 from .record import Run
 from .summary import BEYOND, TITLES, Claim, claims, summarize
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Session", "launch", "say", "say_claim"]
+
+# What config.json holds, in the notation of hyperlight.io.kinds.
+_CONFIG: dict[str, Any] = {"settings": dict, "provenance": {str: str}}
+_CONFIG["identity"] = {"format": int, "task": str, "config": dict, "training": dict}
+_CONFIG["identity"] |= {"formulations": [str]}
 
 
 def say(line: str | Text, to: Console) -> None:
@@ -124,6 +131,26 @@ class Session:
             for name in self.formulations
         )
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, which is created, so that no other process writes to it.
+
+        What a killed process left half-written in it is removed.
+
+        Raises:
+            LabError: the settings cannot be trained with, the folder cannot be created, or
+                another process holds it.
+        """
+        self._build()
+        with contextlib.ExitStack() as held:
+            self._in_first(lambda: self._hold(held))
+            yield
+
+    def _hold(self, held: contextlib.ExitStack) -> None:
+        make_folder(self.folder)
+        if held.enter_context(locked(self.folder)):
+            sweep(self.folder)
+
     def claim(self, overwrite: bool = False, *, restart: bool = False) -> None:
         """Prepare the folder, keeping the runs in it if they have the same settings.
 
@@ -136,18 +163,30 @@ class Session:
                 holds something else. The folder is then unchanged.
         """
         self._build()
+        self._in_first(lambda: self._claim(overwrite, restart))
+
+    def _in_first(self, action: Callable[[], object]) -> None:
+        """Do something in the first process. If it is refused, all raise, and none waits."""
         refused = ""
         if self.fabric.is_global_zero:
             try:
-                self._claim(overwrite, restart)
+                action()
             except LabError as error:
                 refused = str(error)
         refused = self.fabric.broadcast(refused)
-        if refused:  # raise in every process, so that none waits for another
+        if refused:
             raise LabError(refused)
 
     def _claim(self, overwrite: bool, restart: bool) -> None:
-        found = self._found()
+        path = self.folder / "config.json"
+        damage = ""
+        found: Identity | None
+        try:
+            found = self._found(path)
+        except FileNotFoundError:
+            found, damage = self._shared(), "is missing"
+        except (OSError, ValueError) as error:
+            found, damage = self._shared(), f"cannot be read ({error})"
         same = found == self.about
         if restart:
             overwrite = not same or (self.finished and (self.folder / report.PAGE).is_file())
@@ -158,18 +197,27 @@ class Session:
                     f"{self.folder} holds runs with other settings ({'; '.join(lines)}). "
                     "Choose another --out, or pass --overwrite to replace them."
                 )
+            if not overwrite and path.exists():
+                raise LabError(
+                    f"{path} {damage}, and no run in the folder says which settings it has. Choose "
+                    "another --out, or pass --overwrite to replace the results in it."
+                )
             claim_folder(self.folder, overwrite)
             self._clear()
+        elif damage:
+            words = "the runs in the folder have these settings, so they are kept"
+            say(f"{path} {damage}; {words}, and it is written again.", self.console)
         config = {
             "settings": self.settings,
             "provenance": provenance(self.command),
             "identity": self.about,
         }
-        text = json.dumps(config, indent=2, default=str) + "\n"
-        write_text(self.folder / "config.json", text)
+        write_sealed(path, json.loads(json.dumps(config, default=str)), indent=2)
 
     def _build(self) -> None:
         """Build the models of seed 0, before the folder is touched: they may be refused."""
+        if self._built:
+            return
         shard = (self.fabric.global_rank, self.fabric.world_size)
         self.task.batches(self.training.batch_size, 0, shard)
         self._built = {name: self.task.model(name, 0) for name in self.formulations}
@@ -182,14 +230,40 @@ class Session:
             if run.is_dir() and name in TITLES and seed.isdecimal():
                 shutil.rmtree(run)
 
-    def _found(self) -> Identity | None:
-        """What the runs in the folder have in common, if it holds any."""
-        try:
-            config = json.loads((self.folder / "config.json").read_text("utf-8"))
-            found = config["identity"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return found if isinstance(found, dict) else None
+    def _found(self, path: Path) -> Identity:
+        """What the runs in the folder have in common, as its config.json says.
+
+        Raises:
+            ValueError: it is damaged, or something else.
+            OSError: it cannot be read.
+        """
+        config, sealed = read_sealed(path)
+        if set(config) != set(_CONFIG) or not fits(config, _CONFIG):
+            raise ValueError("it is not as this command writes it")
+        if not sealed:
+            say_unsealed(self.folder)
+        found: Identity = config["identity"]
+        return found
+
+    def _shared(self) -> Identity | None:
+        """What the runs in the folder have in common, as their own files say.
+
+        If some have other settings, it is what these have in common.
+        """
+        runs = [
+            about
+            for run in sorted(self.folder.glob("*-seed*"))
+            if (about := stored_identity(run)) is not None
+            and run.name == f"{about['formulation']}-seed{about['seed']}"
+        ]
+        formulations = {about["formulation"] for about in runs}
+        if formulations <= set(self.formulations):
+            formulations = self.about["formulations"]
+        found = [
+            {k: v for k, v in about.items() if k not in ("formulation", "seed")} for about in runs
+        ]
+        found = [{**about, "formulations": list(formulations)} for about in found]
+        return next((about for about in found if about != self.about), found[0] if found else None)
 
     def run(self) -> list[Run]:
         """Train every run that is not finished, and show the progress.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -100,6 +101,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     pictures: bool = True,
     model: Model | None = None,
+    wait: Callable[[str], object] | None = None,
 ) -> Generator[Run]:
     """Train one model; yield the run at the start and after every evaluation.
 
@@ -119,16 +121,43 @@ def train(
             with ``KeyboardInterrupt``.
         pictures: write the task's pictures and curves for TensorBoard.
         model: what ``task.model(formulation, seed)`` returned, if it was called already.
+        wait: if another process trains this run, wait for it and return what it trained; called
+            once with a sentence that says so. By default the folder is refused.
 
     Raises:
-        LabError: the settings cannot be trained with; a file cannot be read or written.
+        LabError: the settings cannot be trained with; a file cannot be read or written; another
+            process trains in the folder.
     """
     settings.check()
+    kept = None
+    with contextlib.ExitStack() as held:
+        if folder is not None:
+            kept = RunFolder(folder, identity(task.name, task.config, settings, formulation, seed))
+            if kept.finished() is None and fabric.is_global_zero:
+                held.enter_context(kept.locked(wait))
+        yield from _train(
+            *(task, formulation, seed, settings, fabric, kept), stop, pictures=pictures, model=model
+        )
+
+
+def _train(
+    task: Task,
+    formulation: Formulation,
+    seed: int,
+    settings: Training,
+    fabric: Fabric,
+    kept: RunFolder | None,
+    stop: Callable[[], bool],
+    *,
+    pictures: bool,
+    model: Model | None,
+) -> Generator[Run]:
+    """Train one model in a folder that no other process writes to."""
     model = task.model(formulation, seed) if model is None else model
+    folder = None if kept is None else kept.path
     run = Run(formulation, seed, task.metric, model, folder=folder)
-    kept = saved = None
-    if folder is not None:
-        kept = RunFolder(folder, identity(task.name, task.config, settings, formulation, seed))
+    saved = None
+    if kept is not None:
         record = kept.finished()
         if record is not None:
             run.read(record)
@@ -146,10 +175,7 @@ def train(
     else:
         run.read(saved.record)
         run.resumed.append(run.step)
-        model.load_state_dict(saved.under("model."))
-        saved.restore(optimizer)
-        batches.load_state_dict(saved.under("draws.batches."))
-        gammas.set_state(saved.tensors["draws.gammas"])
+        saved.restore(model, optimizer, batches, gammas)
     if fabric.world_size > 1 and isinstance(model, HyperModel):
         exchange_factors(model)
     wrapped, stepper = fabric.setup(model, optimizer)

@@ -90,6 +90,11 @@ class Batches(Iterator[Data], Generic[Data]):
             DataError: the state belongs to data of another size.
         """
         order = state["order"]
+        if len(order) and int(order.min()) < 0:
+            raise DataError(
+                f"The state of the batches names the entry {int(order.min())}; expected 0 or more. "
+                "It is damaged: start the run again."
+            )
         if len(order) and int(order.max()) >= len(self.data):
             raise DataError(
                 f"The state of the batches is of data with {int(order.max()) + 1:,} entries or "

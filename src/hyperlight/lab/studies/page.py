@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+from ...io.kinds import fits, read_json
 from .. import pages
 from ..errors import LabError
-from ..files import write_text
+from ..files import is_inside, is_plain, write_text
 from ..summary import BEYOND, Claim
 
 __all__ = ["Found", "read", "write"]
+
+# What study.json and claims.json hold, in the notation of hyperlight.io.kinds.
+_NUMBER = (int, float)
+_STUDY: dict[str, Any] = {
+    **dict.fromkeys(("name", "title", "source", "caption", "size", "reduced"), str),
+    "tables": [{"title": str, "file": str, "shown": bool}],
+    "runs": int,
+    "seeds": int,
+    "training_seconds": _NUMBER,
+    "wall_seconds": (*_NUMBER, NoneType),
+    "provenance": {"command": str, "commit": str},
+    "made_by": [{str: (str, int)}],
+}
+_CLAIM = {"source": str, "text": str, "measured": str, "holds": (bool, NoneType), "guess": str}
 
 
 @dataclass(frozen=True)
@@ -61,27 +78,38 @@ def read(folder: Path, names: Sequence[str]) -> list[Found]:
 
 def _read(folder: Path) -> Found:
     try:
-        about = json.loads((folder / "study.json").read_text("utf-8"))
-        found = json.loads((folder / "claims.json").read_text("utf-8"))
+        about = _json(folder, "study.json", _STUDY)
+        found = _json(folder, "claims.json", [_CLAIM])
         tables = []
         for table in about["tables"]:
+            if not is_plain(table["file"], ".csv"):
+                raise ValueError(f"study.json names the table {table['file']!r:.60}")
             if table["shown"]:
-                with (folder / table["file"]).open(encoding="utf-8", newline="") as file:
-                    heading, *rows = csv.reader(file)
+                text = _text(folder, table["file"])
+                heading, *rows = csv.reader(io.StringIO(text, newline=""))
                 tables.append((table["title"], heading, rows))
-        return Found(
-            folder,
-            about,
-            [Claim(**claim) for claim in found],
-            (folder / "figure.svg").read_text("utf-8"),
-            tables,
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        figure = pages.checked_svg(_text(folder, "figure.svg"))
+        return Found(folder, about, [Claim(**claim) for claim in found], figure, tables)
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         name = folder.name
         raise LabError(
             f"The study in {folder} cannot be read ({type(error).__name__}: {error}). Run "
             f"`hyperlight study {name}` again; finished runs are not repeated."
         ) from error
+
+
+def _text(folder: Path, name: str) -> str:
+    if not is_inside(folder / name):
+        raise ValueError(f"{name} is a link to a file elsewhere")
+    with (folder / name).open(encoding="utf-8", newline="") as file:
+        return file.read()
+
+
+def _json(folder: Path, name: str, kind: Any) -> Any:
+    found = read_json(_text(folder, name), finite=False)
+    if not fits(found, kind):
+        raise ValueError(f"{name} has missing values, or values of another type")
+    return found
 
 
 def write(studies: Sequence[Found], out: Path, command: str) -> Path:

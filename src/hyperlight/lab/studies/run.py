@@ -124,9 +124,7 @@ def _makers(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """
     found: dict[str, int] = {}
     for run in runs:
-        assert run.folder is not None
-        record = json.loads((run.folder / "record.json").read_text("utf-8"))
-        origin = json.dumps(record.get("provenance", {}))
+        origin = json.dumps(run.provenance)
         found[origin] = found.get(origin, 0) + 1
     return [{**json.loads(origin), "runs": count} for origin, count in found.items()]
 
