@@ -150,7 +150,9 @@ class Worker:
         self._pipe.send((seed, case))
         try:
             if self._pipe.poll(self.seconds):
-                result: Result = self._pipe.recv()
+                result: Result | str = self._pipe.recv()
+                if isinstance(result, str):
+                    raise RuntimeError(f"The file {case!r} cannot be made:\n{result}")
                 return result
             verdict, detail = "hang", f"not done after {self.seconds:g} s"
         except (EOFError, ConnectionError):
@@ -218,10 +220,14 @@ def _serve(module: str, name: str, root: Path, pipe: Connection) -> None:
     while True:
         seed, case = pipe.recv()
         random.seed(0)
-        if isinstance(case, int):
-            made = mutant(reader, folders, seed, case)
-        else:
-            made = replayed(reader, folders, registry.FOUND[name][case], case)
+        try:
+            if isinstance(case, int):
+                made = mutant(reader, folders, seed, case)
+            else:
+                made = replayed(reader, folders, registry.FOUND[name][case], case)
+        except Exception:
+            pipe.send(traceback.format_exc())
+            continue
         (root / "change").write_text(made.change)
         (root / "mutant").write_bytes(made.content)
         _copy(folders[made.variant], work)
@@ -343,7 +349,7 @@ class _Hook(contextlib.AbstractContextManager["_Hook"]):
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.active:
             return
-        if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+        if event == "open":
             writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             self._check("writes" if writes else "reads", arguments[0])
         elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod"):
@@ -357,6 +363,8 @@ class _Hook(contextlib.AbstractContextManager["_Hook"]):
             self.seen.append(f"pickle {arguments}")
 
     def _check(self, verb: str, path: Any) -> None:
+        if isinstance(path, int):  # of a file that is open
+            return
         with contextlib.suppress(ValueError):  # a name with a zero, which the system refuses
             real = os.path.realpath(os.fsdecode(path))
             allowed = self.readable if verb == "reads" else self.writable
