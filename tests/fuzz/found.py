@@ -178,7 +178,7 @@ FOUND: dict[str, dict[str, Found]] = {
         "no state of a generator": Found(tensor("draws.batches.generator"), "mip/*"),
         "the order of other data": Found(tensor("draws.batches.order"), "mip/*"),
         "no parameters": Found(about("optimizer", "param_groups", to="[]"), "mip/*"),
-        "an optimizer of a word": Found(about("optimizer", "state", to='"x"'), "mip/*"),
+        "an optimizer of a word": Found(about("optimizer", "param_groups", to='"x"'), "mip/*"),
     },
     "record": RECORD,
     "cache": RECORD,

@@ -209,7 +209,10 @@ RUNS = (
         "run-model", _make_finished, _read_runs, ("*/model.safetensors",), formats.SAFETENSORS,
         **SEALED,
     ),
-    Reader("session", _make_session, _read_session, ("config.json",), formats.JSON, **SEALED),
+    Reader(
+        "session", _make_session, _read_session, ("config.json",), formats.JSON, rule="checked",
+        seal=formats.seal,
+    ),
     Reader("cache", _make_cache, _read_cache, ("*/record.json",), formats.JSON, **SEALED),
     Reader("page", _make_study, _read_study, ("studies/*/*.json",), formats.JSON),
     Reader("page-tables", _make_study, _read_study, ("studies/*/*.csv", "studies/*/*.svg")),
