@@ -74,7 +74,8 @@ def _show(
     if seen[kind] <= 3:
         where = f"--reader {name} --seed {seed} --index {index}"
         console.print(f"{result.verdict}: {result.change}: {where}", markup=False)
-        console.print(f"    {result.detail.strip()}", markup=False, style="dim")
+        text = "".join(c if c.isprintable() or c == "\n" else "?" for c in result.detail.strip())
+        console.print(f"    {text}", markup=False, style="dim")
 
 
 def _table(counts: dict[str, Counter[str]]) -> Table:

@@ -97,9 +97,9 @@ def mutant(reader: Reader, folders: list[Path], seed: int, index: int) -> Mutant
     change = rng.choice(reader.changes if aware else (*DAMAGE, splice))
     content, name = change(rng, a, other), change.__name__
     damaged = not aware and change is not splice
-    if reader.rule == "refused":
+    if reader.seal is not None:
         damaged = content not in (a, other)
-        if reader.seal is not None and rng.random() < (0.8 if aware else 0.2):
+        if rng.random() < (0.8 if aware else 0.2):
             content, name, damaged = reader.seal(content), f"{name}, sealed", False
     return Mutant(variant, path.relative_to(folders[variant]), content, name, damaged)
 
@@ -197,6 +197,7 @@ def _serve(module: str, name: str, root: Path, pipe: Connection) -> None:
     Path(tempfile.tempdir).mkdir()
     os.chdir(root)
     sys.dont_write_bytecode = True
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     folders = [root / "valid-0", root / "valid-1"]
     try:
@@ -242,9 +243,7 @@ def _copy(folder: Path, work: Path) -> None:
 
 def _read_valid(reader: Reader, folder: Path, work: Path) -> str:
     _copy(folder, work)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return digest(reader.read(work))
+    return digest(reader.read(work))
 
 
 def _judge(
@@ -255,8 +254,7 @@ def _judge(
     value = error = None
     resident = _watch_memory()
     started = time.perf_counter()
-    with warnings.catch_warnings(), hook:
-        warnings.simplefilter("ignore")
+    with hook:
         try:
             value = digest(reader.read(work))
         except BaseException as raised:
