@@ -31,7 +31,6 @@ def test_changed_files_are_refused_or_read_right(name: str) -> None:
         if result.verdict in FAULTS
     ]
     assert not wrong, "\n".join(wrong)
-    assert any(result.verdict == "refused" for result in results.values())
 
 
 def test_everything_that_was_found_belongs_to_a_reader() -> None:

@@ -21,7 +21,7 @@ from tests.fuzz.mutate import any_damage
 from tests.fuzz.reader import Change
 
 __all__ = [
-    "IMAGES", "JSON", "MATLAB", "NIFTI", "NPZ", "SAFETENSORS", "TAR", "ZIP", "gzipped",
+    "IMAGES", "JSON", "MATLAB", "NIFTI", "NPZ", "SAFETENSORS", "SEALED", "TAR", "ZIP", "gzipped",
     "seal", "values",
 ]  # fmt: skip
 
@@ -41,6 +41,9 @@ def seal(content: bytes) -> bytes:
     """Give a changed file a valid checksum, unless the change removed it."""
     blank, count = _SEAL.subn(rb"\g<1>" + container.BLANK.encode(), content, count=1)
     return container.seal(blank) if count else content
+
+
+SEALED: dict[str, Any] = {"rule": "refused", "seal": seal}
 
 
 # --- JSON ----------------------------------------------------------------------

@@ -42,6 +42,7 @@ FAULTS = (
     "outside",
 )
 
+LINUX = sys.platform == "linux"  # elsewhere memory is neither limited nor measured
 SECONDS = 20.0  # for one file
 MEMORY = 100 * 2**20  # for one file below SMALL
 SMALL = 2 * 2**20
@@ -90,18 +91,18 @@ def mutant(reader: Reader, folders: list[Path], seed: int, index: int) -> Mutant
     """The changed file with a number; equal seeds and numbers give equal files."""
     rng = random.Random(f"{reader.name} {seed} {index}")
     variant = rng.randrange(2)
-    path = rng.choice(reader.paths(folders[variant]))
-    a, b = path.read_bytes(), reader.paths(folders[1 - variant])
-    other = b[reader.paths(folders[variant]).index(path)].read_bytes()
+    paths, others = reader.paths(folders[variant]), reader.paths(folders[1 - variant])
+    at = rng.randrange(len(paths))
+    a, b = paths[at].read_bytes(), others[at].read_bytes()
     aware = bool(reader.changes) and (not reader.damage or rng.random() < 0.5)
     change = rng.choice(reader.changes if aware else (*DAMAGE, splice))
-    content, name = change(rng, a, other), change.__name__
+    content, name = change(rng, a, b), change.__name__
     damaged = not aware and change is not splice
     if reader.seal is not None:
-        damaged = content not in (a, other)
+        damaged = content not in (a, b)
         if rng.random() < (0.8 if aware else 0.2):
             content, name, damaged = reader.seal(content), f"{name}, sealed", False
-    return Mutant(variant, path.relative_to(folders[variant]), content, name, damaged)
+    return Mutant(variant, paths[at].relative_to(folders[variant]), content, name, damaged)
 
 
 def replayed(reader: Reader, folders: list[Path], case: Found, name: str) -> Mutant:
@@ -168,6 +169,7 @@ class Worker:
         _CONTEXT.set_forkserver_preload([__name__, "tests.fuzz.registry"])
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (self.folder / "change").touch()
         self._pipe, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(
             target=_serve, args=(self.module, self.reader, self.folder, theirs), daemon=True
@@ -214,8 +216,9 @@ def _serve(module: str, name: str, root: Path, pipe: Connection) -> None:
         raise
     hook = _Hook(root, work)
     sys.addaudithook(hook)
-    limit = _status("VmSize") + ADDRESSES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if LINUX:
+        limit = _status("VmSize") + ADDRESSES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe.send("ready")
     while True:
@@ -313,14 +316,17 @@ def _state() -> tuple[object, ...]:
 
 
 def _status(key: str) -> int:
-    """A number of bytes that Linux counts for this process."""
+    """A number of bytes that Linux counts for this process; 0 elsewhere."""
+    if not LINUX:
+        return 0
     text = Path("/proc/self/status").read_text()
     return int(text.partition(f"{key}:")[2].split(None, 1)[0]) * 1024
 
 
 def _watch_memory() -> int:
     """Set the peak of memory to what is used now, and return that."""
-    Path("/proc/self/clear_refs").write_text("5")
+    if LINUX:
+        Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 

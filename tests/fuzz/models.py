@@ -107,19 +107,15 @@ def _read_old(folder: Path) -> Any:
     return dict(model.state_dict()), model.predict(h=0.3)
 
 
+FILES = ("*.safetensors",)
+
 MODELS = (
+    Reader("load", _make_model, _read_model, FILES, formats.SAFETENSORS, **formats.SEALED),
     Reader(
-        "load", _make_model, _read_model, ("*.safetensors",), formats.SAFETENSORS, rule="refused",
-        seal=formats.seal,
+        "load-hypernet", _make_hypernet, _read_hypernet, FILES, formats.SAFETENSORS,
+        **formats.SEALED,
     ),
-    Reader(
-        "load-hypernet", _make_hypernet, _read_hypernet, ("*.safetensors",), formats.SAFETENSORS,
-        rule="refused", seal=formats.seal,
-    ),
-    Reader(
-        "hub", _make_hub, _read_hub, ("*.safetensors",), formats.SAFETENSORS, rule="refused",
-        seal=formats.seal,
-    ),
+    Reader("hub", _make_hub, _read_hub, FILES, formats.SAFETENSORS, **formats.SEALED),
     Reader(
         "from-hyperlight", _make_old, _read_old, ("state.json",), (formats.values,), named=False,
         damage=False,

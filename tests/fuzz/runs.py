@@ -197,23 +197,23 @@ def _read_study(folder: Path) -> Any:
     return [path.read_text() for path in pages]
 
 
-SEALED: dict[str, Any] = {"rule": "refused", "seal": formats.seal}
-
 RUNS = (
     Reader(
         "checkpoint", _make_started, _read_runs, ("*/checkpoint.safetensors",),
-        formats.SAFETENSORS, **SEALED,
+        formats.SAFETENSORS, **formats.SEALED,
     ),
-    Reader("record", _make_finished, _read_runs, ("*/record.json",), formats.JSON, **SEALED),
+    Reader(
+        "record", _make_finished, _read_runs, ("*/record.json",), formats.JSON, **formats.SEALED
+    ),
     Reader(
         "run-model", _make_finished, _read_runs, ("*/model.safetensors",), formats.SAFETENSORS,
-        **SEALED,
+        **formats.SEALED,
     ),
     Reader(
         "session", _make_session, _read_session, ("config.json",), formats.JSON, rule="checked",
         seal=formats.seal,
     ),
-    Reader("cache", _make_cache, _read_cache, ("*/record.json",), formats.JSON, **SEALED),
+    Reader("cache", _make_cache, _read_cache, ("*/record.json",), formats.JSON, **formats.SEALED),
     Reader("page", _make_study, _read_study, ("studies/*/*.json",), formats.JSON),
     Reader("page-tables", _make_study, _read_study, ("studies/*/*.csv", "studies/*/*.svg")),
 )  # fmt: skip
