@@ -156,7 +156,10 @@ def test_a_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
         size = struct.pack(">II", 8_000, 8_001)
         crc = struct.pack(">I", zlib.crc32(whole[12:16] + size + whole[24:29]))
         path.write_bytes(whole[:16] + size + whole[24:29] + crc + whole[33:])
-        assert "8000 x 8001 pixels, expected at most 64,000,000" in _refused(folder)
+        assert "8000 x 8001 pixels in 12,4" in _refused(folder)
+        with path.open("ab") as file:
+            file.write(bytes(2**18))  # with more bytes it could be true, but for 8,000 pixels
+        assert "expected at most 64,000,000" in _refused(folder)
     elif damage == "floats":
         path.unlink()
         path = _write(folder / "red" / "3.tif", Image.fromarray(np.ones((8, 8), np.float32)))
@@ -181,6 +184,31 @@ def test_whole_numbers_of_32_bits_are_refused(tmp_path: Path) -> None:
         assert f"{path} has pixels from {values[0]} to {values[1]}; expected 8 or 16" in message
     image = Image.fromarray(np.full((8, 8), 257 * 60, np.int32))
     assert _read(_write(tmp_path / "more" / "new" / "0.tif", image)).unique().tolist() == [60]
+
+
+COUNTER = Path("/proc/self/clear_refs")
+
+
+@pytest.mark.skipif(not COUNTER.exists(), reason="only Linux resets its count of memory")
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_a_small_file_takes_little_memory(tmp_path: Path, mode: str) -> None:
+    folder = _folder(tmp_path)
+    path = folder / "red" / "3.png"
+    for size in ((3000, 2500), (8000, 7000)):
+        Image.new(mode, size).save(path)
+        COUNTER.write_text("5")
+        before = _memory("VmRSS")
+        if size[0] == 3000:
+            image_folder(folder, 8)
+        else:
+            assert f"{path} cannot be read as an image (it has 8000 x 7000" in _refused(folder)
+        assert _memory("VmHWM") - before < 100 * 2**20
+
+
+def _memory(key: str) -> int:
+    """A number of bytes that Linux counts for this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{key}:")[2].split(None, 1)[0]) * 1024
 
 
 def test_no_other_program_reads_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,8 @@ KEEP_ABOVE = 256 * 2**20
 # What Pillow reads without starting other programs, as it does for PostScript.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _MOST_PIXELS = 64_000_000
+_MOST_PER_BYTE = 256  # pixels, of images of more than ...
+_ALWAYS = 8_000_000
 _LARGE = 4_000_000
 
 
@@ -55,10 +57,13 @@ def _reading(name: str) -> AbstractContextManager[None]:
 
 def _opened(picture: Picture) -> Image.Image:
     """Open an image without decoding it."""
-    image: Image.Image = Image.open(io.BytesIO(picture.read()), formats=_FORMATS)
-    if not 0 < image.width * image.height <= _MOST_PIXELS:
+    content = picture.read()
+    image: Image.Image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    most = min(_MOST_PIXELS, max(_ALWAYS, _MOST_PER_BYTE * len(content)))
+    if not 0 < image.width * image.height <= most:
         raise ValueError(
-            f"it has {image.width} x {image.height} pixels, expected at most {_MOST_PIXELS:,}"
+            f"it has {image.width} x {image.height} pixels in {len(content):,} bytes, expected at "
+            f"most {most:,}"
         )
     return image
 
@@ -80,7 +85,8 @@ def _flat(image: Image.Image, channels: Literal[1, 3], name: str) -> Image.Image
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def longest_side(pictures: Sequence[Picture]) -> int:
@@ -132,7 +138,8 @@ def decode_all(
             image.draft(None, (size, size))  # decodes a JPEG faster
             with large if image.width * image.height > _LARGE else nullcontext():
                 image.load()
-                image = _flat(ImageOps.exif_transpose(image), channels, pictures[i].name)
+                ImageOps.exif_transpose(image, in_place=True)
+                image = _flat(image, channels, pictures[i].name)
                 width, height = image.size
                 aspect[i] = width / height
                 side = min(width, height)
