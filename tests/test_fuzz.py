@@ -76,7 +76,8 @@ def _read(folder: Path) -> str:
 WORDS = dict.fromkeys((*GOOD, *FAULTS, "primary changed", "file deleted"))
 READERS = {rule: Reader(rule, _make, _read, ("word",), rule=rule) for rule in ("read", "checked")}
 FOUND = {
-    rule: {word: Found(lambda _, word=word: word.encode()) for word in WORDS} for rule in READERS
+    rule: {word: Found(lambda _, word=word: word.encode(), damaged=True) for word in WORDS}
+    for rule in READERS
 }
 
 
