@@ -60,6 +60,9 @@ def _nodes(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
+KINDS = (*("value",) * 3, "near", "near", "remove", "rename", "swap", "copy")
+
+
 def _edit(rng: random.Random, value: Any) -> Any:
     """Change one place of a JSON value."""
     nodes = _nodes(value) if isinstance(value, dict | list) else []
@@ -67,15 +70,11 @@ def _edit(rng: random.Random, value: Any) -> Any:
         return rng.choice(PLAIN)
     holder, key = rng.choice(nodes)
     other, there = rng.choice(nodes)
-    kind = rng.choice(
-        ("value", "value", "value", "near", "near", "remove", "rename", "swap", "copy")
-    )
-    if kind == "near" and isinstance(holder[key], int | float):
-        holder[key] = rng.choice(
-            (holder[key] + 1, holder[key] - 1, -holder[key], holder[key] * 1e6)
-        )
-    elif kind == "near" and isinstance(holder[key], list):
-        holder[key] = rng.choice((holder[key] * 2, holder[key][:-1], holder[key][::-1]))
+    old, kind = holder[key], rng.choice(KINDS)
+    if kind == "near" and isinstance(old, int | float):
+        holder[key] = rng.choice((old + 1, old - 1, -old, old * 1e6))
+    elif kind == "near" and isinstance(old, list):
+        holder[key] = rng.choice((old * 2, old[:-1], old[::-1]))
     elif kind == "remove":
         del holder[key]
     elif kind == "rename" and isinstance(holder, dict):
@@ -138,13 +137,10 @@ def header(rng: random.Random, a: bytes, b: bytes) -> bytes:
     if kind == "JSON":
         return join_safetensors(rng.choice(JSON)(rng, text, b""), data)
     if kind == "dtype":
-        one["dtype"] = rng.choice(
-            ("F64", "F16", "BF16", "I32", "U32", "F8_E4M3", "BOOL", "C64", "x")
-        )
+        one["dtype"] = rng.choice(("F64", "F16", "BF16", "I32", "F8_E4M3", "BOOL", "C64", "x"))
     elif kind == "shape":
-        one["shape"] = rng.choice(
-            ([], [0], one["shape"][::-1], [1, *one["shape"]], [*HUGE], [2**62])
-        )
+        shape = one["shape"]
+        one["shape"] = rng.choice(([], [0], shape[::-1], [1, *shape], [*HUGE], [2**62]))
     elif kind == "offsets":
         one["data_offsets"], two["data_offsets"] = two["data_offsets"], one["data_offsets"]
     elif kind == "extra":
@@ -167,10 +163,8 @@ def metadata(rng: random.Random, a: bytes, b: bytes) -> bytes:
     keys = [key for key in inner if str(inner[key]).startswith("{")]
     if not keys:
         return header(rng, a, b)
-    key = rng.choice(keys)
-    inner[key] = rng.choice((values, values, values, literal))(
-        rng, inner[key].encode(), b""
-    ).decode()
+    key, change = rng.choice(keys), rng.choice((values, values, values, literal))
+    inner[key] = change(rng, inner[key].encode(), b"").decode()
     return join_safetensors(json.dumps(about).encode(), data)
 
 
@@ -199,17 +193,12 @@ def zeros(mebibytes: int) -> bytes:
     return start + one * mebibytes + end + struct.pack("<II", check, mebibytes << 20)
 
 
-def _gzip_bomb(rng: random.Random, a: bytes, b: bytes) -> bytes:
-    """Too much, after what the file holds or instead of it."""
-    return rng.choice((a, b"")) + zeros(1200)
-
-
 def gzipped(*changes: Change) -> tuple[Change, ...]:
     """Changes of what a gzip file holds, with the right checksum, and bombs."""
 
     def inside(rng: random.Random, a: bytes, b: bytes) -> bytes:
         if rng.random() < 0.03:
-            return _gzip_bomb(rng, a, b)
+            return rng.choice((a, b"")) + zeros(1200)
         change = rng.choice((*changes, any_damage))
         return gzip.compress(change(rng, gzip.decompress(a), gzip.decompress(b)), mtime=0)
 
@@ -221,10 +210,8 @@ def npy(rng: random.Random, a: bytes, b: bytes) -> bytes:
     size = int.from_bytes(a[8:10], "little")
     text, rest = a[10 : 10 + size].decode(), a[10 + size :]
     types = ("|O", "<f8", ">i2", "<U4", "|V8", "<c16", "<f2", "<i8", "<M8[s]", "x", "", "<i4,<i4")
-    counts = (*HUGE, 0, -1, 10**11)
-    shape = rng.choice(
-        (f"{rng.choice(counts)},", "", f"{rng.choice(counts)}, 2", "'x',", "1," * 99)
-    )
+    count = rng.choice((*HUGE, 0, -1, 10**11))
+    shape = rng.choice((f"{count},", f"{count}, 2", "", "'x',", "1," * 99))
     text = rng.choice((
         re.sub(r"'descr': '[^']*'", f"'descr': '{rng.choice(types)}'", text),
         re.sub(r"'shape': \([^)]*\)", f"'shape': ({shape})", text),
@@ -253,16 +240,14 @@ def zipped(*changes: Change) -> tuple[Change, ...]:
         if kind == "content":
             entries[at] = name, rng.choice((*changes, any_damage))(rng, content, content)
         elif kind == "name":
-            suffix = rng.choice(("", name, name.partition(".")[0]))
-            entries[at] = rng.choice((*NAMES[:6], *NAMES[7:])) + suffix or "x", content
+            entries[at] = rng.choice(NAMES).replace("\0", "") + rng.choice(("x", name)), content
         elif kind == "remove":
             del entries[at]
         elif kind == "twice":
             entries.append((name, entries[rng.randrange(len(entries))][1]))
         method = rng.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, 14))
-        return (
-            _headers(rng, zip_of(entries, method)) if kind == "headers" else zip_of(entries, method)
-        )
+        made = zip_of(entries, method)
+        return _headers(rng, made) if kind == "headers" else made
 
     return (inside,)
 
@@ -270,15 +255,8 @@ def zipped(*changes: Change) -> tuple[Change, ...]:
 def _headers(rng: random.Random, a: bytes) -> bytes:
     """Change one field in all headers: flags, method, checksum or a size."""
     sizes = (0, 1, 2**31, 2**32 - 1)
-    at, size, choice = rng.choice(
-        (
-            (6, 2, (1, 0x800, 0x41)),
-            (8, 2, (1, 9, 95, 99)),
-            (14, 4, (0,)),
-            (18, 4, sizes),
-            (22, 4, sizes),
-        )
-    )
+    fields = (6, 2, (1, 0x800, 0x41)), (8, 2, (1, 9, 95, 99)), (14, 4, (0,))
+    at, size, choice = rng.choice((*fields, (18, 4, sizes), (22, 4, sizes)))
     return set_headers(a, at, rng.choice(choice).to_bytes(size, "little"))
 
 
@@ -292,7 +270,7 @@ def set_headers(content: bytes, at: int, value: bytes) -> bytes:
 
 
 def tar(rng: random.Random, a: bytes, b: bytes) -> bytes:
-    """Add a hostile member, or change one; compressed as before, or as an archive may be."""
+    """Add a hostile member; compress the archive in any way, or not."""
     file = io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(a)) as old:
         members = [(m, f.read() if (f := old.extractfile(m)) else b"") for m in old]
