@@ -13,7 +13,7 @@ from torch import nn
 from hyperlight.errors import FormatError
 from tests.fuzz import registry
 from tests.fuzz.found import Found
-from tests.fuzz.judge import FAULTS, GOOD, Worker
+from tests.fuzz.judge import FAULTS, GOOD, Worker, mutant
 from tests.fuzz.reader import Reader, untouched
 
 FILES = 60  # for each reader; the command reads thousands
@@ -31,6 +31,19 @@ def test_changed_files_are_refused_or_read_right(name: str) -> None:
         if result.verdict in FAULTS
     ]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("name", ["load", "from-hyperlight", "npz", "zip", "tar-gz", "pictures"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_equal_numbers_give_equal_files(name: str, tmp_path: Path) -> None:
+    reader, folders = registry.READERS[name], [tmp_path / "0", tmp_path / "1"]
+    for variant, folder in enumerate(folders):
+        folder.mkdir()
+        reader.make(folder, variant)
+    files = [mutant(reader, folders, 0, index) for index in range(100)]
+    again = [mutant(reader, folders, 0, index) for index in reversed(range(100))]
+    assert files == again[::-1]
+    assert len({file.content for file in files}) > 70
 
 
 def test_everything_that_was_found_belongs_to_a_reader() -> None:

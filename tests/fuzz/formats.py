@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import copy
 import functools
 import gzip
 import io
@@ -66,8 +67,9 @@ KINDS = (*("value",) * 3, "near", "near", "remove", "rename", "swap", "copy")
 def _edit(rng: random.Random, value: Any) -> Any:
     """Change one place of a JSON value."""
     nodes = _nodes(value) if isinstance(value, dict | list) else []
+    new = copy.deepcopy(rng.choice(PLAIN))
     if not nodes:
-        return rng.choice(PLAIN)
+        return new
     holder, key = rng.choice(nodes)
     other, there = rng.choice(nodes)
     old, kind = holder[key], rng.choice(KINDS)
@@ -80,11 +82,11 @@ def _edit(rng: random.Random, value: Any) -> Any:
     elif kind == "rename" and isinstance(holder, dict):
         holder[rng.choice((*NAMES, "x", f"{key}x"))] = holder.pop(key)
     elif kind == "swap":
-        holder[key], other[there] = json.loads(json.dumps([other[there], holder[key]]))
+        holder[key], other[there] = copy.deepcopy((other[there], old))
     elif kind == "copy":
-        holder[key] = json.loads(json.dumps(other[there]))
+        holder[key] = copy.deepcopy(other[there])
     else:
-        holder[key] = rng.choice(PLAIN)
+        holder[key] = new
     return value
 
 
@@ -286,7 +288,8 @@ def tar(rng: random.Random, a: bytes, b: bytes) -> bytes:
         for member, content in members:
             new.addfile(member, io.BytesIO(content))
     made_of = file.getvalue() if rng.random() < 0.7 else _claimed(rng, file.getvalue())
-    return rng.choice((bytes, gzip.compress, bz2.compress, lzma.compress))(made_of)
+    packers = bytes, lambda raw: gzip.compress(raw, mtime=0), bz2.compress, lzma.compress
+    return rng.choice(packers)(made_of)
 
 
 def _claimed(rng: random.Random, content: bytes) -> bytes:
