@@ -194,7 +194,7 @@ COUNTER = Path("/proc/self/clear_refs")
 def test_a_small_file_takes_little_memory(tmp_path: Path, mode: str) -> None:
     folder = _folder(tmp_path)
     path = folder / "red" / "3.png"
-    for size in ((3000, 2500), (8000, 7000)):
+    for size in ((3000, 2000), (8000, 7000)):
         Image.new(mode, size).save(path)
         COUNTER.write_text("5")
         before = _memory("VmRSS")

@@ -66,7 +66,7 @@ def entries(folder: Path) -> list[Path]:
     Raises:
         DataError: the folder cannot be read.
     """
-    with reading(folder, "a folder", "Check its permissions."):
+    with reading(folder, "a folder", "Check its name and its permissions."):
         return sorted(folder.iterdir())
 
 

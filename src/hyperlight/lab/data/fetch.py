@@ -56,7 +56,8 @@ def locate(folder: Path | None, *names: str) -> Path:
     """
     if folder is None:
         return cache_folder(names[0])
-    return next((folder / name for name in names if (folder / name).is_dir()), folder)
+    with reading(folder, "a folder", "Check its name and its permissions."):
+        return next((folder / name for name in names if (folder / name).is_dir()), folder)
 
 
 def checksum(path: Path, algorithm: str = "sha256") -> str:
@@ -162,8 +163,8 @@ def _download(url: str, path: Path, most: int, seconds: float | None = None) -> 
         url: https, also after redirects.
         path: of the file.
         most: bytes to receive in all.
-        seconds: for all of it, besides a minute for every step; by default as long as ``most``
-            bytes take at 50 kB/s.
+        seconds: for all of it; by default as long as ``most`` bytes take at 50 kB/s, and five
+            minutes.
 
     Raises:
         OSError: it cannot be had so; urllib3 has errors of its own.
@@ -295,14 +296,14 @@ def unpack(
         with archive.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
         # Besides the files there are headers and padding.
-        most_in_all = most_bytes + (most_files + 2) * 4096
+        most_in_all = most_bytes + (most_files + 4) * 4096
         with opened(archive, zipped) as plain:
             contents = _Contents(plain, most_in_all)
             _extract(archive, contents, work, most_files, most_bytes)
             # Damaged headers end an archive as its last block does, of zeros.
             if contents.last != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.TarError("it is cut short or damaged within")
-            while contents.read(2**16):
+            while contents.read(4096):
                 pass
         if not (work / top).is_dir() or not any((work / top).iterdir()):
             raise DataError(

@@ -13,7 +13,7 @@ from ...errors import listed
 from ..errors import DataError
 from .augment import Augmentation
 from .base import DataSet
-from .border import entries, printable
+from .border import entries, printable, reading
 from .images import Images, ImageSplit, stratified_split
 from .pictures import Picture, decode_all, longest_side
 from .scans import Scans, ScanSplit, split_names
@@ -22,6 +22,13 @@ from .volumes import check_labels, read_nifti, read_npz, to_unit
 __all__ = ["FOLDER", "image_folder", "scan_folder"]
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+
+def _check_folder(folder: Path, expected: str) -> None:
+    with reading(folder, "a folder", "Check its name and its permissions."):
+        there = folder.is_dir()
+    if not there:
+        raise DataError(f"{folder} is not a folder; expected one with {expected}.")
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -86,10 +93,7 @@ def image_folder(
     """
     if size < 1:
         raise DataError(f"The size of the images was {size}; expected 1 or more.")
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is not a folder; expected one with a folder of images for every class."
-        )
+    _check_folder(folder, "a folder of images for every class")
     parts = {path.name for path in _folders(folder)}
     if {"train", "test"} <= parts:
         classes, fit = _classes(folder / "train")
@@ -219,6 +223,7 @@ def scan_folder(
     """
     if axis not in (0, 1, 2):
         raise DataError(f"The axis was {axis}; expected 0, 1 or 2.")
+    _check_folder(folder, "scans")
     files = sorted(folder.glob("*.nii")) + sorted(folder.glob("*.nii.gz"))
     files = [path for path in files if not _stem(path).endswith("_seg")]
     files += sorted(folder.glob("*.npz"))

@@ -31,7 +31,7 @@ KEEP_ABOVE = 256 * 2**20
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _MOST_PIXELS = 64_000_000
 _MOST_PER_BYTE = 256  # pixels, of images of more than ...
-_ALWAYS = 8_000_000
+_ALWAYS = 6_000_000
 _LARGE = 4_000_000
 
 
@@ -83,7 +83,7 @@ def _flat(image: Image.Image, channels: Literal[1, 3], name: str) -> Image.Image
             )
         image = Image.fromarray((values / 257.0).round().astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
@@ -130,7 +130,7 @@ def decode_all(
     pixels = np.empty(shape, np.uint8)
     aspect = np.empty(len(pictures), np.float32)
 
-    large = Lock()  # one large image at a time, since each takes up to 8 bytes a pixel
+    large = Lock()  # one large image at a time, since each takes up to 16 bytes a pixel
 
     def decode(i: int) -> None:
         with _reading(pictures[i].name):
