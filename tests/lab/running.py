@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 import hyperlight.__main__
+from hyperlight.lab.locks import locked
 from tests.lab.making import leave_out_figures
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -39,6 +41,18 @@ def start(
     process = _CONTEXT.Process(target=_command, args=target, daemon=True)
     process.start()
     return process
+
+
+def hold(folder: Path) -> BaseProcess:
+    """Start a process that holds a folder until it is killed."""
+    process = _CONTEXT.Process(target=_hold, args=(folder,), daemon=True)
+    process.start()
+    return process
+
+
+def _hold(folder: Path) -> None:
+    with locked(folder):
+        time.sleep(600.0)
 
 
 def _command(arguments: list[str], log: str, environment: dict[str, str]) -> None:

@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperlight.lab.errors import LabError
-from hyperlight.lab.files import claim_folder, csv_text, replace_file, write_text
+from hyperlight.lab.files import (
+    claim_folder,
+    csv_text,
+    is_inside,
+    is_plain,
+    read_sealed,
+    replace_file,
+    sweep,
+    write_sealed,
+    write_text,
+)
+from hyperlight.lab.locks import locked
 from tests.lab.making import equal_values, listing
 
 
@@ -153,3 +164,121 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path, overwrite: boo
     (tmp_path / "file").write_text("a file")
     with pytest.raises(LabError, match=r"cannot be created .* another --out"):
         claim_folder(tmp_path / "file" / "below", overwrite)
+
+
+# --- sealed files -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_every_flipped_bit_of_a_sealed_file_is_seen(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "a.json"
+    content = {"name": "µ", "values": [1, 2.5, float("inf"), None, True], "sha": {}}
+    write_sealed(path, content, indent)
+    assert read_sealed(path) == (content, True)
+    assert listing(tmp_path) == ["a.json"]
+    whole = path.read_bytes()
+    passed = []
+    for place in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            found, sealed = read_sealed(path)
+        except ValueError:
+            continue
+        # A flipped bit in the name of the checksum is an unknown name.
+        if sealed or set(found) == set(content):
+            passed.append(place)
+    assert passed == []
+
+
+def test_a_file_without_a_checksum_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": NaN}')
+    found, sealed = read_sealed(path)
+    assert (list(found), sealed) == (["a"], False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"sha256": 3}', "its checksum is damaged"),
+        ('{"sha256" : "0"}', "its checksum is damaged"),
+        ('{"sha256": "0"}', "its contents differ from its checksum"),
+        ("[]", "expected a JSON object, found b'[]'"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": 1, "a": 2}', "the key 'a' stands twice"),
+        ("", "Expecting value"),
+    ],
+)
+def test_a_sealed_file_of_something_else_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words.replace("[", "\\[")):
+        read_sealed(path)
+
+
+# --- what is left of killed processes, and names from files ---------------------------
+
+
+def test_what_a_killed_writer_leaves_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    seen = []
+
+    def write(part: Path) -> None:
+        seen.append(part.name)
+        part.write_text("a part")
+        (part.parent / f"{part.name}.kept").write_text("no part")
+
+    replace_file(tmp_path / "report.html", write)
+    (tmp_path / seen[0]).write_text("a part")
+    others = [f"{seen[0]}.kept", ".report.html", ".report.html.swp", "a.json", "report.html"]
+    (tmp_path / ".report.html").write_text("mine")
+    (tmp_path / ".report.html.swp").write_text("mine")
+    (tmp_path / "a.json").write_text("mine")
+    sweep(tmp_path)
+    assert listing(tmp_path) == sorted(others)
+
+
+def test_a_lock_is_no_file_in_the_way(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        claim_folder(tmp_path, overwrite=False)
+        (tmp_path / "a").touch()
+        with pytest.raises(LabError, match="already has files"):
+            claim_folder(tmp_path, overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["dice.png", "along-gamma_2.png", "größe 1.png"])
+def test_plain_names(name: str) -> None:
+    assert is_plain(name, ".png")
+    assert not is_plain(name, ".csv")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".png",
+        "..",
+        "/a.png",
+        "a/b.png",
+        "../a.png",
+        "a\\b.png",
+        "C:a.png",
+        "a\0.png",
+        "a.png\n",
+    ],
+)
+def test_names_that_lead_elsewhere(name: str) -> None:
+    assert not is_plain(name, ".png")
+
+
+def test_links_lead_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.png").touch()
+    (tmp_path / "folder").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "same.png").symlink_to("a.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "real" / "a.png")
+    assert is_inside(tmp_path / "real" / "a.png")
+    assert is_inside(tmp_path / "folder" / "a.png")  # the folder is the user's choice
+    assert is_inside(tmp_path / "folder" / "same.png")
+    assert not is_inside(tmp_path / "link.png")

@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from hyperlight.lab import figures, report
+from hyperlight.lab.errors import LabError
 from hyperlight.lab.files import write_text
 from hyperlight.lab.record import Run
 from hyperlight.lab.summary import Summary, claims, summarize
@@ -401,6 +402,24 @@ def test_pictures_are_linked_in_markdown(tmp_path: Path) -> None:
     assert "![Dice | gamma](mip-seed0/dice.png)" in text
     assert "lost.png" not in text
     assert "| a\\|b |\n|---|\n| 1 |\n" in text
+
+
+def test_a_picture_elsewhere_is_not_embedded(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"a secret")
+    run = tmp_path / "out" / "mip-seed0"
+    run.mkdir(parents=True)
+    (run / "link.png").symlink_to(secret)
+    (run / "dice.html").write_bytes(b"a page")
+    for name in ("link.png", "dice.html"):
+        made = make_run("mip", outcome=Outcome({"dice": 0.7}, [], [("Dice", run / name)]))
+        with pytest.raises(LabError) as raised:
+            _write(run.parent, [made])
+        assert str(raised.value) == (
+            f"The picture {run / name} is not a .png file in the folder of its run, so it is not "
+            f"put into the report. Delete the folder {run} to train this run again."
+        )
+        assert not (run.parent / "report.html").exists()
 
 
 def test_a_page_of_one_run(tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ from rich.console import Console
 from hyperlight.lab.checkpoint import identity
 from hyperlight.lab.cli import main
 from hyperlight.lab.errors import DataError, LabError
+from hyperlight.lab.locks import LOCK
 from hyperlight.lab.session import Session, _stop_on_request, launch
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
-from hyperlight.lab.train import Training
+from hyperlight.lab.train import Training, train
 from tests.lab import running
 from tests.lab.making import equal_runs, listing
 
@@ -136,7 +137,7 @@ def _end(process: BaseProcess, number: int) -> None:
 
 
 def _parts(folder: Path) -> set[str]:
-    return {name for name in listing(folder) if name.startswith(".")}
+    return {name for name in listing(folder) if name.startswith(".") and name != LOCK}
 
 
 def _kill_while_writing(process: BaseProcess, folder: Path) -> None:
@@ -461,17 +462,8 @@ def test_overwriting_replaces_what_is_ours_alone(
     assert _config(tmp_path)["identity"] == _session(task, tmp_path).about
 
 
-@pytest.mark.parametrize(
-    "config",
-    [None, "", "not JSON", "[]", "3", "{}", '{"identity": 3}', '{"identity": ["mip"]}', b"\xff"],
-)
-def test_a_folder_of_something_else_is_refused(
-    task: BayesTask, tmp_path: Path, config: str | bytes | None
-) -> None:
-    _fill(tmp_path, ["notes.txt"])
-    if config is not None:
-        content = config if isinstance(config, bytes) else config.encode()
-        (tmp_path / "config.json").write_bytes(content)
+def test_a_folder_of_something_else_is_refused(task: BayesTask, tmp_path: Path) -> None:
+    _fill(tmp_path, ["notes.txt", "mip-seed0/notes.txt"])
     before = _tree(tmp_path)
     with pytest.raises(LabError) as raised:
         _session(task, tmp_path).claim()
@@ -483,6 +475,219 @@ def test_a_folder_of_something_else_is_refused(
     _session(task, tmp_path).claim(overwrite=True)
     assert listing(tmp_path) == ["config.json", "notes.txt"]
     assert _config(tmp_path)["identity"] == _session(task, tmp_path).about
+
+
+def _garbled(config: bytes) -> dict[str, bytes]:
+    """Configurations that cannot be read, made from one that can."""
+    other = json.loads(config)
+    del other["sha256"]
+    return {
+        "empty": b"",
+        "text": b"not JSON",
+        "a list": b"[]",
+        "of something else": b'{"identity": {}}',
+        "no UTF-8": b"\xff",
+        "deep": b"[" * 100_000,
+        "cut short": config[:-9],
+        "a flipped bit": config.replace(b'"digits"', b'"digitr"', 1),
+        "a flipped bit in the sum": config.replace(b'"sha256"', b'"sha257"', 1),
+        "a flipped bit in a space": config.replace(b"  ", b" \x28", 1),
+        "another identity": json.dumps({**other, "identity": {"task": 3}}).encode(),
+        "no settings": json.dumps({k: v for k, v in other.items() if k != "settings"}).encode(),
+    }
+
+
+GARBLED = _garbled(b'{"sha256": "0", "settings": {"data":  "digits"}, "identity": {}}')
+
+
+@pytest.mark.parametrize("how", GARBLED)
+def test_a_damaged_config_in_a_folder_without_runs_is_named(
+    task: BayesTask, tmp_path: Path, how: str
+) -> None:
+    _session(task, tmp_path).claim()
+    path = tmp_path / "config.json"
+    path.write_bytes(_garbled(path.read_bytes())[how])
+    _fill(tmp_path, ["mip-seed0/record.json"])  # which cannot be read either
+    before = _tree(tmp_path)
+    with pytest.raises(LabError) as raised:
+        _session(task, tmp_path).claim()
+    message = str(raised.value)
+    assert message.startswith(f"{path} cannot be read (")
+    assert message.endswith(
+        "), and no run in the folder says which settings it has. Choose another --out, or pass "
+        "--overwrite to replace the results in it."
+    )
+    assert _tree(tmp_path) == before
+    _session(task, tmp_path).claim(overwrite=True)
+    assert listing(tmp_path) == ["config.json"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a session whose only run is finished."""
+    folder = tmp_path_factory.mktemp("trained")
+    small = {"evaluation_gammas": 2, "evaluation_images": 40, "posterior_samples": 2}
+    task = BayesTask(Bayes(hidden=(4, 8), **small), torch.device("cpu"))
+    session = _session(task, folder)
+    session.claim()
+    list(train(task, "mip", 0, TRAINING, session.fabric, session.run_folder("mip", 0)))
+    return folder
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    folder = tmp_path / "finished"
+    shutil.copytree(trained, folder)
+    return folder
+
+
+@pytest.mark.parametrize("how", [None, *GARBLED])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_config_that_is_lost_is_written_again_for_the_same_runs(
+    task: BayesTask, finished: Path, how: str | None, restart: bool
+) -> None:
+    path = finished / "config.json"
+    config = path.read_bytes()
+    if how is None:
+        path.unlink()
+    else:
+        path.write_bytes(_garbled(config)[how])
+    kept = _tree(finished / "mip-seed0")
+    again = _session(task, finished)
+    again.claim(restart=restart)
+    assert path.read_bytes() == config
+    assert _tree(finished / "mip-seed0") == kept
+    said = again.console.file.getvalue()  # type: ignore[attr-defined]
+    assert said.startswith(f"{path} {'is missing' if how is None else 'cannot be read ('}")
+    assert said.endswith(
+        "; the runs in the folder have these settings, so they are kept, and it is written again.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": dataclasses.replace(TRAINING, lr=0.5)}, "lr: the default, now 0.5"),
+        ({"formulations": ["plain"]}, "formulations: ['mip'], now ['plain']"),
+    ],
+)
+def test_a_config_that_is_lost_does_not_open_the_folder_to_other_runs(
+    task: BayesTask, finished: Path, changes: dict[str, Any], words: str
+) -> None:
+    (finished / "config.json").unlink()
+    before = _tree(finished)
+    with pytest.raises(LabError) as raised:
+        _session(task, finished, **changes).claim()
+    assert f"{finished} holds runs with other settings ({words})." in str(raised.value)
+    assert _tree(finished) == before
+
+
+def test_formulations_may_be_added_to_a_folder_without_a_config(
+    task: BayesTask, finished: Path
+) -> None:
+    """A comparison of two whose second run has not begun looks so."""
+    (finished / "config.json").unlink()
+    session = _session(task, finished, formulations=["mip", "plain"])
+    session.claim()
+    assert _config(finished)["identity"] == session.about
+    assert (finished / "mip-seed0" / "record.json").is_file()
+
+
+def test_a_run_under_another_name_says_nothing(task: BayesTask, finished: Path) -> None:
+    (finished / "config.json").unlink()
+    (finished / "mip-seed0").rename(finished / "mip-seed1")
+    with pytest.raises(LabError, match="already has files"):
+        _session(task, finished).claim()
+
+
+def test_a_config_of_the_version_before_is_read_with_a_warning(
+    task: BayesTask, tmp_path: Path
+) -> None:
+    _session(task, tmp_path).claim()
+    path = tmp_path / "config.json"
+    old = {name: value for name, value in _config(tmp_path).items() if name != "sha256"}
+    path.write_text(json.dumps(old, indent=2) + "\n", "utf-8")
+    with pytest.warns(UserWarning, match=f"Files in {tmp_path} have no checksum"):
+        _session(task, tmp_path).claim()
+    assert "sha256" in _config(tmp_path)
+
+
+# --- one process at a time ----------------------------------------------------------
+
+
+def test_what_a_killed_process_left_is_removed(task: BayesTask, tmp_path: Path) -> None:
+    parts = [".config.json.a1b2c3d4", ".report.html.____abcd", ".steps.csv.00000000"]
+    others = [".hidden", ".notes.md.swp", "notes.txt"]
+    _fill(tmp_path, [*parts, *others])
+    with _session(task, tmp_path).locked():
+        assert listing(tmp_path) == sorted([*others, LOCK])
+    assert listing(tmp_path) == sorted(others)
+
+
+def test_a_folder_is_made_to_be_locked(task: BayesTask, tmp_path: Path) -> None:
+    session = _session(task, tmp_path / "a" / "out")
+    with session.locked():
+        session.claim()
+        assert listing(session.folder) == [LOCK, "config.json"]
+    assert listing(session.folder) == ["config.json"]
+    (tmp_path / "file").write_text("a file")
+    with (
+        pytest.raises(LabError, match="is a file; expected a folder"),
+        _session(task, tmp_path / "file").locked(),
+    ):
+        pass
+    large = dataclasses.replace(TRAINING, batch_size=1438)
+    refused = _session(task, tmp_path / "refused", training=large)
+    with pytest.raises(DataError), refused.locked():
+        pass
+    assert not refused.folder.exists()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_second_process_on_a_folder_is_refused_at_once(tmp_path: Path, capsys: Captured) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    command = ["train", "bayes", *LONG, *ALWAYS, "--out", str(out)]
+    process = running.start(command, log)
+    _until(process, (out / "config.json").exists)
+    os.kill(process.pid or 0, signal.SIGSTOP)
+    before = _tree(out)
+    for more in ([], ["--overwrite"]):
+        assert main([*command, *more]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {out} is in use by process {process.pid} on {os.uname().nodename}. Wait until "
+            "that process ends, or choose another --out.\n"
+        )
+    assert _tree(out) == before
+    process.kill()
+    process.join()
+    assert LOCK in listing(out)  # the file, not the lock
+    short = ["train", "bayes", *SHORT, "--out", str(out)]
+    assert main([*short, "--overwrite"]) == 0
+    assert LOCK not in [*listing(out), *listing(out / "mip-seed0")]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_folder_that_is_removed_meanwhile_is_said_to_be_gone(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    loss, count = BayesTask.loss, iter(range(100))
+
+    def removed(*arguments: Any) -> Any:
+        if next(count) == 2:
+            shutil.rmtree(out)
+        return loss(*arguments)
+
+    monkeypatch.setattr(BayesTask, "loss", removed)
+    assert main(["train", "bayes", *SHORT, *ALWAYS, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: The checkpoint {out / 'mip-seed0' / CHECKPOINT} could not be")
+    assert error.endswith(
+        f"The folder {out / 'mip-seed0'} is gone, with all checkpoints in it. The same command "
+        "starts this run again.\n"
+    )
+    assert main(["train", "bayes", *SHORT, "--out", str(out)]) == 0
 
 
 @pytest.mark.parametrize(
@@ -537,7 +742,10 @@ def test_settings_that_cannot_be_trained_with_leave_the_folder_as_it_was(
     assert _tree(tmp_path) == before
 
 
-def test_another_process_refuses_what_the_first_refused(task: BayesTask, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["claim", "locked"])
+def test_another_process_refuses_what_the_first_refused(
+    task: BayesTask, tmp_path: Path, what: str
+) -> None:
     class Second:
         is_global_zero, global_rank, world_size = False, 1, 2
 
@@ -547,11 +755,18 @@ def test_another_process_refuses_what_the_first_refused(task: BayesTask, tmp_pat
 
         said = "the first refused"
 
+    def do(session: Session) -> None:
+        if what == "claim":
+            session.claim()
+        else:
+            with session.locked():
+                pass
+
     second = Second()
     with pytest.raises(LabError, match="the first refused"):
-        _session(task, tmp_path / "out", fabric=second).claim()
+        do(_session(task, tmp_path / "out", fabric=second))
     second.said = ""
-    _session(task, tmp_path / "out", fabric=second).claim()
+    do(_session(task, tmp_path / "out", fabric=second))
     assert listing(tmp_path) == []  # it is the first that makes folders and files
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -514,15 +514,82 @@ def _break_json(folder: Path) -> None:
     (folder / "claims.json").write_text("{")
 
 
+def _deep_json(folder: Path) -> None:
+    (folder / "claims.json").write_text("[" * 100_000)
+
+
 def _remove_figure(folder: Path) -> None:
     (folder / "figure.svg").unlink()
+
+
+def _hostile_figure(folder: Path) -> None:
+    (folder / "figure.svg").write_text("<svg><script>alert(1)</script></svg>")
 
 
 def _old_format(folder: Path) -> None:
     (folder / "study.json").write_text("{}")
 
 
-@pytest.mark.parametrize("damage", [_break_json, _remove_figure, _old_format])
+def _study_with(name: str, value: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        about = json.loads((folder / "study.json").read_text("utf-8"))
+        (folder / "study.json").write_text(json.dumps({**about, name: value}))
+
+    return damage
+
+
+def _claim_with(**values: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        found = json.loads((folder / "claims.json").read_text("utf-8"))
+        (folder / "claims.json").write_text(json.dumps([{**found[0], **values}]))
+
+    return damage
+
+
+def _outside(folder: Path) -> Path:
+    outside = folder.parent / "secret.csv"
+    outside.write_text("a,secret\n")
+    return outside
+
+
+def _table_outside(folder: Path) -> None:
+    _outside(folder)
+    table = {"title": "A table", "file": "../secret.csv", "shown": True}
+    _study_with("tables", [table])(folder)
+
+
+def _table_that_is_a_link(folder: Path) -> None:
+    (folder / "link.csv").symlink_to(_outside(folder))
+    table = {"title": "A table", "file": "link.csv", "shown": True}
+    _study_with("tables", [table])(folder)
+
+
+def _empty_table(folder: Path) -> None:
+    (folder / "empty.csv").touch()
+    _study_with("tables", [{"title": "A table", "file": "empty.csv", "shown": True}])(folder)
+
+
+def _no_text(folder: Path) -> None:
+    (folder / "empty.csv").write_bytes(b"\xff")
+    _study_with("tables", [{"title": "A table", "file": "empty.csv", "shown": True}])(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(_break_json, _deep_json, _remove_figure, _hostile_figure, _old_format, _table_outside),
+        *(_table_that_is_a_link, _empty_table, _no_text),
+        _study_with("title", 3),
+        _study_with("training_seconds", "long"),
+        _study_with("training_seconds", None),
+        _study_with("provenance", {}),
+        _study_with("made_by", [3]),
+        _study_with("tables", [{"title": "A table"}]),
+        _claim_with(holds="yes"),
+        _claim_with(more=1),
+        _claim_with(text=None),
+    ],
+)
 def test_a_damaged_study_is_named(
     smoke: Smoke,
     tmp_path: Path,

@@ -1,0 +1,99 @@
+"""Pages hold no code and fetch nothing, whatever the files say that they are made of."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperlight.lab import figures
+from hyperlight.lab.pages import checked_svg
+
+
+def _figure() -> str:
+    """A figure with all that matplotlib writes: text, images, hatches, clipped lines."""
+    figure, (ax, other) = figures.panels(2)
+    ax.plot([1, 10, 100], [1.0, 2.0, 3.0], marker="o", linestyle="--", alpha=0.5)
+    ax.bar([1, 10], [1, 2], hatch="//")
+    ax.set(xscale="log", title="$10^3$ <b> & -->", xlabel="gamma")
+    ax.legend(["a line"])
+    other.imshow([[0.0, 1.0], [1.0, 0.0]])
+    return figures.svg(figure)
+
+
+def test_what_is_drawn_is_shown_without_comments() -> None:
+    drawn = _figure()
+    assert "<!--" in drawn
+    assert "<metadata>" in drawn
+    assert "<image" in drawn
+    assert "<pattern" in drawn
+    text = checked_svg(drawn)
+    assert "<!" not in text
+    assert "http" not in text.replace('"http://www.w3.org/', "")
+    assert text.count("<path") == drawn.count("<path")
+    assert checked_svg(text) == text
+
+
+SVG = "http://www.w3.org/2000/svg"
+HTML = "http://www.w3.org/1999/xhtml"
+HOSTILE = {
+    "a script": ("<svg><script>alert(1)</script></svg>", "the figure has a <script>"),
+    "a script in capitals": ("<svg><SCRIPT/></svg>", "the figure has a <SCRIPT>"),
+    "a script with a prefix": (f"<svg xmlns:h='{HTML}'><h:script/></svg>", "the figure has a <{"),
+    "a script after it": ("<svg/><script/>", "the figure is not SVG"),
+    "a page": ("<html/>", "the figure is a <html>"),
+    "another namespace": (f"<svg xmlns='{HTML}'/>", "the figure is a <{"),
+    "an event": ("<svg onload='alert(1)'/>", "the figure has onload='alert(1)'"),
+    "an event in capitals": ("<svg><g OnClick='x'/></svg>", "the figure has onclick='x'"),
+    "an event with a prefix": ("<svg><g x:onload='a' xmlns:x='y'/></svg>", "has onload='a'"),
+    "a link": ("<svg><a href='javascript:x'/></svg>", "the figure has a <a>"),
+    "a figure elsewhere": ("<svg><use href='http://x/y#a'/></svg>", "has href='http://x/y#a'"),
+    "a file": ("<svg><image href='file:///etc/passwd'/></svg>", "has href='file:///etc/passwd'"),
+    "a figure in a figure": (
+        "<svg><image href='data:image/svg+xml;base64,AAAA'/></svg>",
+        "has href='data:image/svg",
+    ),
+    "HTML": ("<svg><foreignObject/></svg>", "the figure has a <foreignObject>"),
+    "a title": ("<svg><title><img/></title></svg>", "the figure has a <title>"),
+    "an animation": ("<svg><animate to='javascript:x'/></svg>", "the figure has a <animate>"),
+    "rules for the page": ("<svg><style>body {display: none}</style></svg>", "has a <style>"),
+    "rules from elsewhere": ("<svg><style>@import 'http://x'</style></svg>", "has a <style>"),
+    "a fill from elsewhere": ("<svg><g style='fill:url(http://x)'/></svg>", "has style='fill:url"),
+    "capitals": ("<svg><g fill='URL(//x)'/></svg>", "has fill='URL(//x)'"),
+    "an escape": ("<svg><g style='fill:\\75rl(//x)'/></svg>", "has style="),
+    "a set of images": ("<svg><g style=\"b:image-set('x')\"/></svg>", "has style="),
+    "code": ("<svg><g fill='javascript:alert(1)'/></svg>", "has fill='javascript:alert(1)'"),
+    "a base": ("<svg xml:base='http://x'/>", "has base='http://x'"),
+    "an entity": ("<!DOCTYPE svg [<!ENTITY a 'b'>]><svg>&a;</svg>", "has a declaration (<! or <?)"),
+    "CDATA": ("<svg><![CDATA[<script>]]></svg>", "has a declaration (<! or <?)"),
+    "an instruction": ("<svg><?php x?></svg>", "has a declaration (<! or <?)"),
+    "a comment without an end": ("<svg><!-- <g/></svg>", "has a declaration (<! or <?)"),
+    "no end": ("<svg>", "the figure is not SVG"),
+    "nothing": ("", "the figure is not SVG"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("namespace", [False, True])
+def test_a_figure_that_is_more_than_a_figure_is_refused(
+    text: str, words: str, namespace: bool
+) -> None:
+    if namespace:
+        text = text.replace("<svg", f"<svg xmlns='{SVG}'", 1) if "xmlns=" not in text else text
+    with pytest.raises(ValueError, match="expected a figure") as raised:
+        checked_svg(text)
+    assert words in str(raised.value)
+    assert str(raised.value).endswith("; expected a figure as this command draws it")
+
+
+@given(
+    st.lists(st.sampled_from(["<!--", "-->", ">", "<!-->", "<script>", "--!>", " "]), max_size=8)
+)
+def test_a_comment_ends_nowhere_else_in_a_browser(parts: list[str]) -> None:
+    """HTML ends comments at <!--> and --!> as well."""
+    try:
+        text = checked_svg(f"<svg>{''.join(parts)}</svg>")
+    except ValueError:
+        return
+    assert "<script" not in text
+    assert "<!" not in text
