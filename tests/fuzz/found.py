@@ -190,6 +190,7 @@ FOUND: dict[str, dict[str, Found]] = {
         "seconds that are a word": Found(edit("training_seconds", to='"x"'), "study.json"),
         "makers that are numbers": Found(edit("made_by", to="[3]"), "study.json"),
         "nested deeply": Found(edit("caption", to=DEEP), "study.json"),
+        "half a character": Found(edit("caption", to='"\\ud800"'), "study.json"),
     },
     "idx-gz": {
         "a bomb": Found(lambda _: zeros(1200)),
