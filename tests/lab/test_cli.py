@@ -64,7 +64,8 @@ LAB_ONLY = [
 # What help must not wait for: packages that training, drawing, data or schedulers need.
 HEAVY = [
     *("torchmetrics", "transformers", "scipy", "sklearn", "matplotlib", "lightning_fabric"),
-    *("distributed", "dask", "nibabel", "tensorboard", "pooch", "jinja2", "torch._dynamo"),
+    *("distributed", "dask", "nibabel", "tensorboard", "pooch", "requests", "jinja2"),
+    "torch._dynamo",
 ]
 
 COMMANDS = [

@@ -244,6 +244,12 @@ def _slow(request: BaseHTTPRequestHandler) -> None:
         time.sleep(0.1)
 
 
+def _silent(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.end_headers()
+    time.sleep(30)
+
+
 def _slow_headers(request: BaseHTTPRequestHandler) -> None:
     request.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
     for _ in range(300):
@@ -327,7 +333,9 @@ def test_answers_that_are_refused(
 
 
 @needs_certificate
-@pytest.mark.parametrize("answer", [_slow, _slow_headers], ids=["content", "headers"])
+@pytest.mark.parametrize(
+    "answer", [_slow, _silent, _slow_headers], ids=["slow", "silent", "slow headers"]
+)
 def test_an_answer_takes_no_longer_than_it_may(
     tmp_path: Path, served: Served, answer: Callable[[BaseHTTPRequestHandler], None]
 ) -> None:

@@ -191,6 +191,8 @@ def test_a_compressed_element_is_no_larger_than_it_says(tmp_path: Path) -> None:
         (b"\0", "cannot be read"),
     ):
         assert words in _refused(tmp_path, _packed(inner))
+    cut = zlib.compress(good)[:-4]  # without its checksum
+    assert "does not hold the" in _refused(tmp_path, _file(struct.pack("<II", 15, len(cut)) + cut))
     bomb = _packed(good + bytes(100 * 2**20))
     tracemalloc.start()
     try:

@@ -126,6 +126,16 @@ def test_oasis_values_that_do_not_fit(tmp_path: Path) -> None:
     assert f"{image} has intensities from 2 to 2; expected 0 to 1" in _oasis_refused(tmp_path)
     _nifti(image, np.full((16, 19), np.nan, np.float32))
     assert f"{image} has values of float32" in _oasis_refused(tmp_path)
+    _nifti(image, np.full((16, 19), 0.5, np.float32))
+    assert f"{image} is 0.5 everywhere; expected a picture" in _oasis_refused(tmp_path)
+
+
+def test_oasis_names_of_labels_that_are_no_numbers(tmp_path: Path) -> None:
+    _oasis(tmp_path)
+    lines = [f"{'9' * 5000} Large", "2 Right", "-3 Below", "", "\xff\xfe"]
+    (tmp_path / "seg24_labels.txt").write_bytes("\n".join(lines).encode("latin-1"))
+    names = oasis(tmp_path).label_names
+    assert names[:4] == ("background", "label 1", "Right", "label 3")
 
 
 def _oasis_tar(folder: Path) -> bytes:
@@ -367,6 +377,19 @@ def test_what_is_wrong_with_a_folder_of_scans_is_said(tmp_path: Path) -> None:
     assert "of two or three dimensions" in _folder_refused(tmp_path)
     path.write_bytes(b"nothing")
     assert f"{path} cannot be read as a NIfTI file" in _folder_refused(tmp_path)
+
+
+def test_intensities_near_the_limits_of_floats(tmp_path: Path) -> None:
+    for i in range(5):
+        image = np.array([[-1e308, 0.0, 1e308], [-1e308, 5e307, 0.0]])
+        np.savez(tmp_path / f"case{i}.npz", image=image, labels=np.eye(2, 3, dtype=int))
+    split = scan_folder(tmp_path)
+    assert split.train.images[0, 0].tolist() == [[0.0, 0.5, 1.0], [0.0, 0.75, 0.5]]
+    labels = np.array([[0, 1, 2**63]] * 2, np.uint64)
+    np.savez(tmp_path / "case3.npz", image=np.eye(2, 3), labels=labels)
+    message = _folder_refused(tmp_path)
+    assert f"{tmp_path / 'case3.npz'} has labels from 0 to 9.22337e+18" in message
+    assert "expected whole numbers from 0 below 2^63" in message
 
 
 def test_scans_of_several_sizes_need_a_size(tmp_path: Path) -> None:

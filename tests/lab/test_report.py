@@ -511,6 +511,12 @@ def test_letters_beyond_ascii(tmp_path: Path) -> None:
     assert '<meta charset="utf-8">' in text
     assert "Größe ± µ" in text
     assert "日本" in text
+    # Names of files may have bytes that are not UTF-8.
+    page = _write(tmp_path, [make_run("mip")], title="caf\udce9", settings={"path": "\udcff"})
+    for path in (page, page.with_suffix(".md")):
+        text = path.read_bytes().decode("utf-8")
+        assert r"caf\udce9" in text
+        assert r"\udcff" in text
 
 
 # --- the terminal ---------------------------------------------------------------

@@ -6,6 +6,8 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
+from .files import printable
+
 __all__ = ["checked_svg", "render"]
 
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -34,7 +36,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = _cell
-    page = environment.get_template(template).render(**values)
+    page = printable(environment.get_template(template).render(**values))
     return page if html else re.sub(r"\n{3,}", "\n\n", page)
 
 
