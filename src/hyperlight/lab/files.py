@@ -24,7 +24,6 @@ __all__ = [
     "is_inside",
     "is_plain",
     "make_folder",
-    "printable",
     "read_sealed",
     "replace_file",
     "say_unsealed",
@@ -39,15 +38,6 @@ __all__ = [
 _TEMPORARY = re.compile(
     r"\.[\w-]+\.(safetensors|json|csv|svg|html|md)\.[a-z0-9_]{8}(\.tmp)?|\.tmp[A-Za-z0-9]{6}"
 )
-
-
-def printable(text: str) -> str:
-    r"""Text with an escape for every byte of a file's name that is not UTF-8.
-
-    >>> printable("caf\udce9")
-    'caf\\udce9'
-    """
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def csv_text(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

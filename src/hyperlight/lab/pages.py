@@ -6,8 +6,6 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
-from .files import printable
-
 __all__ = ["checked_svg", "render"]
 
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -36,7 +34,9 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = _cell
-    page = printable(environment.get_template(template).render(**values))
+    page = environment.get_template(template).render(**values)
+    # The names of files may have bytes that are not UTF-8.
+    page = page.encode("utf-8", "backslashreplace").decode("utf-8")
     return page if html else re.sub(r"\n{3,}", "\n\n", page)
 
 

@@ -10,7 +10,7 @@ from typing import IO, cast
 
 from ..errors import DataError, LabError
 
-__all__ = ["entries", "opened", "read_up_to", "reading"]
+__all__ = ["entries", "opened", "printable", "read_up_to", "reading"]
 
 _PIECE = 2**20  # bytes read at once
 
@@ -68,3 +68,12 @@ def entries(folder: Path) -> list[Path]:
     """
     with reading(folder, "a folder", "Check its name and its permissions."):
         return sorted(folder.iterdir())
+
+
+def printable(text: str) -> str:
+    r"""Text with an escape for every byte of a file's name that is not UTF-8.
+
+    >>> printable("caf\udce9")
+    'caf\\udce9'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

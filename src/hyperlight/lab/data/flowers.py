@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from ..files import printable
 from .augment import Augmentation
 from .base import DataSet
-from .border import entries, reading
+from .border import entries, printable, reading
 from .fetch import Remote, checksum, fetch, locate, unpack
 from .images import Images, ImageSplit, stratified_split
 from .matlab import read_matrices

@@ -11,10 +11,9 @@ import torch
 
 from ...errors import listed
 from ..errors import DataError
-from ..files import printable
 from .augment import Augmentation
 from .base import DataSet
-from .border import entries, reading
+from .border import entries, printable, reading
 from .images import Images, ImageSplit, stratified_split
 from .pictures import Picture, decode_all, longest_side
 from .scans import Scans, ScanSplit, split_names

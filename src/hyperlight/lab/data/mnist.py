@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from ..errors import DataError, LabError
-from ..files import printable
 from .base import DataSet, Request
-from .border import opened, read_up_to, reading
+from .border import opened, printable, read_up_to, reading
 from .fetch import Remote, fetch, locate
 from .images import Images, ImageSplit, stratified_split
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from ..files import printable
 from .base import DataSet
+from .border import printable
 from .fetch import Remote, fetch, locate, unpack
 from .scans import Scans, ScanSplit, split_names
 from .volumes import check_labels, read_nifti
