@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ def as_batch_shape(given: int | Sequence[int]) -> tuple[int, ...]:
 
 def _finite(owner: str, **values: float) -> None:
     for name, value in values.items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not abs(value) <= sys.float_info.max:  # also too large for a float, or NaN
             raise ConfigurationError(f"{owner}: {name} was {value!r}; expected a finite number.")
 
 

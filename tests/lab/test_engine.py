@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from hyperlight.lab import engine
 from hyperlight.lab.checkpoint import RunFolder
 from hyperlight.lab.engine import Spec, run_grid
 from hyperlight.lab.errors import LabError
+from hyperlight.lab.locks import LOCK
 from hyperlight.lab.record import Run
 from hyperlight.lab.tasks import KINDS
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 from hyperlight.lab.train import Training
+from tests.lab import running
 
 CONFIG = Bayes(hidden=(4, 8), evaluation_gammas=2, evaluation_images=40, posterior_samples=2)
 TRAINING = Training(steps=4, evaluate_every=2, batch_size=16, target=None, device="cpu")
@@ -146,6 +150,30 @@ def test_a_run_that_fails_leaves_the_others(tmp_path: Path) -> None:
     assert text.endswith("Repeat the same command to try them again.")
     assert seen.calls == [(SPECS[0].key, True)]
     assert RunFolder(tmp_path / SPECS[0].key, SPECS[0].about).finished() is not None
+
+
+def test_a_run_that_another_process_trains_is_waited_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one = spec(seed=3, steps=1)
+    folder = tmp_path / one.key
+    folder.mkdir()
+    holder = running.hold(folder)
+    while not (folder / LOCK).exists():
+        time.sleep(0.001)
+    done: list[dict[str, Run]] = []
+    thread = threading.Thread(target=lambda: done.append(run_grid([one], tmp_path)))
+    thread.start()
+    said = ""
+    while "waiting" not in said:
+        assert thread.is_alive()
+        time.sleep(0.01)
+        said += capfd.readouterr().err
+    assert f"{folder} is in use by process {holder.pid} on " in said
+    assert not done
+    holder.kill()
+    thread.join()
+    assert done[0][one.key].step == 1
 
 
 def test_a_machine_that_slept_keeps_its_workers() -> None:
