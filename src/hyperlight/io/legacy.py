@@ -164,7 +164,7 @@ def _split(
             "and 'block0_lin', 'block1_lin', ..., each with weight and bias, as HyperLight 0.0.5 "
             "makes them."
         )
-    values = {"head.bias": torch.zeros_like(old["output.weight"][:, 0])}
+    values = {"head.bias": old["output.weight"].new_zeros(len(old["output.weight"]))}
     for layer, name in ours.items():
         values |= {f"{name}.{leaf}": tensor for leaf, tensor in under(f"{layer}.", old).items()}
     for layer, name in [("output", "head"), *((n, ours[n]) for n in linear)]:

@@ -29,7 +29,7 @@ from ..io import container
 from ..io.kinds import fits, read_json
 from ..io.state import differences as tensor_differences
 from ..io.state import under
-from .errors import LabError
+from .errors import DataError, LabError
 from .files import make_folder, read_sealed, say_unsealed, sweep, write_csv, write_sealed
 from .locks import locked
 from .provenance import provenance
@@ -41,6 +41,8 @@ __all__ = ["Checkpoint", "RunFolder", "differences", "digest", "identity", "stor
 # Increased when a default or the meaning of a setting changes, so that old runs are never mistaken
 # for new ones. Format 1 recorded all settings, including the defaults.
 FORMAT = 2
+
+_UNFIT: tuple[type[Exception], ...] = (DataError, *container.FOREIGN)
 
 Identity = dict[str, Any]
 
@@ -155,7 +157,7 @@ class Checkpoint:
             self._restore_optimizer(optimizer)
             batches.load_state_dict(under("batches.", draws))
             gammas.set_state(draws["gammas"])
-        except container.FOREIGN as error:
+        except _UNFIT as error:
             raise LabError(
                 f"The checkpoint {self.path} does not fit this run ({error}). Delete it to start "
                 "this run again."
