@@ -212,6 +212,7 @@ DATA = (
         "pictures", _make_pictures, lambda f: _parts(image_folder(f, 8)), ("a/*",), formats.IMAGES
     ),
     Reader(
-        "decoded", _make_decoded, _decode, ("cache/**/*.npy", "cache/**/*.aspect"), (formats.npy,), rule="checked"
+        "decoded", _make_decoded, _decode, ("cache/**/*.npy",), (formats.npy,), rule="checked"
     ),
+    Reader("decoded-sums", _make_decoded, _decode, ("cache/**/*.aspect",), rule="checked"),
 )  # fmt: skip
