@@ -8,7 +8,7 @@ from importlib.util import find_spec
 # The packages of the extra, checked at the start: most are imported only where they are used.
 _EXTRA = (
     *("tyro", "rich", "numpy", "lightning_fabric", "matplotlib", "jinja2", "sklearn", "scipy"),
-    *("distributed", "nibabel", "PIL", "pooch", "tensorboard"),
+    *("distributed", "filelock", "nibabel", "PIL", "pooch", "tensorboard"),
 )
 
 
