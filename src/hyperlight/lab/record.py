@@ -70,7 +70,7 @@ def check(record: dict[str, Any], *, finished: bool) -> None:
 
     >>> check({"loss": []}, finished=True)
     Traceback (most recent call last):
-    ValueError: it has no 'metric', 'points', 'gradient_norm' and 7 more
+    ValueError: it has no 'metric', 'points', 'gradient_norm' and 6 more
     """
     for words, names in (
         ("it has no", [name for name in _KINDS if name not in {**record, "provenance": {}}]),
