@@ -28,7 +28,8 @@ from rich.console import Console
 from hyperlight.lab.checkpoint import identity
 from hyperlight.lab.cli import main
 from hyperlight.lab.errors import DataError, LabError
-from hyperlight.lab.session import Session, _stop_on_request, launch
+from hyperlight.lab.processes import stop_on_request
+from hyperlight.lab.session import Session, launch
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 from hyperlight.lab.train import Training
 from tests.lab import running
@@ -582,7 +583,7 @@ def test_the_first_signal_asks_and_the_second_stops() -> None:
     out = io.StringIO()
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     for number in (signal.SIGINT, signal.SIGTERM):
-        with _stop_on_request(Console(file=out)) as stop:
+        with stop_on_request(Console(file=out)) as stop:
             assert not stop()
             os.kill(os.getpid(), number)
             assert stop()
@@ -598,7 +599,7 @@ def test_a_thread_can_train_as_well() -> None:
     found = []
 
     def work() -> None:
-        with _stop_on_request(Console(file=io.StringIO())) as stop:
+        with stop_on_request(Console(file=io.StringIO())) as stop:
             found.append(stop())
 
     thread = threading.Thread(target=work)

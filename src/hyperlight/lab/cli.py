@@ -26,6 +26,7 @@ from ..errors import HyperLightError, did_you_mean, listed
 from .checkpoint import digest, identity
 from .data import DATA
 from .errors import LabError, at_least
+from .processes import connected
 from .session import Session, launch, say, say_claim
 from .studies import STUDIES, Setup, Size, page
 from .studies.run import run_study
@@ -63,10 +64,11 @@ def _session(
 
 def _run(session: Session, overwrite: bool = False, restart: bool = False) -> None:
     try:
-        session.claim(overwrite, restart=restart)
-        if session.finished:
-            say("These runs are finished. Pass --overwrite to train them again.", console)
-        runs = session.run()
+        with connected(session.fabric):
+            session.claim(overwrite, restart=restart)
+            if session.finished:
+                say("These runs are finished. Pass --overwrite to train them again.", console)
+            runs = session.run()
         if session.fabric.is_global_zero:
             session.report(runs)
     except OSError as error:
