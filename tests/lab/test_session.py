@@ -301,6 +301,23 @@ def test_two_processes_that_are_interrupted_go_on_as_one(tmp_path: Path, one: Pa
     _assert_same_to_rounding(out, one)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_if_one_of_a_cluster_is_killed_the_other_says_so_and_ends(
+    tmp_path: Path, rank: int
+) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    pair = _pair(["train", "bayes", *SMALL, *ALWAYS, "--steps", "100000", "--out", str(out)], log)
+    _checkpoints(pair[0], out / "mip-seed0" / CHECKPOINT, 1)
+    _end(pair[rank], signal.SIGKILL)
+    other = 1 - rank
+    pair[other].join(60.0)
+    assert pair[other].exitcode == 2
+    text = log.with_name(f"log{other}").read_text("utf-8")
+    assert text.count("One of the processes that train together has ended or no longer") == 1
+    assert "The same command goes on from the last checkpoint." in text
+    assert "Traceback" not in text
+
+
 def test_what_one_process_refuses_both_refuse_and_one_says(tmp_path: Path, one: Path) -> None:
     log = tmp_path / "log"
     pair = _pair(["train", "bayes", *SHORT, "--lr", "0.5", "--out", str(one)], log)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import multiprocessing
 import threading
 from collections import deque
@@ -326,6 +327,8 @@ def _by_scheduler(
     """Train runs by the workers of a Dask scheduler."""
     from distributed import Client, as_completed
 
+    # A lost scheduler is said below in words; Dask would print its traceback as well.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     threads = max(1, torch.get_num_threads() // workers)
     try:
         # With tls://, certificates come from Dask's own configuration.
