@@ -186,7 +186,7 @@ def cluster() -> Iterator[LocalCluster]:
         threads_per_worker=2,
         processes=False,
         protocol="tcp://",
-        dashboard_address=":0",
+        dashboard_address="127.0.0.1:0",
         silence_logs="ERROR",
     ) as made:
         yield made
@@ -256,7 +256,7 @@ def test_a_scheduler_with_certificates_lets_in_who_has_them(
             processes=False,
             protocol="tls://",
             security=Security(),
-            dashboard_address=":0",
+            dashboard_address="127.0.0.1:0",
             silence_logs="ERROR",
         )
         address = made.scheduler_address

@@ -147,7 +147,8 @@ class Study:
     workers: int = 1
     """Number of runs at a time, which divide the cores of this machine."""
     engine: str | None = None
-    """Address of a Dask scheduler (tcp://host:8786) to run on its workers instead."""
+    """Address of a Dask scheduler (tcp://host:8786, or tls://host:8786) to run on its workers
+    instead. With tcp, whoever reaches its port can run code as you."""
 
     def run(self) -> None:
         at_least(self, workers=1, seeds=1)
