@@ -6,6 +6,7 @@ training a small run.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -63,4 +64,8 @@ def _command(arguments: list[str], log: str, environment: dict[str, str]) -> Non
         os.dup2(written, stream)
     leave_out_figures()
     sys.argv = ["hyperlight", *arguments]
-    hyperlight.__main__.main()
+    sys.modules["__main__"] = hyperlight.__main__  # what it starts again for a further device
+    try:
+        hyperlight.__main__.main()
+    finally:
+        atexit._run_exitfuncs()  # as a program does; multiprocessing leaves them out

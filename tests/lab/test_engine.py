@@ -1,22 +1,38 @@
-"""Grids of runs: each done once, in this process, in several, or by a scheduler elsewhere."""
+"""Grids of runs: each done once, in this process, in several, or by a scheduler elsewhere.
+
+Processes that die, and commands that are interrupted or killed, lose no run and leave no process.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import dask
+import distributed
+import psutil
 import pytest
 import torch
-from distributed import Client, LocalCluster
+from distributed import LocalCluster, Security
 
 from hyperlight.lab import engine
 from hyperlight.lab.checkpoint import RunFolder
+from hyperlight.lab.cli import main
 from hyperlight.lab.engine import Spec, run_grid
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.locks import LOCK
@@ -176,14 +192,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
     assert done[0][one.key].step == 1
 
 
-def test_a_machine_that_slept_keeps_its_workers() -> None:
-    """By default Dask takes a worker that was not heard of for 5 minutes to be lost."""
-    with engine._client(Client, 1, None) as client:
-        assert client.cluster.scheduler.worker_ttl is None
-    assert dask.config.get("distributed.scheduler.worker-ttl") is not None
-
-
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://here"])
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://here", "tls://127.0.0.1:1"])
 def test_an_engine_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
@@ -192,7 +201,7 @@ def test_an_engine_that_is_not_there(
         run_grid([spec()], tmp_path, engine=address)
     text = str(caught.value)
     assert text.startswith(f"There is no Dask scheduler at {address} (")
-    assert text.endswith("Expected an address as `dask scheduler` prints it: tcp://host:8786.")
+    assert "Expected an address as `dask scheduler` prints it: tcp://host:8786, or tls://" in text
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +212,7 @@ def cluster() -> Iterator[LocalCluster]:
         threads_per_worker=2,
         processes=False,
         protocol="tcp://",
-        dashboard_address=":0",
+        dashboard_address="127.0.0.1:0",
         silence_logs="ERROR",
     ) as made:
         yield made
@@ -239,9 +248,316 @@ def test_workers_without_the_folder_send_the_record(
     assert numbers(run_grid(SPECS[:1], tmp_path / "here")) == numbers(found)
 
 
-def test_two_workers_have_the_numbers_of_one(
+def _certificate(folder: Path) -> dict[str, str]:
+    """Dask's configuration, in the environment, with a certificate that is its own authority."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"),
+            *("ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=test"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return {
+        "distributed.comm.tls.ca-file": str(certificate),
+        **{
+            f"distributed.comm.tls.{role}.{name}": str(path)
+            for role in ("scheduler", "worker", "client")
+            for name, path in (("cert", certificate), ("key", key))
+        },
+    }
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made by openssl")
+def test_a_scheduler_with_certificates_lets_in_who_has_them(
     alone: tuple[Path, dict[str, Run], Seen], tmp_path: Path
 ) -> None:
     _, runs, _ = alone
-    found = run_grid(SPECS[:2], tmp_path, workers=2)
+    with dask.config.set(_certificate(tmp_path)):
+        made = LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tls://",
+            security=Security(),
+            dashboard_address="127.0.0.1:0",
+            silence_logs="ERROR",
+        )
+        address = made.scheduler_address
+        assert address.startswith("tls://")
+        found = run_grid(SPECS[:1], tmp_path / "with", engine=address)
+    with made:
+        assert numbers(found) == {SPECS[0].key: numbers(runs)[SPECS[0].key]}
+        with pytest.raises(LabError, match="There is no Dask scheduler at tls://.*TLS"):
+            run_grid(SPECS[:1], tmp_path / "without", engine=address)
+
+
+def test_a_scheduler_that_is_lost_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost:
+        """The client of a scheduler that dies once it has its tasks."""
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def submit(self, *_: object, **__: object) -> Any:
+            return task
+
+    task = mock.Mock(status="cancelled")
+    monkeypatch.setattr(distributed, "Client", Lost)
+    monkeypatch.setattr(distributed, "as_completed", list)
+    with pytest.raises(LabError) as caught:
+        run_grid(SPECS[:1], tmp_path, engine="tcp://there:8786")
+    assert str(caught.value) == (
+        "The Dask scheduler at tcp://there:8786 was lost. Start it again; the same command then "
+        "goes on."
+    )
+
+
+# --- stopped ----------------------------------------------------------------------
+
+
+def test_a_grid_that_is_asked_to_stop_goes_on(
+    alone: tuple[Path, dict[str, Run], Seen], tmp_path: Path
+) -> None:
+    _, runs, _ = alone
+    asked, seen = itertools.count(), Seen()
+    with pytest.raises(KeyboardInterrupt):  # in the second run
+        run_grid(SPECS, tmp_path, seen=seen, stop=lambda: next(asked) >= 7)
+    assert seen.calls == [(SPECS[0].key, True)]
+    assert (tmp_path / SPECS[1].key / "checkpoint.safetensors").is_file()
+    found = run_grid(SPECS, tmp_path, seen=seen)
+    assert numbers(found) == numbers(runs)
+    assert [len(found[each.key].resumed) for each in SPECS] == [0, 1, 0]
+
+
+def test_a_request_that_comes_too_late_for_the_last_run_is_kept(
+    alone: tuple[Path, dict[str, Run], Seen], tmp_path: Path
+) -> None:
+    seen = Seen()
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(SPECS[:1], tmp_path, seen=seen, stop=lambda: seen.fresh > 0)
+    assert seen.fresh == 1
+
+
+def test_ctrl_c_ends_a_study_with_status_130(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, started = engine._compute, []
+
+    def interrupted(spec: Spec, *rest: Any) -> Any:
+        started.append(spec)
+        os.kill(os.getpid(), signal.SIGINT)
+        return compute(spec, *rest)
+
+    monkeypatch.setattr(engine, "_compute", interrupted)
+    folders = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    assert main(["study", "fig6", *folders]) == 130
+    printed = capsys.readouterr()
+    assert len(started) == 1
+    assert "stopping after this step; interrupt again to stop at once" in printed.out
+    assert printed.err == "interrupted; the same command resumes from here\n"
+    assert list((tmp_path / "cache").glob("*/checkpoint.safetensors"))
+
+
+# --- several processes ------------------------------------------------------------
+
+
+class Killer(threading.Thread):
+    """Kills workers of this process, each as soon as ``when`` says so.
+
+    Args:
+        when: called again and again with the worker's number, counted from 0.
+        count: how many to kill.
+    """
+
+    def __init__(self, when: Callable[[int], bool], count: int) -> None:
+        super().__init__(daemon=True)
+        self.when, self.count = when, count
+        self.before = set(multiprocessing.active_children())
+        self.killed: list[int] = []
+
+    def run(self) -> None:
+        workers: list[Any] = []
+        give_up = time.monotonic() + 100.0
+        while len(self.killed) < self.count and time.monotonic() < give_up:
+            for each in set(multiprocessing.active_children()) - self.before - set(workers):
+                workers.append(each)
+            for i, each in enumerate(workers):
+                if each.pid not in self.killed and self.when(i):
+                    each.kill()
+                    self.killed.append(each.pid)
+                    break
+            time.sleep(0.001)
+
+
+def test_workers_that_die_lose_no_run(tmp_path: Path) -> None:
+    """The first one while it starts, the second one in the middle of a run."""
+    grid = [spec(), spec(1, steps=150, checkpoint_seconds=0.0)]
+    second = tmp_path / grid[1].key / "checkpoint.safetensors"
+    killer = Killer(lambda i: i == 0 or (i == 1 and second.is_file()), 2)
+    killer.start()
+    seen, said = Seen(), list[str]()
+    found = run_grid(grid, tmp_path, workers=2, seen=seen, tell=said.append)
+    killer.join()
+    assert len(killer.killed) == 2
+    assert sorted(seen.calls) == sorted((each.key, True) for each in grid)
+    assert said == [
+        f"the process of run {each.key} was ended by signal 9 (SIGKILL); another one goes on from "
+        "its last checkpoint"
+        for each in grid
+    ]
+    assert found[grid[0].key].resumed == []
+    (step,) = found[grid[1].key].resumed
+    assert 0 < step < 150
+    unbroken = run_grid([spec(), spec(1, steps=150)], tmp_path / "unbroken")
+    assert numbers(found) == numbers(unbroken)
+
+
+def test_workers_that_die_again_and_again_are_given_up(tmp_path: Path) -> None:
+    killer = Killer(lambda i: True, 3)
+    killer.start()
+    with pytest.raises(LabError) as caught:
+        run_grid(SPECS[:1], tmp_path, workers=2)
+    killer.join()
+    died = f"the process of run {SPECS[0].key} was ended by signal 9 (SIGKILL)"
+    assert str(caught.value) == (
+        f"Processes died 3 times before a run was finished: {died}; {died}; {died}. If memory ran "
+        "out, use fewer --workers. The same command goes on from the last checkpoints."
+    )
+    assert not set(multiprocessing.active_children()) - killer.before
+
+
+def test_a_run_that_fails_in_a_worker_leaves_the_others(
+    alone: tuple[Path, dict[str, Run], Seen], tmp_path: Path
+) -> None:
+    """Two workers have the numbers of one."""
+    _, runs, _ = alone
+    bad = Spec("bayes", dataclasses.replace(CONFIG, dimensions=0), TRAINING, "mip", 0)
+    foreign = Spec("bayes", dataclasses.replace(CONFIG, hidden="wide"), TRAINING, "mip", 0)
+    seen = Seen()
+    with pytest.raises(LabError) as caught:
+        run_grid([bad, foreign, *SPECS[:2]], tmp_path, workers=2, seen=seen)
+    assert "2 of 4 runs failed" in str(caught.value)
+    assert "--dimensions was 0; expected 1 or more" in str(caught.value)
+    assert sorted(seen.calls) == sorted((each.key, True) for each in SPECS[:2])
+    found = run_grid(SPECS[:2], tmp_path)
     assert numbers(found) == {key: numbers(runs)[key] for key in found}
+
+
+# A study whose runs do not end.
+ENDLESS = """
+import dataclasses
+from hyperlight.lab import cli
+from hyperlight.lab.studies import STUDIES
+
+if __name__ == "__main__":
+    study = STUDIES["fig6"]
+    endless = lambda spec: dataclasses.replace(
+        spec, training=dataclasses.replace(spec.training, steps=10**6, evaluate_every=10)
+    )
+    specs = lambda setup: [endless(spec) for spec in study.specs(setup)]
+    STUDIES["fig6"] = dataclasses.replace(study, specs=specs)
+    cli.entry()
+"""
+
+
+class Endless:
+    """A study with two workers, in processes of their own, as from a terminal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cache, self.log = folder / "cache", folder / "log"
+        with self.log.open("w") as log:
+            self.parent = subprocess.Popen(
+                [
+                    *(sys.executable, "-c", ENDLESS, "study", "fig6", "--workers", "2"),
+                    *("--cache", str(self.cache), "--out", str(folder / "out")),
+                ],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+                start_new_session=True,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text("utf-8")
+
+    def family(self) -> list[psutil.Process]:
+        """The parent, its workers and their helper."""
+        parent = psutil.Process(self.parent.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        give_up = time.monotonic() + 300.0
+        while not condition():
+            assert self.parent.poll() is None, self.text
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+
+    def until_two_train(self) -> None:
+        self.until(lambda: len(list(self.cache.glob("*/metrics.csv"))) == 2)
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Iterator[Endless]:
+    made = Endless(tmp_path)
+    yield made
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(made.parent.pid, signal.SIGKILL)
+    made.parent.wait()
+
+
+def _listening(processes: Sequence[psutil.Process]) -> list[Any]:
+    return [
+        place.laddr
+        for process in processes
+        for place in process.net_connections(kind="inet")
+        if place.status == psutil.CONN_LISTEN or place.type == socket.SOCK_DGRAM
+    ]
+
+
+def test_a_study_opens_no_port_and_ctrl_c_in_a_terminal_ends_it(endless: Endless) -> None:
+    endless.until(lambda: len(endless.family()) >= 4)
+    family = endless.family()
+    time.sleep(1.0)
+    for worker in family[1:]:  # while they import; it is for the parent to decide
+        worker.send_signal(signal.SIGINT)
+    endless.until_two_train()
+    assert endless.family() == family
+    assert _listening(family) == []
+    with socket.socket() as port:  # one that is open is seen
+        port.bind(("127.0.0.1", 0))
+        port.listen()
+        assert port.getsockname() in _listening([psutil.Process()])
+
+    os.killpg(endless.parent.pid, signal.SIGINT)
+    assert endless.parent.wait(60.0) == 130
+    assert psutil.wait_procs(family, 10.0)[1] == []
+    assert endless.text.count("stopping after this step; interrupt again to stop at once") == 1
+    assert endless.text.count("interrupted; the same command resumes from here") == 1
+    assert "Traceback" not in endless.text
+    assert len(list(endless.cache.glob("*/checkpoint.safetensors"))) == 2
+
+
+def test_ctrl_c_while_workers_start_ends_them_without_a_traceback(endless: Endless) -> None:
+    endless.until(lambda: len(endless.family()) >= 4)
+    family = endless.family()
+    time.sleep(1.0)  # they are importing
+    os.killpg(endless.parent.pid, signal.SIGINT)
+    assert endless.parent.wait(60.0) == 130
+    assert psutil.wait_procs(family, 10.0)[1] == []
+    assert endless.text.count("interrupted; the same command resumes from here") == 1
+    assert "Traceback" not in endless.text
+
+
+def test_workers_end_with_a_parent_that_is_killed(endless: Endless) -> None:
+    endless.until_two_train()
+    family = endless.family()
+    endless.parent.kill()
+    endless.parent.wait()
+    assert psutil.wait_procs(family, 10.0)[1] == []
+    assert "Traceback" not in endless.text

@@ -29,7 +29,8 @@ from hyperlight.lab.checkpoint import identity
 from hyperlight.lab.cli import main
 from hyperlight.lab.errors import DataError, LabError
 from hyperlight.lab.locks import LOCK
-from hyperlight.lab.session import Session, _stop_on_request, launch
+from hyperlight.lab.processes import stop_on_request
+from hyperlight.lab.session import Session, launch
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 from hyperlight.lab.train import Training, train
 from tests.lab import running
@@ -299,6 +300,23 @@ def test_two_processes_that_are_interrupted_go_on_as_one(tmp_path: Path, one: Pa
     (step,) = _resumed(out / "mip-seed0")
     assert 0 < step < 12
     _assert_same_to_rounding(out, one)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_if_one_of_a_cluster_is_killed_the_other_says_so_and_ends(
+    tmp_path: Path, rank: int
+) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    pair = _pair(["train", "bayes", *SMALL, *ALWAYS, "--steps", "100000", "--out", str(out)], log)
+    _checkpoints(pair[0], out / "mip-seed0" / CHECKPOINT, 1)
+    _end(pair[rank], signal.SIGKILL)
+    other = 1 - rank
+    pair[other].join(60.0)
+    assert pair[other].exitcode == 2
+    text = log.with_name(f"log{other}").read_text("utf-8")
+    assert text.count("One of the processes that train together has ended or no longer") == 1
+    assert "The same command goes on from the last checkpoint." in text
+    assert "Traceback" not in text
 
 
 def test_what_one_process_refuses_both_refuse_and_one_says(tmp_path: Path, one: Path) -> None:
@@ -797,7 +815,7 @@ def test_the_first_signal_asks_and_the_second_stops() -> None:
     out = io.StringIO()
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     for number in (signal.SIGINT, signal.SIGTERM):
-        with _stop_on_request(Console(file=out)) as stop:
+        with stop_on_request(Console(file=out)) as stop:
             assert not stop()
             os.kill(os.getpid(), number)
             assert stop()
@@ -813,7 +831,7 @@ def test_a_thread_can_train_as_well() -> None:
     found = []
 
     def work() -> None:
-        with _stop_on_request(Console(file=io.StringIO())) as stop:
+        with stop_on_request(Console(file=io.StringIO())) as stop:
             found.append(stop())
 
     thread = threading.Thread(target=work)

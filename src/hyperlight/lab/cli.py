@@ -26,6 +26,7 @@ from ..errors import HyperLightError, did_you_mean, listed
 from .checkpoint import digest, identity
 from .data import DATA
 from .errors import LabError, at_least
+from .processes import connected
 from .session import Session, launch, say, say_claim
 from .studies import STUDIES, Setup, Size, page
 from .studies.run import run_study
@@ -67,7 +68,7 @@ def _session(
 def _run(session: Session, overwrite: bool = False, restart: bool = False) -> int:
     """Train and report; return the exit status."""
     try:
-        with session.locked():
+        with session.locked(), connected(session.fabric):
             session.claim(overwrite, restart=restart)
             if session.finished:
                 say("These runs are finished. Pass --overwrite to train them again.", console)
@@ -159,7 +160,8 @@ class Study:
     workers: int = 1
     """Number of runs at a time, which divide the cores of this machine."""
     engine: str | None = None
-    """Address of a Dask scheduler (tcp://host:8786) to run on its workers instead."""
+    """Address of a Dask scheduler (tcp://host:8786, or tls://host:8786) to run on its workers
+    instead. With tcp, whoever reaches its port can run code as you."""
 
     def run(self) -> None:
         at_least(self, workers=1, seeds=1)

@@ -1,25 +1,35 @@
 """Train a grid of runs, each only once, several at a time, on one machine or many.
 
-Runs are scheduled by Dask, in this process or at the address of a ``dask scheduler`` whose
-``dask worker`` processes may be on many machines. Every run has a folder that is named after its
-settings: interrupted runs resume from it, and finished runs are read from it.
+On one machine, runs are trained in this process, or in several that are reached by pipes: no port
+is opened. With the address of a ``dask scheduler`` they are trained by its workers, which may be on
+many machines. Every run has a folder that is named after its settings: interrupted runs resume from
+it, and finished runs are read from it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
+import multiprocessing
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..errors import HyperLightError
 from .checkpoint import Identity, RunFolder, digest, identity
 from .errors import LabError
+from .processes import ending, follow_parent, hold_signals
 from .provenance import provenance
 from .record import Run
 from .tasks import KINDS
@@ -27,13 +37,6 @@ from .tasks.base import Formulation, Metric, Task
 from .train import Training, train
 
 __all__ = ["Spec", "run_grid", "task_of"]
-
-# Seconds to wait for a scheduler.
-_PATIENCE = 20.0
-
-# Models are initialised from PyTorch's global generator, so a worker with several threads must
-# train one run at a time.
-_ALONE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -78,59 +81,67 @@ def run_grid(
     workers: int = 1,
     engine: str | None = None,
     seen: Callable[[Spec, Run, bool], object] = lambda spec, run, fresh: None,
+    stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Run]:
     """Train all runs that are not finished.
 
     Args:
         specs: the grid; duplicates are trained once.
         cache: the folder with the folders of the runs.
-        workers: number of runs at a time on this machine, which divide its cores.
-        engine: address of a Dask scheduler, ``tcp://host:8786``, to use its workers instead. They
-            need this package, the data under the same path, and access to the cache (otherwise
-            interrupted runs start again).
+        workers: number of runs at a time on this machine, which divide its cores. One run at a time
+            is trained in this process. Several are trained in processes that are started with the
+            method "spawn" of :mod:`multiprocessing`: a script that asks for them needs the guard
+            ``if __name__ == "__main__":``.
+        engine: address of a Dask scheduler, ``tcp://host:8786`` or ``tls://host:8786``, to use its
+            workers instead. They need this package, the data under the same path, and access to
+            the cache (otherwise interrupted runs start again).
         seen: called with every run once it is finished, and whether it was trained just now.
+        stop: called between steps, not with ``engine``; once it returns True, the runs in training
+            write a checkpoint, and this ends with ``KeyboardInterrupt``.
+        tell: called with a line of text when a process has died, whose run is tried again.
 
     Returns:
         The runs by their keys.
 
     Raises:
-        LabError: the scheduler cannot be reached, or a run failed; the others are finished.
+        LabError: the scheduler cannot be reached, processes died again and again, or a run failed;
+            the others are finished.
     """
     unique = {spec.key: spec for spec in specs}
     runs: dict[str, Run] = {}
-    missing = {}
+    missing = []
     for key, spec in unique.items():
         record = RunFolder(cache / key, spec.about).finished()
         if record is None:
-            missing[key] = spec
+            missing.append(spec)
         else:
             runs[key] = spec.read(record, cache / key)
             seen(spec, runs[key], False)
     if not missing:
         return runs
 
-    from distributed import Client, as_completed
-
-    threads = max(1, torch.get_num_threads() // workers)
-    failed: dict[str, BaseException] = {}
-    with _client(Client, workers, engine) as client:
-        # In the order of the grid, where neighbours have the same data: workers keep the last task.
-        futures = {
-            client.submit(
-                _compute, spec, _where(cache), threads, key=key, retries=0, priority=-position
-            ): spec
-            for position, (key, spec) in enumerate(missing.items())
-        }
-        for future in as_completed(list(futures)):  # type: ignore[no-untyped-call]
-            spec = futures[future]
-            if future.status == "error":
-                failed[spec.key] = future.exception()
+    # In the order of the grid, where neighbours have the same data: workers keep the last task.
+    where = _where(cache)
+    if engine is not None:
+        results = _by_scheduler(missing, where, workers, engine)
+    elif workers > 1:
+        results = _by_processes(missing, where, workers, stop, tell)
+    else:
+        results = ((spec, _attempt(spec, where, stop)) for spec in missing)
+    failed: dict[str, LabError] = {}
+    with contextlib.closing(results):
+        for spec, found in results:
+            if isinstance(found, LabError):
+                failed[spec.key] = found
                 continue
-            record, folder = future.result(), RunFolder(cache / spec.key, spec.about)
+            folder = RunFolder(cache / spec.key, spec.about)
             if folder.finished() is None:  # the worker has another file system
-                folder.write_record(record)
-            runs[spec.key] = spec.read(record, cache / spec.key)
+                folder.write_record(found)
+            runs[spec.key] = spec.read(found, cache / spec.key)
             seen(spec, runs[spec.key], True)
+    if stop():  # too late for the last run to notice
+        raise KeyboardInterrupt
     if failed:
         key, error = next(iter(failed.items()))
         raise LabError(
@@ -141,53 +152,216 @@ def run_grid(
     return runs
 
 
-def _client(make: Any, workers: int, engine: str | None) -> Any:
-    if engine is None:
-        import dask
-
-        # Without this, Dask gives up on a worker after minutes of silence, for instance when the
-        # machine slept, and the grid would wait forever.
-        with dask.config.set({"distributed.scheduler.worker-ttl": None}):
-            return make(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=workers > 1,
-                dashboard_address=":0",
-                silence_logs="ERROR",
-            )
-    try:
-        return make(engine, timeout=_PATIENCE)
-    except (OSError, ValueError) as error:
-        raise LabError(
-            f"There is no Dask scheduler at {engine} ({error}). Expected an address as "
-            "`dask scheduler` prints it: tcp://host:8786."
-        ) from error
-
-
 def _where(cache: Path) -> str:
     """The cache, as an absolute path for the workers."""
     return str(cache.resolve())
 
 
-def _compute(spec: Spec, cache: str, threads: int) -> dict[str, Any]:
-    """Train a run in a worker; return its record."""
+# --- a run --------------------------------------------------------------------------
+
+Record = dict[str, Any]
+
+
+def _compute(spec: Spec, cache: str, stop: Callable[[], bool] = lambda: False) -> Record:
+    """Train a run; return its record."""
     from lightning_fabric import Fabric
 
+    training = spec.training
+    fabric = Fabric(accelerator=training.device, devices=1, precision=training.precision)
+    task = task_of(spec.task, spec.config, fabric.device)
+    steps = train(
+        *(task, spec.formulation, spec.seed, training, fabric),
+        folder=Path(cache) / spec.key,
+        stop=stop,
+        pictures=False,
+        wait=functools.partial(print, file=sys.stderr),
+    )
+    *_, run = steps
+    origin = run.provenance or provenance()
+    found: Record = json.loads(json.dumps({"provenance": origin, **run.record()}))
+    return found
+
+
+def _attempt(spec: Spec, cache: str, stop: Callable[[], bool]) -> Record | LabError:
+    """Train a run; return its record, or why it failed."""
+    if stop():
+        raise KeyboardInterrupt
+    try:
+        return _compute(spec, cache, stop)
+    except Exception as error:
+        return _in_words(error)
+
+
+def _in_words(error: BaseException) -> LabError:
+    if isinstance(error, HyperLightError):
+        return LabError(str(error))
+    return LabError(f"{type(error).__name__}: {error}")
+
+
+# --- several processes on this machine -------------------------------------------------
+
+# Deaths of processes, without a finished run between them, after which no more are started.
+_DEATHS = 3
+
+_stop_in_worker: Callable[[], bool]
+
+
+class _Worker:
+    """A process that trains one run at a time and is reached by pipes alone."""
+
+    def __init__(self, threads: int) -> None:
+        # A pool of one: if its process dies, it is known which run that was, and no other is lost.
+        spawn = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(1, spawn, _begin, (threads,))
+        self.process: BaseProcess | None = None
+
+    def submit(self, spec: Spec, cache: str) -> Future[Record | LabError | None]:
+        before = multiprocessing.active_children()
+        with hold_signals():  # the pool starts its process here
+            future = self.pool.submit(_attempt_in_worker, spec, cache)
+        for process in multiprocessing.active_children():
+            if process not in before:
+                self.process = process
+        return future
+
+    def end(self) -> str:
+        """Wait for the process; say how it ended."""
+        self.pool.shutdown()
+        return ending(None if self.process is None else self.process.exitcode)
+
+
+def _begin(threads: int) -> None:
+    """Prepare a worker."""
+    global _stop_in_worker
+    _stop_in_worker = follow_parent()
+    torch.set_num_threads(threads)
+
+
+def _attempt_in_worker(spec: Spec, cache: str) -> Record | LabError | None:
+    """As :func:`_attempt`; None if the worker was asked to stop."""
+    try:
+        return _attempt(spec, cache, _stop_in_worker)
+    except KeyboardInterrupt:
+        return None
+
+
+def _by_processes(
+    specs: Sequence[Spec],
+    cache: str,
+    workers: int,
+    stop: Callable[[], bool],
+    tell: Callable[[str], object],
+) -> Generator[tuple[Spec, Record | LabError]]:
+    """Train runs in processes on this machine; try those again whose process died."""
+    threads = max(1, torch.get_num_threads() // workers)
+    waiting = deque(specs)
+    idle: list[_Worker] = []
+    busy: dict[Future[Record | LabError | None], tuple[Spec, _Worker]] = {}
+    deaths: list[str] = []
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < workers:
+                worker = idle.pop() if idle else _Worker(threads)
+                try:
+                    future = worker.submit(waiting[0], cache)
+                except BrokenProcessPool:  # it died while it was idle
+                    worker.end()
+                else:
+                    busy[future] = waiting.popleft(), worker
+            # Not forever: a signal is noticed between two waits.
+            ended, _ = wait(busy, timeout=0.2, return_when=FIRST_COMPLETED)
+            if stop():
+                raise KeyboardInterrupt
+            for future in ended:
+                spec, worker = busy.pop(future)
+                error = future.exception()
+                died = isinstance(error, BrokenProcessPool)
+                found = None if died else _in_words(error) if error else future.result()
+                if found is not None:
+                    deaths.clear()
+                    idle.append(worker)
+                    yield spec, found
+                    continue
+                how = worker.end() if died else "was asked to stop by SIGTERM"
+                deaths.append(f"the process of run {spec.key} {how}")
+                waiting.appendleft(spec)
+                if len(deaths) == _DEATHS:
+                    raise LabError(
+                        f"Processes died {_DEATHS} times before a run was finished: "
+                        f"{'; '.join(deaths)}. If memory ran out, use fewer --workers. The same "
+                        "command goes on from the last checkpoints."
+                    )
+                tell(f"{deaths[-1]}; another one goes on from its last checkpoint")
+    finally:
+        everyone = [*idle, *(worker for _, worker in busy.values())]
+        for _, worker in busy.values():
+            if worker.process is not None:
+                worker.process.terminate()  # it writes a checkpoint
+        try:
+            for worker in everyone:
+                worker.end()
+        except BaseException:  # interrupted again
+            for worker in everyone:
+                if worker.process is not None:
+                    worker.process.kill()
+            raise
+
+
+# --- a scheduler ----------------------------------------------------------------------
+
+# Seconds to wait for a scheduler.
+_PATIENCE = 20.0
+
+# Models are initialised from PyTorch's global generator, so a worker with several threads must
+# train one run at a time.
+_ALONE = threading.Lock()
+
+
+def _compute_alone(spec: Spec, cache: str, threads: int) -> Record:
+    """Train a run in a worker of Dask; return its record."""
     with _ALONE:
         torch.set_num_threads(threads)
-        training = spec.training
-        fabric = Fabric(accelerator=training.device, devices=1, precision=training.precision)
-        task = task_of(spec.task, spec.config, fabric.device)
-        steps = train(
-            *(task, spec.formulation, spec.seed, training, fabric),
-            folder=Path(cache) / spec.key,
-            pictures=False,
-            wait=functools.partial(print, file=sys.stderr),
-        )
-        *_, run = steps
-        origin = run.provenance or provenance()
-        found: dict[str, Any] = json.loads(json.dumps({"provenance": origin, **run.record()}))
-        return found
+        return _compute(spec, cache)
+
+
+def _by_scheduler(
+    specs: Sequence[Spec], cache: str, workers: int, engine: str
+) -> Generator[tuple[Spec, Record | LabError]]:
+    """Train runs by the workers of a Dask scheduler."""
+    from distributed import Client, as_completed
+
+    # A lost scheduler is said below in words; Dask would print its traceback as well.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    threads = max(1, torch.get_num_threads() // workers)
+    try:
+        # With tls://, certificates come from Dask's own configuration.
+        client = Client(engine, timeout=_PATIENCE)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, TypeError) as error:
+        raise LabError(
+            f"There is no Dask scheduler at {engine} ({error}). Expected an address as "
+            "`dask scheduler` prints it: tcp://host:8786, or tls://host:8786 with the certificates "
+            "in Dask's configuration (distributed.comm.tls)."
+        ) from error
+    with client:
+        futures = {
+            client.submit(
+                *(_compute_alone, spec, cache, threads),
+                key=spec.key,
+                retries=0,
+                priority=-position,
+            ): spec
+            for position, spec in enumerate(specs)
+        }
+        for future in as_completed(list(futures)):  # type: ignore[no-untyped-call]
+            if future.status == "finished":
+                yield futures[future], future.result()
+            elif future.status == "error":
+                yield futures[future], _in_words(future.exception())
+            else:
+                raise LabError(
+                    f"The Dask scheduler at {engine} was lost. Start it again; the same command "
+                    "then goes on."
+                )
 
 
 @functools.lru_cache(maxsize=1)

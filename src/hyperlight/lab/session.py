@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from .checkpoint import Identity, differences, identity, stored_identity
 from .errors import LabError
 from .files import claim_folder, make_folder, read_sealed, say_unsealed, sweep, write_sealed
 from .locks import locked
+from .processes import connected, start_ranks, stop_on_request
 from .provenance import provenance
 from .record import Run
 from .summary import BEYOND, TITLES, Claim, claims, summarize
@@ -58,7 +58,8 @@ def launch(training: Training) -> Fabric:
     """Set up the devices to train on, and start a process for each further device.
 
     Raises:
-        LabError: the settings cannot be trained with, or the devices do not exist.
+        LabError: the settings cannot be trained with, the devices do not exist, or another process
+            has ended.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -77,7 +78,9 @@ def launch(training: Training) -> Fabric:
             f"this PyTorch does not have them ({error}). Choose cpu or auto, or fewer devices."
         ) from error
     if training.devices > 1:
-        fabric.launch()
+        start_ranks(fabric)
+        with connected(fabric):
+            fabric.launch()
     return fabric
 
 
@@ -274,7 +277,7 @@ class Session:
         """
         runs: list[Run] = []
         board = _Board(self.console, self.task, self.training, self.formulations)
-        with _stop_on_request(self.console) as stop, board:
+        with stop_on_request(self.console) as stop, board:
             for seed in range(self.training.seeds):
                 turns = {
                     name: train(
@@ -402,26 +405,3 @@ class _Board:
     @staticmethod
     def _name(run: Run) -> str:
         return f"seed {run.seed}  {TITLES[run.formulation]}"
-
-
-@contextlib.contextmanager
-def _stop_on_request(console: Console) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one stops at once."""
-    asked = False
-
-    def ask(*_: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        console.print("stopping after this step; interrupt again to stop at once")
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread
-        before = {}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .. import figures
 from ..engine import Spec, run_grid
 from ..files import csv_text, write_text
+from ..processes import stop_on_request
 from ..provenance import provenance
 from ..record import Run
 from ..summary import TITLES, Claim
@@ -104,7 +106,9 @@ def _run(
     fresh = 0
     if not specs:
         return {}, 0
-    with Progress(*columns, console=console) as progress:
+    # With a scheduler, Ctrl-C ends the command at once: its workers are not part of it.
+    requests = stop_on_request(console) if engine is None else nullcontext(lambda: False)
+    with Progress(*columns, console=console) as progress, requests as stop:
         bar = progress.add_task(name, total=len({spec.key for spec in specs}))
 
         def seen(spec: Spec, run: Run, new: bool) -> None:
@@ -114,7 +118,12 @@ def _run(
                 fresh += 1
                 progress.console.print(_line(spec, run), highlight=False)
 
-        runs = run_grid(specs, cache, workers=workers, engine=engine, seen=seen)
+        def tell(line: str) -> None:
+            progress.console.print(line, markup=False, highlight=False)
+
+        runs = run_grid(
+            *(specs, cache), workers=workers, engine=engine, seen=seen, stop=stop, tell=tell
+        )
     return runs, fresh
 
 
