@@ -38,7 +38,7 @@ from hyperlight.lab.checkpoint import (
     stored_identity,
 )
 from hyperlight.lab.data import Batches, Images
-from hyperlight.lab.errors import DataError, LabError
+from hyperlight.lab.errors import LabError
 from hyperlight.lab.files import write_sealed
 from hyperlight.lab.locks import LOCK
 from hyperlight.lab.provenance import provenance
@@ -1103,8 +1103,9 @@ def test_groups_that_do_not_fit_are_refused(
 def test_an_order_of_other_data_is_refused(run_folder: RunFolder, entry: int, words: str) -> None:
     saved = _kept(run_folder)
     saved.tensors["draws.batches.order"][3] = entry
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(LabError, match=words) as error:
         _restore(saved)
+    assert f"The checkpoint {run_folder.checkpoint} does not fit" in str(error.value)
 
 
 def test_training_refuses_a_checkpoint_that_does_not_fit(
