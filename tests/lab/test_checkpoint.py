@@ -214,6 +214,17 @@ def run_folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run", ABOUT)
 
 
+def test_a_folder_with_links_is_refused(run_folder: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("not to be written to")
+    (run_folder.path / "warps.png").symlink_to(tmp_path / "mine")
+    with (
+        pytest.raises(LabError, match=r"run has the links 'warps.png'.* Remove the links"),
+        run_folder.locked(),
+    ):
+        pass
+    assert not (run_folder.path / LOCK).exists()
+
+
 def _fixed() -> Fixed:
     return Fixed(nn.Linear(3, 2), {"gamma": torch.tensor(0.5)})
 

@@ -77,6 +77,18 @@ def test_whoever_waits_is_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert listing(tmp_path) == []
 
 
+def test_who_is_asked_to_stop_does_not_wait(tmp_path: Path) -> None:
+    said: list[str] = []
+    with (
+        locked(tmp_path),
+        pytest.raises(KeyboardInterrupt),
+        locked(tmp_path, said.append, stop=lambda: bool(said)),
+    ):
+        pass
+    assert len(said) == 1
+    assert listing(tmp_path) == []
+
+
 def test_a_lock_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
     process = running.hold(tmp_path)
     while not (tmp_path / LOCK).exists() or not (tmp_path / LOCK).read_text():

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, optim
 
 from .. import HyperModel, save
-from ..errors import FormatError
+from ..errors import FormatError, listed
 from ..io import container
 from ..io.kinds import fits, read_json
 from ..io.state import differences as tensor_differences
@@ -224,16 +224,28 @@ class RunFolder:
         make_folder(path)
 
     @contextlib.contextmanager
-    def locked(self, wait: Callable[[str], object] | None = None) -> Iterator[None]:
+    def locked(
+        self,
+        wait: Callable[[str], object] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[None]:
         """Hold the folder, and remove what a killed process left half-written.
 
         Args:
             wait: as in :func:`~hyperlight.lab.locks.locked`.
+            stop: the same.
 
         Raises:
-            LabError: another process holds the folder.
+            LabError: another process holds the folder, or it has links, through which training
+                would write elsewhere.
         """
-        with locked(self.path, wait) as held:
+        with locked(self.path, wait, stop) as held:
+            links = [path.name for path in self.path.iterdir() if path.is_symlink()]
+            if links:
+                raise LabError(
+                    f"{self.path} has the links {listed(links)}; expected files of a run, which "
+                    "are written in place. Remove the links, or choose another --out."
+                )
             if held:
                 sweep(self.path)
             yield

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import json
 import logging
-import multiprocessing
 import sys
 import threading
 from collections import deque
@@ -20,6 +19,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -206,23 +206,32 @@ _DEATHS = 3
 _stop_in_worker: Callable[[], bool]
 
 
+class _Spawn(SpawnContext):
+    """The start method "spawn", which remembers the process that it started last."""
+
+    process: BaseProcess | None = None
+
+    def Process(self, *args: Any, **options: Any) -> BaseProcess:  # type: ignore[override]  # noqa: N802
+        self.process = super().Process(*args, **options)
+        return self.process
+
+
 class _Worker:
     """A process that trains one run at a time and is reached by pipes alone."""
 
     def __init__(self, threads: int) -> None:
         # A pool of one: if its process dies, it is known which run that was, and no other is lost.
-        spawn = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(1, spawn, _begin, (threads,))
-        self.process: BaseProcess | None = None
+        self.spawn = _Spawn()
+        self.pool = ProcessPoolExecutor(1, self.spawn, _begin, (threads,))
+
+    @property
+    def process(self) -> BaseProcess | None:
+        """The process, once a run was submitted."""
+        return self.spawn.process
 
     def submit(self, spec: Spec, cache: str) -> Future[Record | LabError | None]:
-        before = multiprocessing.active_children()
         with hold_signals():  # the pool starts its process here
-            future = self.pool.submit(_attempt_in_worker, spec, cache)
-        for process in multiprocessing.active_children():
-            if process not in before:
-                self.process = process
-        return future
+            return self.pool.submit(_attempt_in_worker, spec, cache)
 
     def end(self) -> str:
         """Wait for the process; say how it ended."""

@@ -24,13 +24,19 @@ _PATIENCE, _POLL = 0.2, 0.5
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: Callable[[str], object] | None = None) -> Iterator[bool]:
+def locked(
+    folder: Path,
+    wait: Callable[[str], object] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[bool]:
     """Hold a folder, so that no other process writes to it. The lock ends with the process.
 
     Args:
         folder: an existing folder.
         wait: if another process holds the folder, wait for it; called once with a sentence that
             says so. By default the folder is refused.
+        stop: called while it waits; once it returns True, the waiting ends with
+            ``KeyboardInterrupt``.
 
     Yields:
         Whether the folder is held: False, with a warning, where files cannot be locked.
@@ -61,7 +67,10 @@ def locked(folder: Path, wait: Callable[[str], object] | None = None) -> Iterato
                     "choose another --out."
                 ) from None
             wait(f"{folder} is in use by {_holder(path)}; waiting until it is done.")
-            lock.acquire(poll_interval=_POLL)
+            try:
+                lock.acquire(poll_interval=_POLL, cancel_check=stop)
+            except Timeout:
+                raise KeyboardInterrupt from None
     except OSError as error:
         warnings.warn(
             f"{folder} cannot be locked ({error.strerror or error}). Do not let two processes "

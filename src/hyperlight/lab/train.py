@@ -134,7 +134,7 @@ def train(
         if folder is not None:
             kept = RunFolder(folder, identity(task.name, task.config, settings, formulation, seed))
             if kept.finished() is None and fabric.is_global_zero:
-                held.enter_context(kept.locked(wait))
+                held.enter_context(kept.locked(wait, stop))
         yield from _train(
             *(task, formulation, seed, settings, fabric, kept), stop, pictures=pictures, model=model
         )
