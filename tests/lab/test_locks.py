@@ -79,14 +79,28 @@ def test_whoever_waits_is_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_who_is_asked_to_stop_does_not_wait(tmp_path: Path) -> None:
     said: list[str] = []
+    ended: list[bool] = []
+
+    def other() -> None:
+        with pytest.raises(KeyboardInterrupt), locked(tmp_path, said.append, lambda: bool(said)):
+            ended.append(False)
+        ended.append(True)
+
+    thread = threading.Thread(target=other)
+    with locked(tmp_path):
+        thread.start()
+        thread.join(10.0)
+        assert (len(said), ended) == (1, [True])
+    assert listing(tmp_path) == []
+
+
+def test_who_holds_a_folder_does_not_wait_for_itself(tmp_path: Path) -> None:
     with (
         locked(tmp_path),
-        pytest.raises(KeyboardInterrupt),
-        locked(tmp_path, said.append, stop=lambda: bool(said)),
+        pytest.raises(LabError, match="is in use by process"),
+        locked(tmp_path, lambda line: None),
     ):
         pass
-    assert len(said) == 1
-    assert listing(tmp_path) == []
 
 
 def test_a_lock_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:

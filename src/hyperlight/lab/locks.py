@@ -61,16 +61,19 @@ def locked(
         except Timeout:
             if not path.exists():  # what looks like another's file that vanished, again and again
                 raise OSError("no file can be made in it") from None
+            refusal = LabError(
+                f"{folder} is in use by {_holder(path)}. Wait until that process ends, or "
+                "choose another --out."
+            )
             if wait is None:
-                raise LabError(
-                    f"{folder} is in use by {_holder(path)}. Wait until that process ends, or "
-                    "choose another --out."
-                ) from None
+                raise refusal from None
             wait(f"{folder} is in use by {_holder(path)}; waiting until it is done.")
             try:
                 lock.acquire(poll_interval=_POLL, cancel_check=stop)
             except Timeout:
                 raise KeyboardInterrupt from None
+            except RuntimeError:  # it is this thread that holds it
+                raise refusal from None
     except OSError as error:
         warnings.warn(
             f"{folder} cannot be locked ({error.strerror or error}). Do not let two processes "
