@@ -11,15 +11,18 @@ from pathlib import Path
 
 import torch
 
+from .._version import __version__
+
 __all__ = ["provenance"]
 
 
 def provenance(command: str | None = None) -> dict[str, str]:
     """The command, if given, the versions of packages, and the machine."""
-    packages = ("hyperlight", "torch", "lightning-fabric", "scikit-learn", "numpy")
+    packages = ("torch", "lightning-fabric", "scikit-learn", "numpy")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         **({} if command is None else {"command": command}),
+        "hyperlight": __version__,
         **{name: metadata.version(name) for name in packages},
         "commit": _commit(),
         "python": platform.python_version(),
