@@ -34,7 +34,7 @@ from tests.lab.making import equal_values
 
 _SMALL = ["--seeds", "1", "--device", "cpu", "--hidden", "4", "8", "--evaluation-gammas", "2"]
 # A checkpoint after every step.
-_SHORT = ["--steps", "30", "--evaluate-every", "12", "--checkpoint-seconds", "0"]
+_SHORT = ["--steps", "150", "--evaluate-every", "50", "--checkpoint-seconds", "0"]
 _UNET = ["--levels", "2", "--channels", "4", "--batch-size", "4"]
 
 # Arguments by name; {out} is the folder of a run.
