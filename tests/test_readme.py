@@ -19,7 +19,12 @@ RUN = [
     README,
     *(ROOT / "docs" / f"{name}.md" for name in ("cheat-sheet", "learning-rates", "per-sample")),
 ]
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
+]
 # Pages whose numbers are measurements, and nothing else.
 MEASURED = [ROOT / "docs" / "paper.md", ROOT / "docs" / "learning-rates.md"]
 

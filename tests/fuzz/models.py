@@ -36,14 +36,16 @@ def _model(variant: int) -> hl.HyperModel:
         return hl.hypernetize(_network(variant), INPUTS, hidden=(4,), head=head)
 
 
-def _gamma() -> dict[str, Tensor]:
-    return {"scale": torch.tensor(0.3), "noise": torch.ones(2), "kind": torch.tensor(1)}
+def _gamma(hypernet: hl.HyperNet) -> dict[str, Tensor]:
+    """Values of the inputs that the file names, which may have been renamed."""
+    return hypernet.sample(generator=torch.Generator().manual_seed(0))
 
 
 def _values(model: hl.HyperModel) -> Any:
     """All tensors and an output: what is wrong in a model may show only when it is called."""
     model.eval()
-    return dict(model.state_dict()), model(torch.ones(2, 3), **_gamma()), model.predict(**_gamma())
+    gamma = _gamma(model.hypernet)
+    return dict(model.state_dict()), model(torch.ones(2, 3), **gamma), model.predict(**gamma)
 
 
 def _make_model(folder: Path, variant: int) -> None:
@@ -63,7 +65,7 @@ def _make_hypernet(folder: Path, variant: int) -> None:
 
 def _read_hypernet(folder: Path) -> Any:
     hypernet = hl.load(folder / "hypernet.safetensors")
-    return dict(hypernet.state_dict()), hypernet(**_gamma())
+    return dict(hypernet.state_dict()), hypernet(**_gamma(hypernet))
 
 
 def _make_hub(folder: Path, variant: int) -> None:
