@@ -30,6 +30,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from hyperlight.lab.files import read_sealed
 from tests.lab.making import equal_values
 
 _SMALL = ["--seeds", "1", "--device", "cpu", "--hidden", "4", "8", "--evaluation-gammas", "2"]
@@ -63,9 +64,10 @@ PATIENCE = 600.0
 # A run that needs more starts than this is lost: at uniformly random moments it needs about five.
 MOST_STARTS = 60
 
-# What differs between two runs of the same command: times, dates, and the numbers of resumptions.
+# What differs between two runs of the same command: times, dates, the numbers of resumptions, and
+# the checksums of files that hold these.
 _TIMES = {"seconds", "waiting", "resumed", "provenance", "wall_seconds", "training_seconds"}
-_TIMES |= {"made_by"}
+_TIMES |= {"made_by", "sha256"}
 _MILLISECONDS = "ms per image"
 _UNEQUAL = {"times.csv", "config.json", "report.html", "report.md", "figure.svg"}
 
@@ -91,6 +93,8 @@ def contents(folder: Path) -> dict[str, Any]:
             continue
         name = path.relative_to(folder).as_posix()
         if path.suffix == ".json" and path.name not in _UNEQUAL:
+            if path.name == "record.json":
+                read_sealed(path)  # its checksum is right
             found[name] = _without_times(json.loads(path.read_text("utf-8")))
         elif path.suffix == ".csv" and path.name not in _UNEQUAL:
             with path.open(encoding="utf-8", newline="") as file:
@@ -149,6 +153,7 @@ class Trial:
         other: files that are missing or have other numbers.
         leftovers: files that an uninterrupted run does not leave.
         tracebacks: number of tracebacks that it printed.
+        last: the last of them.
         seconds: time of all starts together.
     """
 
@@ -160,6 +165,7 @@ class Trial:
     other: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     tracebacks: int = 0
+    last: str = ""
     seconds: float = 0.0
 
     @property
@@ -215,7 +221,8 @@ def attempt(
             trial.other, trial.leftovers = differences(contents(out), expected)
         if trial.ended or not sent:
             break
-    trial.tracebacks = log.read_text("utf-8", "replace").count("Traceback (most recent call last)")
+    said = log.read_text("utf-8", "replace").split("Traceback (most recent call last)")
+    trial.tracebacks, trial.last = len(said) - 1, said[-1][:3000] if said[1:] else ""
     trial.seconds = time.monotonic() - began
     return trial
 
@@ -304,7 +311,7 @@ def write(path: Path, trials: Sequence[Trial]) -> None:
     """Write a row per command as csv."""
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow([f.name for f in dataclasses.fields(Trial)])
+        rows.writerow([f.name for f in dataclasses.fields(Trial) if f.name != "last"])
         for t in trials:
             kills = " ".join(f"{name}:{count}" for name, count in t.kills.items())
             signals = " ".join(f"{name}:{count}" for name, count in t.signals.items())
@@ -323,6 +330,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     console = Console()
     trials = measure(chosen.count, chosen.seed, chosen.cases, console)
+    for trial in trials:
+        if trial.last:
+            console.print(f"{trial.case} printed a traceback:{trial.last}", markup=False)
     console.print(table(trials))
     if chosen.out is not None:
         write(chosen.out, trials)
