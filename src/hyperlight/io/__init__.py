@@ -1,8 +1,9 @@
 r"""Saving and loading: one safetensors file, no pickle.
 
-The files, in reading order: ``files`` (:func:`save` and :func:`load`), ``state`` (how state dicts
-are compared and copied), ``legacy`` (checkpoints of HyperLight 0.0.5), ``hub`` (the Hugging Face
-Hub).
+The files, in reading order: ``files`` (:func:`save` and :func:`load`), ``container`` (safetensors
+with a checksum), ``kinds`` (JSON and what it may be), ``structure`` (what a network is besides its
+tensors), ``state`` (how state dicts are compared and copied), ``legacy`` (checkpoints of HyperLight
+0.0.5), ``hub`` (the Hugging Face Hub).
 """
 
 from . import hub

@@ -4,8 +4,8 @@ The tensors are the state of the hypernetwork, named ``hypernet.*``, and of the 
 (:math:`\theta^0`, its other parameters and its buffers), named ``primary.*``. The metadata holds
 one JSON object under the key ``hyperlight``: the name and version of the format, the version of
 the library, the inputs, the predicted names and shapes, the settings of the hypernetwork, and the
-class name of the primary. Code is not saved: pass a primary of the same architecture to
-:func:`load`.
+classes and settings of the primary's modules. Code is not saved: pass a primary of the same
+architecture to :func:`load`.
 """
 
 from __future__ import annotations
@@ -259,8 +259,8 @@ def _warn_of_values(model: HyperModel | HyperNet, what: str) -> None:
         values = parameter.detach()
         if values.numel() and values.dtype in CODES and not values.is_meta:
             # The extremes are NaN if any entry is, and take no memory of their size.
-            low, high = values.aminmax() if not values.is_complex() else (values, values)
-            if not (low.isfinite().all() and high.isfinite().all()):
+            low, high = values.aminmax()
+            if not (low.isfinite() and high.isfinite()):
                 odd.append(name)
     if odd:
         warnings.warn(
