@@ -191,6 +191,15 @@ def test_a_primary_of_the_same_shapes_and_another_structure_is_doubted(
     assert contents(primary) == before
 
 
+def test_modes_of_training_are_no_structure(tmp_path: Path) -> None:
+    network = Functional(torch.relu).eval()
+    network.gradient_checkpointing = True
+    hl.save(hl.hypernetize(network, SPACE), tmp_path / "m")
+    other = Functional(torch.relu)
+    other.gradient_checkpointing = False
+    hl.load(tmp_path / "m", other, strict=True)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_named(value: float, tmp_path: Path) -> None:
     model = hl.hypernetize(mlp(), SPACE)

@@ -68,6 +68,7 @@ FOREIGN: tuple[type[Exception], ...] = (
 
 _MARK = re.compile(rb'"sha256": ?"')
 _BLOCK = 2**20
+_MOST_HEADER = 10**8  # the limit of safetensors
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,9 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if sys.platform != "win32":  # locked until it has its name
+                os.replace(temporary, path)
+        if sys.platform == "win32":  # where an open file keeps its name
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -252,7 +256,7 @@ def _checked(file: IO[bytes]) -> tuple[bool | None, dict[str, str]]:
             else "this is not a safetensors file, as hl.save writes them."
         )
     count = int.from_bytes(length, "little")
-    if count > size - 8:
+    if count > min(size - 8, _MOST_HEADER):
         raise FormatError(f"{_CUT}.")
     text = start + file.read(count - 1)
     agrees = _agrees(length + text, _blocks(file))

@@ -14,6 +14,9 @@ Structure = dict[str, list[Any]]
 
 _LONGEST = 200
 
+# Modes of training, which do not say what a network computes; the second is of transformers.
+_MODES = ("training", "gradient_checkpointing")
+
 
 def structure_of(module: nn.Module) -> Structure:
     """The class and the plain settings of every module, by name, as JSON values.
@@ -30,7 +33,7 @@ def structure_of(module: nn.Module) -> Structure:
 def _settings(module: nn.Module) -> dict[str, Any]:
     found = {}
     for name, value in vars(module).items():
-        if not name.startswith("_") and name != "training":
+        if not name.startswith("_") and name not in _MODES:
             plain = _plain(value)
             if plain is not None:
                 found[name] = plain
