@@ -670,6 +670,15 @@ def test_the_packages_of_the_extra_are_those_that_are_declared() -> None:
     assert set(hyperlight.__main__._EXTRA) == {names.get(name, name) for name in declared}
 
 
+def test_a_warning_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._show_warning("Files have no checksum.", UserWarning, str(cli.__file__), 3)
+    cli._show_warning("old name", FutureWarning, "/elsewhere/code.py", 7)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: Files have no checksum.",
+        "warning: old name (FutureWarning from /elsewhere/code.py:7)",
+    ]
+
+
 # --- what the processes gave ------------------------------------------------------
 
 

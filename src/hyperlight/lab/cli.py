@@ -10,6 +10,7 @@ import dataclasses
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -296,8 +297,23 @@ def _stderr() -> Console:
     return Console(stderr=True, quiet=console.quiet)
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning; the place in the code only if it is not one of ours."""
+    ours = Path(filename).is_relative_to(Path(__file__).parents[1])
+    where = "" if ours else f" ({category.__name__} from {filename}:{lineno})"
+    say(Text.assemble(("warning: ", "bold yellow"), f"{message}{where}"), _stderr())
+
+
 def entry() -> None:
     """Run the command line as a program; a closed pipe, as of ``| head``, ends it quietly."""
+    warnings.showwarning = _show_warning
     try:
         try:
             status = main()
