@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def run(work: Callable[..., None], *args: Any, processes: int) -> None:
     They are spawned: one that is forked from a process with threads hangs now and then.
     """
     context = torch.multiprocessing.start_processes(
-        work, args=args, nprocs=processes, join=False, start_method="spawn"
+        _work_and_end, args=(work, *args), nprocs=processes, join=False, start_method="spawn"
     )
     end = datetime.datetime.now() + datetime.timedelta(seconds=LIMIT)
     try:
@@ -63,6 +64,12 @@ def run(work: Callable[..., None], *args: Any, processes: int) -> None:
         for process in context.processes:
             if process.is_alive():
                 process.kill()
+
+
+def _work_and_end(rank: int, work: Callable[..., None], *args: Any) -> None:
+    """End at once when the work is done: threads of gloo now and then abort the end of Python."""
+    work(rank, *args)
+    os._exit(0)
 
 
 def answer(rank: int, net: hl.HyperModel, x: Tensor, folder: str) -> None:
