@@ -97,7 +97,7 @@ def test_a_checksum_that_was_taken_out_is_missed(tmp_path: Path) -> None:
         hl.load(tmp_path / "m", mlp())
 
 
-# --- files of before, doubts ------------------------------------------------------------------
+# --- files of version 1, other networks ------------------------------------------------------
 
 
 def first_version(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:

@@ -279,9 +279,13 @@ def test_the_older_fsdp_trains_as_one_process(tmp_path: Path) -> None:
     net = model()
     train(net, torch.optim.SGD(net.parameters(), lr=0.1), *batch())
     for rank in range(WORLD):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for name, value in net.named_parameters():
-            assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-12), name
+        assert_same(net, torch.load(tmp_path / f"{rank}.pt", weights_only=True))
+
+
+def assert_same(net: nn.Module, found: dict[str, Tensor]) -> None:
+    """That a state dict of another process has the parameters of this one, to rounding."""
+    for name, value in net.named_parameters():
+        assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-12), name
 
 
 def train_each(net: Any, parts: int, part: int) -> None:
@@ -317,5 +321,4 @@ def test_one_gamma_per_sample_trains_as_one_process(tmp_path: Path) -> None:
     train_each(net, 1, 0)
     for rank in range(WORLD):
         for found in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
-            for name, value in net.named_parameters():
-                assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-12), name
+            assert_same(net, found)

@@ -765,7 +765,7 @@ class Left:
 
     Args:
         copies: the modules of the network.
-        warned: what was warned of before.
+        warned: what a warning has named already.
     """
 
     def __init__(self, copies: _Copies, warned: set[tuple[str, str]]) -> None:

@@ -606,13 +606,19 @@ def test_a_run_of_other_settings_is_refused_with_what_differs(tmp_path: Path, na
     assert path.read_bytes() == kept
 
 
+def _interrupted(task: BayesTask, fabric: Fabric, folder: Path) -> Training:
+    """Begin a run, and leave its checkpoint."""
+    training = Training(steps=2, evaluate_every=2, batch_size=4)
+    turn = train(task, "mip", 0, training, fabric, folder)
+    next(turn)
+    turn.close()
+    return training
+
+
 def test_training_refuses_the_folder_of_another_run(
     task: BayesTask, fabric: Fabric, tmp_path: Path
 ) -> None:
-    training = Training(steps=2, evaluate_every=2, batch_size=4)
-    turn = train(task, "mip", 0, training, fabric, tmp_path)
-    next(turn)
-    turn.close()
+    training = _interrupted(task, fabric, tmp_path)
     with pytest.raises(LabError, match="other settings .*batch_size: 4, now 5"):
         next(train(task, "mip", 0, dataclasses.replace(training, batch_size=5), fabric, tmp_path))
     with pytest.raises(LabError, match=r"other settings \(seed: 0, now 1\)"):
@@ -1122,10 +1128,7 @@ def test_an_order_of_other_data_is_refused(run_folder: RunFolder, entry: int, wo
 def test_training_refuses_a_checkpoint_that_does_not_fit(
     task: BayesTask, fabric: Fabric, tmp_path: Path
 ) -> None:
-    training = Training(steps=2, evaluate_every=2, batch_size=4)
-    turn = train(task, "mip", 0, training, fabric, tmp_path)
-    next(turn)
-    turn.close()
+    training = _interrupted(task, fabric, tmp_path)
     path = tmp_path / "checkpoint.safetensors"
     contents = container.read(path)
     del contents.tensors["draws.gammas"]
@@ -1208,6 +1211,7 @@ def test_a_run_that_another_trains_is_refused_or_waited_for(
     thread = threading.Thread(target=other)
     thread.start()
     while not said:
+        assert thread.is_alive()
         thread.join(0.01)
     next(turn)
     if finished:

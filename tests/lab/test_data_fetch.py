@@ -172,7 +172,11 @@ def _serving(handler: type[BaseHTTPRequestHandler], secure: bool) -> Iterator[st
         if secure:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(CERTIFICATE, CERTIFICATE.with_suffix(".key"))
-            server.socket = context.wrap_socket(server.socket, server_side=True)
+            # Handshakes in the threads of the requests: one that a client leaves open would
+            # otherwise keep the server from ending.
+            server.socket = context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:

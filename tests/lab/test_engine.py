@@ -175,7 +175,8 @@ def test_a_run_that_another_process_trains_is_waited_for(
     folder = tmp_path / one.key
     folder.mkdir()
     holder = running.hold(folder)
-    while not (folder / LOCK).exists():
+    while not (folder / LOCK).exists() or not (folder / LOCK).read_text():
+        assert holder.is_alive()
         time.sleep(0.001)
     done: list[dict[str, Run]] = []
     thread = threading.Thread(target=lambda: done.append(run_grid([one], tmp_path)))

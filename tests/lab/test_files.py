@@ -18,7 +18,6 @@ from hyperlight.lab.files import (
     is_inside,
     is_plain,
     read_sealed,
-    replace_file,
     sweep,
     write_sealed,
     write_text,
@@ -73,9 +72,8 @@ def test_an_error_while_moving_leaves_the_old_file_alone(
     assert listing(tmp_path) == ["a.csv"]
 
 
-@pytest.mark.parametrize("durable", [False, True])
-def test_a_durable_file_is_on_the_disk_before_it_takes_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+def test_a_file_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
     sync, replace = os.fsync, os.replace
@@ -90,23 +88,9 @@ def test_a_durable_file_is_on_the_disk_before_it_takes_its_place(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
-    replace_file(tmp_path / "a", lambda part: part.write_text("12345"), durable=durable)
-    assert done == (["synced 5 bytes", "replaced"] if durable else ["replaced"])
+    write_text(tmp_path / "a", "12345")
+    assert done == ["synced 5 bytes", "replaced"]
     assert (tmp_path / "a").read_text() == "12345"
-    assert listing(tmp_path) == ["a"]
-
-
-def test_whoever_writes_is_given_a_file_beside_the_old_one(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("old")
-
-    def write(part: Path) -> None:
-        assert part.parent == tmp_path
-        assert (tmp_path / "a").read_text() == "old"
-        part.unlink()  # as a writer that replaces the file does
-        part.write_text("new")
-
-    replace_file(tmp_path / "a", write)
-    assert (tmp_path / "a").read_text() == "new"
     assert listing(tmp_path) == ["a"]
 
 
@@ -222,16 +206,10 @@ def test_a_sealed_file_of_something_else_is_refused(tmp_path: Path, text: str, w
 
 
 def test_what_a_killed_writer_leaves_is_swept_and_nothing_else(tmp_path: Path) -> None:
-    seen = []
-
-    def write(part: Path) -> None:
-        seen.append(part.name)
-        part.write_text("a part")
-        (part.parent / f"{part.name}.kept").write_text("no part")
-
-    replace_file(tmp_path / "report.html", write)
-    (tmp_path / seen[0]).write_text("a part")
-    others = [f"{seen[0]}.kept", ".report.html", ".report.html.swp", "a.json", "report.html"]
+    part = ".report.html.0a1b2c3d.tmp"
+    for name in (part, f"{part}.kept", "report.html"):
+        (tmp_path / name).write_text("a part")
+    others = [f"{part}.kept", ".report.html", ".report.html.swp", "a.json", "report.html"]
     (tmp_path / ".report.html").write_text("mine")
     (tmp_path / ".report.html.swp").write_text("mine")
     (tmp_path / "a.json").write_text("mine")

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import IO
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import FormatError
+from ..errors import FormatError, HyperLightError
 from .kinds import fits, read_json
 
 if sys.platform == "win32":  # there a file that is being written cannot be removed anyway
@@ -41,7 +41,17 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-__all__ = ["BLANK", "Contents", "check_seal", "feed", "read", "seal", "write"]
+__all__ = [
+    "BLANK",
+    "Contents",
+    "check_seal",
+    "feed",
+    "in_words",
+    "read",
+    "replaced",
+    "seal",
+    "write",
+]
 
 # The codes of https://huggingface.co/docs/safetensors for the dtypes that are stored as they are.
 CODES = {
@@ -59,12 +69,6 @@ CODES = {
 
 BLANK = "0" * 64
 """What stands in place of the checksum while it is computed."""
-
-FOREIGN: tuple[type[Exception], ...] = (
-    *(AttributeError, KeyError, IndexError, MemoryError, NotImplementedError, OverflowError),
-    *(RecursionError, RuntimeError, TypeError, ValueError, OSError, SafetensorError),
-)
-"""What Python, torch and safetensors raise about values that nobody would write on purpose."""
 
 _MARK = re.compile(rb'"sha256": ?"')
 _BLOCK = 2**20
@@ -137,8 +141,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """Write a sealed safetensors file whole or not at all, one tensor in memory at a time.
 
     The writer of safetensors needs NumPy, holds all tensors in memory and refuses shared ones.
-    Dtypes without a code are stored as bytes. What an earlier process left half-written when it
-    was killed is removed.
+    Dtypes without a code are stored as bytes.
 
     Raises:
         OSError: the file cannot be written; an earlier one is unchanged.
@@ -156,7 +159,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     text += b" " * (-len(text) % 8)
     text = len(text).to_bytes(8, "little") + text
     digest = hashlib.sha256(text)
-    with _replaced(path) as file:
+    with replaced(path) as file:
         file.write(text)
         for tensor in tensors.values():
             feed(tensor, file.write, digest.update)
@@ -165,9 +168,13 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 @contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` once it is complete and on the disk."""
-    sweep(path)
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of ``path`` once it is complete and on the disk.
+
+    What earlier processes left half-written of it when they were killed is removed: a writer holds
+    a lock on its temporary file, which ends with its process.
+    """
+    _sweep(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -184,11 +191,7 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def sweep(path: Path) -> None:
-    """Remove temporary files of ``path`` whose writers were killed.
-
-    A writer holds a lock on its file, which ends with its process.
-    """
+def _sweep(path: Path) -> None:
     for part in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
         with contextlib.suppress(OSError), part.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -281,8 +284,19 @@ _CUT = "the file is cut short or damaged: its header and size do not agree. Copy
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    with in_words(_CUT), safe_open(path, framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def in_words(what: str) -> Iterator[None]:
+    """Turn every error within the block into a :class:`FormatError` that says ``what``.
+
+    Parsers, PyTorch and safetensors raise nearly anything about values that nobody would write.
+    """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FOREIGN as error:
-        raise FormatError(f"{_CUT} ({error}).") from error
+        yield
+    except HyperLightError:
+        raise
+    except Exception as error:
+        raise FormatError(f"{what} ({type(error).__name__}: {error}).") from error

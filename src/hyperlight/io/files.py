@@ -34,7 +34,7 @@ from ..hypernet import ACTIVATIONS, Activation, HyperNet
 from ..inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
 from ..model import HyperModel
 from . import container
-from .container import CODES, FOREIGN, feed
+from .container import CODES, feed, in_words
 from .kinds import fits, read_json
 from .state import check_values, differences, empty_hypernet, load_in_place, own_tensors, under
 from .structure import Structure, structural_differences, structure_of
@@ -355,7 +355,7 @@ def _rebuild(
     }
     sizes = {key: about[key] for key in ("shapes", "hidden", "skip")}
     settings = {**sizes, **parts, "dtype": _dtype_of(about["dtype"])}
-    try:
+    with in_words("the hypernetwork that it describes cannot be made"):
         if all(part is None for part in given.values()):
             # Without memory first: a small file may describe a large model.
             described = empty_hypernet(spaces, **copy.deepcopy(settings), device="meta")
@@ -363,12 +363,6 @@ def _rebuild(
         hypernet = empty_hypernet(spaces, **settings)
         if given["activation"] is None:
             _try_activations(hypernet)
-    except FOREIGN as error:
-        if isinstance(error, HyperLightError):
-            raise
-        raise FormatError(
-            f"the hypernetwork that it describes cannot be made ({type(error).__name__}: {error})."
-        ) from error
     built = _describe(hypernet)
     checks = [(role, built[role], about[role]) for role, part in given.items() if part is not None]
     checks += [(f"input {n!r}", built["inputs"][n], about["inputs"][n]) for n in inputs]
@@ -420,7 +414,7 @@ def _make(part: Description | None, known: Mapping[str, Callable[..., Any]], arg
         )
     try:
         return known[name](**part["config"])
-    except FOREIGN as error:
+    except Exception as error:
         raise FormatError(f"it names {shown}, which cannot be made: {error}") from error
 
 
@@ -518,15 +512,11 @@ def _read(path: Path, doubts: list[str]) -> tuple[dict[str, Tensor], Description
             f"the file has no checksum, as written by HyperLight {about.get('library')}, so damage "
             "to it would not be seen. Save it again with hl.save."
         )
-    try:
+    with in_words("the metadata does not fit the tensors"):
         for name, (dtype, shape) in about["raw"].items():
             tensors[name] = tensors[name].clone().view(_dtype_of(dtype)).reshape(shape)
         for alias, name in about["aliases"].items():
             tensors[alias] = tensors[name]
-    except FOREIGN as error:
-        if isinstance(error, HyperLightError):
-            raise
-        raise FormatError(f"the metadata does not fit the tensors: {error}.") from error
     return tensors, about
 
 

@@ -12,7 +12,7 @@ from ..errors import FormatError, did_you_mean, listed
 from ..hypernet import ACTIVATIONS
 from ..inputs import Input, Simplex, Uniform
 from ..model import HyperModel
-from .container import FOREIGN
+from .container import in_words
 from .state import differences, empty_hypernet, load_in_place, own_tensors, under
 
 
@@ -77,7 +77,10 @@ def from_hyperlight(
         others[name] = part.reshape(shape)
 
     kind = _nonlinearity(nonlinearity)
-    try:
+    with in_words(
+        f"The checkpoint describes a HyperNet with hidden layers of {hidden} and nonlinearity="
+        f"{nonlinearity!r}, which cannot be made"
+    ):
         hypernet = empty_hypernet(
             dict(sorted(inputs.items())),
             shapes,
@@ -86,11 +89,6 @@ def from_hyperlight(
             encoding=CosSin(per_input=True) if encoding == "cos|sin" else None,
             dtype=values["head.weight"].dtype,
         )
-    except FOREIGN as error:
-        raise FormatError(
-            f"The checkpoint describes a HyperNet with hidden layers of {hidden} and nonlinearity="
-            f"{nonlinearity!r}, which cannot be made ({type(error).__name__}: {error})."
-        ) from error
     predicted = {id(parameters[name]) for name in shapes}
     expected = {
         name: tensor

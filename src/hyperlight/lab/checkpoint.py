@@ -29,7 +29,7 @@ from ..io import container
 from ..io.kinds import fits, read_json
 from ..io.state import differences as tensor_differences
 from ..io.state import under
-from .errors import DataError, LabError
+from .errors import LabError
 from .files import make_folder, read_sealed, say_unsealed, sweep, write_csv, write_sealed
 from .locks import locked
 from .provenance import provenance
@@ -41,8 +41,6 @@ __all__ = ["Checkpoint", "RunFolder", "differences", "digest", "identity", "stor
 # Increased when a default or the meaning of a setting changes, so that old runs are never mistaken
 # for new ones. Format 1 recorded all settings, including the defaults.
 FORMAT = 2
-
-_UNFIT: tuple[type[Exception], ...] = (DataError, *container.FOREIGN)
 
 Identity = dict[str, Any]
 
@@ -157,7 +155,7 @@ class Checkpoint:
             self._restore_optimizer(optimizer)
             batches.load_state_dict(under("batches.", draws))
             gammas.set_state(draws["gammas"])
-        except _UNFIT as error:
+        except Exception as error:  # torch raises nearly anything about the state of others
             raise LabError(
                 f"The checkpoint {self.path} does not fit this run ({error}). Delete it to start "
                 "this run again."
@@ -416,7 +414,7 @@ class RunFolder:
             if words:
                 raise ValueError("; ".join(words))
             target.load_state_dict(contents.tensors)
-        except container.FOREIGN as error:
+        except Exception as error:
             raise LabError(
                 f"The weights {self.model} cannot be read ({error}). Delete the folder "
                 f"{self.path} to train this run again."

@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..io.container import BLANK, check_seal, seal
+from ..io.container import BLANK, check_seal, replaced, seal
 from ..io.kinds import read_json
 from .errors import LabError
 from .locks import LOCK
@@ -25,7 +23,6 @@ __all__ = [
     "is_plain",
     "make_folder",
     "read_sealed",
-    "replace_file",
     "say_unsealed",
     "sweep",
     "write_bytes",
@@ -34,7 +31,7 @@ __all__ = [
     "write_text",
 ]
 
-# Temporary files: of replace_file, of hyperlight.io, and of safetensors in earlier versions.
+# Temporary files: of hyperlight.io, and of earlier versions.
 _TEMPORARY = re.compile(
     r"\.[\w-]+\.(safetensors|json|csv|svg|html|md)\.[a-z0-9_]{8}(\.tmp)?|\.tmp[A-Za-z0-9]{6}"
 )
@@ -61,7 +58,8 @@ def write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[Any]])
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes, completely or not at all."""
-    replace_file(path, lambda part: part.write_bytes(content))
+    with replaced(path) as file:
+        file.write(content)
 
 
 def write_sealed(path: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
@@ -73,7 +71,7 @@ def write_sealed(path: Path, content: Mapping[str, Any], indent: int | None = No
         indent: as in :func:`json.dumps`.
     """
     text = json.dumps({"sha256": BLANK, **content}, indent=indent)
-    replace_file(path, lambda part: part.write_bytes(seal(f"{text}\n".encode())), durable=True)
+    write_bytes(path, seal(f"{text}\n".encode()))
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
@@ -124,29 +122,6 @@ def is_plain(name: str, *endings: str) -> bool:
 def is_inside(path: Path) -> bool:
     """Whether a file is in the folder where its path says, and not elsewhere through a link."""
     return path.resolve().parent == path.parent.resolve()
-
-
-def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
-    """Write a temporary file, then rename it to ``path``.
-
-    Args:
-        path: of the file.
-        write: called with the path of the temporary file.
-        durable: wait until the file is on the disk, so that a power failure leaves the old file
-            or the new one.
-    """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        write(Path(name))
-        if durable:
-            with open(name, "rb+") as file:
-                os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def claim_folder(path: Path, overwrite: bool) -> None:

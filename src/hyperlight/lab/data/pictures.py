@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from ...io.container import replaced
 from ..errors import DataError
-from ..files import replace_file, write_bytes
+from ..files import write_bytes
 from .border import reading
 from .fetch import cache_folder
 
@@ -186,12 +187,8 @@ def _keep(path: Path, pixels: np.ndarray, aspect: np.ndarray) -> bool:
     """Cache the arrays; return False, with a warning, if the disk is full."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-
-        def write(part: Path) -> None:
-            with part.open("wb") as file:
-                np.save(file, pixels, allow_pickle=False)
-
-        replace_file(path, write)
+        with replaced(path) as file:
+            np.save(file, pixels, allow_pickle=False)
         write_bytes(_beside(path), _sum(path, aspect.tobytes()) + aspect.tobytes())
     except OSError as error:
         warnings.warn(
