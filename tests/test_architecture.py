@@ -34,6 +34,7 @@ ORDER = [
     "caches",
     "bind",
     "memory",
+    "widths",
     "hypernet",
     "summary",
     "many",

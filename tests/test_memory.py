@@ -262,7 +262,8 @@ def refuse(head: hl.Head) -> None:
     cpu = torch.device("cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        memory.refuse_oversize(head, (2, 16, 128), shapes, dtype=torch.float32, device=cpu)
+        settings = {"dtype": torch.float32, "device": cpu}
+        memory.refuse_oversize(head, (2, 16, 128), lambda head: None, shapes, **settings)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from .heads import Dense, Head, find_head
 from .init import Init, find_init, gain_of, kaiming_fan_out_
 from .inputs import Categorical, Input, as_batch_shape, is_read
 from .memory import refuse_oversize
+from .widths import Directions, Hidden, find_widths
 
 Activation = str | nn.Module | Callable[[], nn.Module]
 
@@ -44,13 +45,24 @@ class HyperNet(nn.Module):
 
     .. math:: \Delta\theta = h(\gamma; \omega) = \mathrm{head}(\mathrm{trunk}(E(\gamma)))
 
-    Its default architecture and initialisation are those of section 5.2 of the paper. It stands
-    alone; :func:`~hyperlight.hypernetize` couples one with a primary.
+    It stands alone; :func:`~hyperlight.hypernetize` couples one with a primary. With
+    ``directions=r`` the head reads a linear projection of the last hidden layer. A
+    :class:`~hyperlight.Dense` head then predicts
+
+    .. math:: \Delta\theta = \sum_{i=1}^r c_i(\gamma) B_i
+
+    with learned coordinates :math:`c(\gamma)` and as many learned directions :math:`B_i` (the
+    columns of its weight): ``r`` weights for every predicted one. The paper's architecture
+    (section 5.2) is ``hidden=(16, 128)`` without directions: 128 weights for every predicted one.
 
     Args:
         inputs: what it is conditioned on, by name.
         shapes: the shape of every tensor to predict, by name.
-        hidden: the widths of the hidden layers.
+        hidden: the widths of the hidden layers; ``"auto"`` is (64, 128).
+        directions: the number of directions ``r``, or ``None`` for a head that reads the last
+            hidden layer itself. ``"auto"`` goes by the inputs (:func:`directions_for`) if
+            ``hidden`` is ``"auto"``, and otherwise is ``None``. Heads that are no larger
+            without, such as :class:`~hyperlight.LowRank`, have none.
         activation: a name, a module (copied for every layer) or a class of one.
         encoding: a module from ``(..., d)`` to ``(..., output_size(d))``; ``None`` is the
             classical formulation (:class:`~hyperlight.Identity`). It is given all inputs but
@@ -79,7 +91,8 @@ class HyperNet(nn.Module):
         inputs: Mapping[str, Input],
         shapes: Mapping[str, Sequence[int]],
         *,
-        hidden: Sequence[int] = (16, 128),
+        hidden: Hidden = "auto",
+        directions: Directions = "auto",
         activation: Activation = "leaky_relu",
         encoding: nn.Module | None = CosSin(),
         head: Head | Mapping[str, Head] = Dense(),
@@ -94,10 +107,6 @@ class HyperNet(nn.Module):
         self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         if not self.shapes:
             raise ConfigurationError("shapes was empty; expected at least one tensor to predict.")
-        if not all(isinstance(n, int) and n > 0 for n in hidden):
-            raise ConfigurationError(
-                f"hidden was {hidden!r}; expected the widths of the hidden layers, as in (16, 128)."
-            )
         if encoding is not None and not isinstance(encoding, nn.Module):
             raise ConfigurationError(
                 f"encoding was {encoding!r}; expected a module such as CosSin(), "
@@ -126,11 +135,16 @@ class HyperNet(nn.Module):
         unit = getattr(self.encoding, "unit_norm", False)
         self._number_weight = (size / total) ** 0.5 if unit else 1.0
         self._category_weight = total**-0.5 if unit else 1.0
-        layers, last = (encoded, *hidden), find_head(head)
-        refuse_oversize(last, layers, self.shapes, dtype=dtype, device=device)
-        self.trunk = Trunk(encoded, hidden, activation, skip, dtype, device)
+        last = find_head(head)
+        widths = find_widths(hidden, directions, self.inputs.values(), self.shapes)
+        layers, r = (encoded, *widths.hidden), widths.directions(last)
+        refuse_oversize(last, layers, widths.directions, self.shapes, dtype=dtype, device=device)
+        self.trunk = Trunk(encoded, widths.hidden, activation, skip, dtype, device)
+        self.projection = (
+            nn.Linear(layers[-1], r, bias=False, dtype=dtype, device=device) if r else None
+        )
         self.head = last
-        self.head.build(layers[-1], self.shapes, dtype=dtype, device=device)
+        self.head.build(r or layers[-1], self.shapes, dtype=dtype, device=device)
         # Follows every move and cast, and is there when an outer bind has taken the parameters.
         self._like: Tensor
         self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
@@ -158,6 +172,8 @@ class HyperNet(nn.Module):
         if is_sharded(self):
             raise sharded("The hypernetwork is")
         features: Tensor = self.trunk(self.encode(**gamma))
+        if self.projection is not None:
+            features = _apply(self.projection, features)
         return features
 
     def encode(self, **gamma: Any) -> Tensor:
@@ -291,6 +307,8 @@ class HyperNet(nn.Module):
         """
         found = find_init(init)
         self.trunk.reset_parameters(generator)
+        if self.projection is not None:
+            kaiming_fan_out_(self.projection.weight, 1.0, generator)
         for embedding in self.embeddings:
             assert isinstance(embedding, nn.Embedding)
             nn.init.normal_(embedding.weight, generator=generator)
@@ -306,10 +324,12 @@ class HyperNet(nn.Module):
         return f"inputs: {spaces}\npredicts: {total:,} entries in {len(self.shapes)} tensors"
 
 
-def _by_rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer that was exchanged: a quantized one takes no vectors."""
-    y: Tensor = layer(x if x.ndim > 1 else x.unsqueeze(0))
-    return y if x.ndim > 1 else y.squeeze(0)
+def _apply(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a linear layer; one that was exchanged, such as a quantized one, takes no vectors."""
+    if type(layer) is nn.Linear or x.ndim > 1:
+        y: Tensor = layer(x)
+        return y
+    return _apply(layer, x.unsqueeze(0)).squeeze(0)
 
 
 class Trunk(nn.Module):
@@ -347,8 +367,7 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer, activation in zip(self.layers, self.activations, strict=True):
-            y = layer(x) if type(layer) is nn.Linear else _by_rows(layer, x)
-            y = _activated(activation, y)
+            y = _activated(activation, _apply(layer, x))
             x = x + y if self.skip and y.shape == x.shape else y
         return x
 

@@ -10,7 +10,8 @@ import copy
 import itertools
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -86,6 +87,7 @@ def _cgroup_limits(root: Path = Path("/")) -> Iterable[int]:
 def refuse_oversize(
     head: Head,
     layers: Sequence[int],
+    directions: Callable[[Head], int | None],
     shapes: Mapping[str, torch.Size],
     *,
     dtype: torch.dtype,
@@ -95,7 +97,9 @@ def refuse_oversize(
 
     Args:
         head: not built yet; it is built on the meta device to count its parameters.
-        layers: the sizes of the trunk, from the encoded inputs to the features.
+        layers: the sizes of the trunk, from the encoded inputs to the last hidden layer.
+        directions: the size of the linear projection that a head reads; ``None`` if it reads the
+            last hidden layer itself.
         shapes: the shapes of the predicted tensors.
         dtype: of the parameters.
         device: of the parameters.
@@ -109,22 +113,22 @@ def refuse_oversize(
     available = available_memory(device)
     if available is None:
         return
-    trunk = dtype.itemsize * sum(a * b + b for a, b in itertools.pairwise(layers))
+    size = _Size(layers, directions, shapes, dtype)
     try:
-        built = _built(head, layers[-1], shapes, dtype)
+        needed = size(head)
     except Exception:  # building the real head raises the same error
         return
-    needed = trunk + _bytes(built)
     if (1 + ADAM_STATE) * needed <= available:
         return
 
     largest = sorted(shapes.items(), key=lambda item: -item[1].numel())[:3]
     listing = ", ".join(f"{name!r} ({shape.numel():,})" for name, shape in largest)
-    of = f"The parameters of the hypernetwork (head={type(head).__name__}, {layers[-1]:,} features)"
+    features = directions(head) or layers[-1]
+    of = f"The parameters of the hypernetwork (head={type(head).__name__}, {features:,} features)"
     predicted = sum(shape.numel() for shape in shapes.values())
     what = (
         f"It predicts {predicted:,} entries, most of them for {listing}. "
-        f"{_advice(layers, shapes, dtype, trunk, available)}. "
+        f"{_advice(size, available)}. "
         "hl.hypernetize(..., device='meta').summary() lists the sizes without allocating anything."
     )
     if needed > available:
@@ -140,28 +144,36 @@ def refuse_oversize(
     )
 
 
-def _advice(
-    layers: Sequence[int],
-    shapes: Mapping[str, torch.Size],
-    dtype: torch.dtype,
-    trunk: int,
-    available: int,
-) -> str:
+@dataclass(frozen=True)
+class _Size:
+    """The bytes of a hypernetwork's parameters, by its head."""
+
+    layers: Sequence[int]
+    directions: Callable[[Head], int | None]
+    shapes: Mapping[str, torch.Size]
+    dtype: torch.dtype
+
+    def __call__(self, head: Head) -> int:
+        trunk = sum(a * b + b for a, b in itertools.pairwise(self.layers))
+        last, directions = self.layers[-1], self.directions(head)
+        projection = last * directions if directions else 0
+        built = _built(head, directions or last, self.shapes, self.dtype)
+        return self.dtype.itemsize * (trunk + projection) + _bytes(built)
+
+
+def _advice(size: _Size, available: int) -> str:
     """A head that leaves room to train, or at least fits, as code to paste."""
-    sizes = {
-        code: trunk + _bytes(_built(head, layers[-1], shapes, dtype))
-        for code, head in _CANDIDATES.items()
-    }
+    sizes = {code: size(head) for code, head in _CANDIDATES.items()}
     for room in (available // (1 + ADAM_STATE), available):
-        for code, size in sizes.items():
-            if size <= room:
+        for code, needed in sizes.items():
+            if needed <= room:
                 return (
-                    f"Use head={code}, with which they need {as_text(size)}, and "
-                    f"{as_text((1 + ADAM_STATE) * size)} to train with Adam"
+                    f"Use head={code}, with which they need {as_text(needed)}, and "
+                    f"{as_text((1 + ADAM_STATE) * needed)} to train with Adam"
                 )
     return (
         f"No head fits: predict fewer parameters with targets=..., or make the hidden layers "
-        f"{tuple(layers[1:])} smaller, the last one above all"
+        f"{tuple(size.layers[1:])} smaller, the last one above all"
     )
 
 
@@ -173,6 +185,11 @@ _CANDIDATES: Mapping[str, Head] = MappingProxyType(
         **{f"hl.Chunked({size})": Chunked(size) for size in (4096, 256)},
     }
 )
+
+
+def parameters_of(head: Head, features: int, shapes: Mapping[str, torch.Size]) -> int:
+    """The number of parameters that the head would have; nothing is allocated."""
+    return sum(p.numel() for p in _built(head, features, shapes, torch.float32).parameters())
 
 
 def _bytes(head: Head) -> int:

@@ -27,6 +27,7 @@ from .many import Many, Run, open_arguments, unwrap
 from .signatures import SignatureOfForward, SignedMethod, arguments_of, keyword, with_keywords
 from .summary import Summary, summarize
 from .targets import Targets, attribute, select
+from .widths import Directions, Hidden
 
 
 class HyperModel(nn.Module):
@@ -413,7 +414,8 @@ def hypernetize(
     inputs: Mapping[str, Input],
     targets: Targets = None,
     *,
-    hidden: Sequence[int] = (16, 128),
+    hidden: Hidden = "auto",
+    directions: Directions = "auto",
     activation: Activation = "leaky_relu",
     encoding: nn.Module | None = CosSin(),
     residual: bool = True,
@@ -452,7 +454,12 @@ def hypernetize(
         targets: the parameters to predict: globs over names, module classes, a function of
             ``(name, parameter)``, or several of these. ``None`` is all but those of
             normalisation layers (paper, section A.2).
-        hidden: the widths of the hypernetwork's hidden layers.
+        hidden: the widths of the hypernetwork's hidden layers; ``"auto"`` is (64, 128). The paper
+            has (16, 128).
+        directions: how many directions the predicted weights can move in, which is how many
+            weights a :class:`~hyperlight.Dense` head holds for every predicted one. ``"auto"``
+            goes by the inputs if ``hidden`` is ``"auto"``: 16 for one or two scalars. ``None``
+            lets the head read the last hidden layer itself, as in the paper.
         activation: of the hidden layers: a name, a module or a class of one.
         encoding: what the inputs are mapped to; ``None`` leaves them as they are.
         residual: whether predictions are changes to the primary's parameters.
@@ -519,6 +526,7 @@ def hypernetize(
         inputs,
         {target.name: target.shape for target in chosen},
         hidden=hidden,
+        directions=directions,
         activation=activation,
         encoding=encoding,
         head=head,

@@ -40,7 +40,7 @@ from .state import check_values, differences, empty_hypernet, load_in_place, own
 from .structure import Structure, structural_differences, structure_of
 
 FORMAT = "hyperlight"
-VERSION = 2  # version 1 had no checksum and no structure
+VERSION = 3  # version 1 had no checksum and no structure, version 2 no directions
 
 FilePath = str | os.PathLike[str]
 Description = dict[str, Any]
@@ -62,6 +62,7 @@ _METADATA: Description = {
     "inputs": {str: _PART},
     "shapes": {str: [_SIZE]},
     "hidden": [_WIDTH],
+    "directions": (_WIDTH, NoneType),
     "activation": (_PART, NoneType),
     "skip": bool,
     "encoding": _PART,
@@ -71,6 +72,10 @@ _METADATA: Description = {
     "raw": {str: [str, [_SIZE]]},
     "left_out": {str: str},
 }
+
+
+# The version of the format that a part came with; all others are in every file.
+_SINCE = {"structure": 2, "directions": 3}
 
 
 class LoadSettings(TypedDict, total=False):
@@ -283,6 +288,7 @@ def _describe(hypernet: HyperNet) -> Description:
         "inputs": {name: _described(space, _INPUTS) for name, space in hypernet.inputs.items()},
         "shapes": {name: list(shape) for name, shape in hypernet.shapes.items()},
         "hidden": [layer.out_features for layer in hypernet.trunk.layers],
+        "directions": None if hypernet.projection is None else hypernet.projection.out_features,
         "activation": activations[0] if activations else None,
         "skip": hypernet.trunk.skip,
         "encoding": _described(hypernet.encoding, _ENCODINGS),
@@ -354,7 +360,12 @@ def _rebuild(
         for role, part in given.items()
     }
     sizes = {key: about[key] for key in ("shapes", "hidden", "skip")}
-    settings = {**sizes, **parts, "dtype": _dtype_of(about["dtype"])}
+    settings = {
+        **sizes,
+        "directions": about.get("directions"),
+        **parts,
+        "dtype": _dtype_of(about["dtype"]),
+    }
     with in_words("the hypernetwork that it describes cannot be made"):
         if all(part is None for part in given.values()):
             # Without memory first: a small file may describe a large model.
@@ -541,7 +552,7 @@ def _parse(text: str) -> Description:
         )
     for key, kind in _METADATA.items():
         empty = key in ("inputs", "shapes") and not about.get(key)
-        missing = key not in about and (key != "structure" or version > 1)
+        missing = key not in about and version >= _SINCE.get(key, 1)
         if empty or missing or not fits(about.get(key), kind):
             shown = f"{about.get(key, 'missing')!r:.200}"
             raise FormatError(f"the metadata is damaged: {key!r} is {shown}.")
