@@ -36,6 +36,7 @@ ORDER = [
     "memory",
     "widths",
     "hypernet",
+    "directions",
     "summary",
     "many",
     "model",

@@ -93,7 +93,7 @@ def test_every_bit_of_a_small_file_counts(tmp_path: Path) -> None:
 def test_a_checksum_that_was_taken_out_is_missed(tmp_path: Path) -> None:
     saved(tmp_path / "m")
     rewrite(tmp_path / "m", lambda tensors, about: None, sealed=False)
-    with pytest.raises(hl.FormatError, match="version 2 of the format and no checksum"):
+    with pytest.raises(hl.FormatError, match="version 3 of the format and no checksum"):
         hl.load(tmp_path / "m", mlp())
 
 

@@ -77,6 +77,7 @@ def test_theta0_and_head_share_the_rate_and_the_trunk_has_half() -> None:
     model.primary.requires_grad_(False)
     assert rates_of(model, 6e-3) == pytest.approx({"trunk": 3e-3, "head": 6e-3 / size})
     model.hypernet.trunk.requires_grad_(False)
+    model.hypernet.projection.requires_grad_(False)
     assert rates_of(model, 6e-3) == pytest.approx({"head": 6e-3 / size})
     model.primary.requires_grad_(True)
     assert rates_of(model, 6e-3) == pytest.approx({"theta0": 3e-3, "head": 3e-3 / size})

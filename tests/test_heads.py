@@ -258,8 +258,8 @@ def test_a_mixture_through_hypernetize() -> None:
         head={"0.weight": hl.LowRank(4), "*": hl.Dense()},
     )
     assert model(torch.randn(5, 40), z=torch.zeros(2)).shape == (5, 3)
-    dense = (50 + 50 * 3 + 3) * 128
-    assert sum(p.numel() for p in model.hypernet.head.parameters()) == dense + 128 * 4 * 90
+    per_feature = (50 + 50 * 3 + 3) + 4 * 90
+    assert sum(p.numel() for p in model.hypernet.head.parameters()) == 16 * per_feature
 
 
 class Scaled(hl.Head):

@@ -187,8 +187,9 @@ def test_repr_shows_spaces_and_sizes() -> None:
         "g=Uniform(low=0.0, high=0.5, shape=())",
         "predicts: 1,230 entries in 2 tensors",
         "CosSin(per_input=False)",
-        "Linear(in_features=16, out_features=128, bias=True)",
-        "Dense(features=128, predictions=1,230)",
+        "Linear(in_features=64, out_features=128, bias=True)",
+        "Linear(in_features=128, out_features=16, bias=False)",
+        "Dense(features=16, predictions=1,230)",
     ):
         assert words in text
 

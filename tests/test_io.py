@@ -235,7 +235,7 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
         assert set(file.keys()) == set(model.state_dict())
     assert about == {
         "format": "hyperlight",
-        "version": 2,
+        "version": 3,
         "library": hl.__version__,
         "primary": "Sequential",
         "structure": {
@@ -253,6 +253,7 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
         },
         "shapes": {"0.weight": [5, 3], "0.bias": [5]},
         "hidden": [4],
+        "directions": None,
         "activation": {
             "class": "leaky_relu",
             "config": {"inplace": False, "negative_slope": 0.01},
@@ -605,7 +606,7 @@ def saved(path: Path) -> hl.HyperModel:
 
 
 def newer(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    about.update(version=3, library="9.0.0")
+    about.update(version=4, library="9.0.0")
 
 
 def without_seed(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -625,7 +626,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "newer": (
         lambda p: rewrite(p, newer),
-        ["version 3", "HyperLight 9.0.0", f"this is HyperLight {hl.__version__}", "Upgrade"],
+        ["version 4", "HyperLight 9.0.0", f"this is HyperLight {hl.__version__}", "Upgrade"],
     ),
     "unknown class": (
         lambda p: rewrite(p, lambda t, a: a["encoding"].update({"class": "CosSim"})),

@@ -173,27 +173,42 @@ def test_the_estimate_allocates_nothing() -> None:
 
 
 TABLE = """\
-target    shape  predicted  head     parameters     bytes
-0.weight  5 x 3         15  Dense         1,920   7.5 KiB
-0.bias    5              5  Dense           640   2.5 KiB
+target    shape  predicted  head     parameters    bytes
+0.weight  5 x 3         15  Dense           240    960 B
+0.bias    5              5  Dense            80    320 B
 2.weight  2 x 5         10  Chunked      shared
 2.bias    2              2  Chunked      shared
-all                     32                3,458  13.5 KiB
+all                     32                  434  1.7 KiB
 
 part     parameters     bytes
 primary          32     128 B
-trunk         2,224   8.7 KiB
-head          3,458  13.5 KiB
-all           5,714  22.3 KiB
+trunk        10,560  41.2 KiB
+head            434   1.7 KiB
+all          11,026  43.1 KiB
 
-training without activations     bytes
-SGD with momentum             67.0 KiB
-Adam                          89.3 KiB"""
+training without activations      bytes
+SGD with momentum             129.2 KiB
+Adam                          172.3 KiB
+
+price
+weights of the head for each predicted       13.6
+moved by a step of Adam, primary alone      896 B
+moved by a step of Adam, all            301.5 KiB"""
 
 
 def test_the_table() -> None:
     found = estimate(mlp(), SPACE, head={"0.*": hl.Dense(), "*": hl.Chunked(4)})
     assert str(found) == TABLE
+
+
+def test_the_price() -> None:
+    model = hl.hypernetize(mlp(), SPACE)
+    found = model.summary()
+    assert found.weights_per_prediction == 16.0
+    assert found.adam_traffic == 7 * counted(model)[1]
+    assert found.added_seconds(1e6) == pytest.approx(7e-6 * counted(model.hypernet)[1])
+    model.primary.requires_grad_(False)
+    assert model.summary().adam_traffic == 7 * counted(model.hypernet)[1]
 
 
 def test_the_table_of_a_scalar_and_of_a_very_long_name() -> None:
@@ -238,17 +253,17 @@ def huge() -> nn.Module:
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers_and_the_head_that_would(limit: Any) -> None:
-    limit(8 * GIB)
+    limit(GIB)
     with pytest.raises(hl.MemoryLimitError) as caught:
         hl.hypernetize(huge(), SPACE, device="cpu")
     assert isinstance(caught.value, hl.ConfigurationError)
     assert isinstance(caught.value, MemoryError)
     text = str(caught.value)
     assert text == (
-        "The parameters of the hypernetwork (head=Dense, 128 features) need 10.0 GiB; the device "
-        "'cpu' has 8.0 GiB. It predicts 20,878,312 entries, most of them for '0.weight' "
-        "(16,777,216), '1.weight' (4,096,000), '0.bias' (4,096). Use head=hl.LowRank(64), with "
-        "which they need 417.7 MiB, and 1.6 GiB to train with Adam. hl.hypernetize(..., "
+        "The parameters of the hypernetwork (head=Dense, 16 features) need 1.2 GiB; the device "
+        "'cpu' has 1.0 GiB. It predicts 20,878,312 entries, most of them for '0.weight' "
+        "(16,777,216), '1.weight' (4,096,000), '0.bias' (4,096). Use head=hl.LowRank(32), with "
+        "which they need 210.1 MiB, and 840.6 MiB to train with Adam. hl.hypernetize(..., "
         "device='meta').summary() lists the sizes without allocating anything."
     )
     assert str(pickle.loads(pickle.dumps(caught.value))) == text
@@ -304,7 +319,7 @@ def test_what_fits_but_cannot_be_trained_is_built_with_a_warning(limit: Any) -> 
     needed = estimate(mlp(), SPACE).trunk.bytes + estimate(mlp(), SPACE).head.bytes
     limit(4 * needed - 1)
     with pytest.warns(
-        UserWarning, match=r"need 24.7 KiB, and 98.8 KiB to train .* has 98.7 KiB"
+        UserWarning, match=r"need 43.2 KiB, and 173.0 KiB to train .* has 173.0 KiB"
     ) as caught:
         hl.HyperNet(SPACE, {name: p.shape for name, p in mlp().named_parameters()})
     assert caught[0].filename == __file__

@@ -8,6 +8,7 @@ from . import io, optim, testing
 from ._version import __version__ as __version__
 from .bind import bind
 from .diagnostics import GradientProfile, ScaleProfile, gradient_profile, scale_profile
+from .directions import DirectionProfile, direction_profile
 from .encodings import CosSin, Encoding, Identity
 from .errors import (
     BindError,
@@ -81,6 +82,8 @@ __all__ = [
     "ScaleProfile",
     "gradient_profile",
     "GradientProfile",
+    "direction_profile",
+    "DirectionProfile",
     # sizes
     "Summary",
     # checks for parts of one's own

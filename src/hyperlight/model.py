@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ._torch import is_distributed, pytree
 from .bind import BindPlan
+from .directions import truncated
 from .encodings import CosSin
 from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
 from .heads import Dense, Head, dense, find_head
@@ -362,6 +363,33 @@ class HyperModel(nn.Module):
         if not torch.compiler.is_compiling():
             self.last_run = run
         return pytree.tree_map_only(Tensor, lambda t: t.unflatten(0, batch_shape), output)
+
+    def truncate(self, directions: int, values: Mapping[str, Any] | None = None) -> HyperModel:
+        r"""A smaller model, in which weights move in the strongest ``directions`` alone.
+
+        Train wide, ship small: over draws of the inputs, a trained dense head :math:`W f` moves in
+        few directions. The new model has the best approximation of it that has ``directions``
+        columns, by singular value decomposition. :func:`direction_profile` says how large the
+        error is for each number.
+
+        The primary, with :math:`\theta^0`, is shared with this model; the hypernetwork is a copy.
+        To go on training the smaller model, make a new optimizer for it.
+
+        Args:
+            directions: how many to keep; fewer than the features that the head reads.
+            values: every input by name, with one batch dimension, for which the approximation is
+                best; by default 1024 draws of the inputs, always the same ones.
+
+        Raises:
+            ConfigurationError: the head is not :class:`Dense`, or reads no more features than that.
+
+        >>> model = hl.hypernetize(nn.Linear(8, 8), inputs={"scale": hl.Uniform(0.0, 1.0)})
+        >>> model.truncate(2).hypernet.head
+        Dense(features=2, predictions=72)
+        """
+        small = HyperModel(self.primary, truncated(self.hypernet, directions, values))
+        small.training = self.training  # not .train(), which would change the primary's modules
+        return small
 
     def summary(self) -> Summary:
         """The sizes of all parts, and the memory that training takes; ``print`` it for a table.

@@ -11,6 +11,9 @@ from .heads import Mixed
 from .hypernet import HyperNet
 from .memory import ADAM_STATE, SGD_STATE, as_text
 
+# Passes over a tensor of the size of the trained weights.
+_ADAM_TRAFFIC = 7
+
 
 @dataclass(frozen=True)
 class Row:
@@ -58,7 +61,7 @@ class Summary:
     Attributes:
         rows: one for every predicted tensor.
         primary: the primary with all its parameters, predicted or not.
-        trunk: the encoding and the hidden layers of the hypernetwork.
+        trunk: the hypernetwork without its head: encoding, hidden layers and projection.
         head: its last layer.
     """
 
@@ -96,6 +99,31 @@ class Summary:
         """Parameters, gradients and both moments, for ``torch.optim.Adam`` or ``AdamW``."""
         return self.bytes + ADAM_STATE * sum(part.trained for part in self._parts)
 
+    @property
+    def weights_per_prediction(self) -> float:
+        """The weights of the head for every predicted one: the price of the hypernetwork."""
+        return self.head.parameters / self.predicted
+
+    @property
+    def adam_traffic(self) -> int:
+        """The bytes that a step of Adam moves through memory, with :mod:`hyperlight.optim`.
+
+        It reads weights, gradients and two moments, and writes all but the gradients. The head is
+        read once more to predict, and its gradient is not stored.
+        """
+        return _ADAM_TRAFFIC * sum(part.trained for part in self._parts)
+
+    def added_seconds(self, bandwidth: float = 1e10) -> float:
+        """Estimate what the hypernetwork adds to a step of Adam with one set of weights.
+
+        Divide it by the time of a step of your network alone to see its share. Small models take
+        longer: each operation has a fixed cost, about a millisecond in all.
+
+        Args:
+            bandwidth: of the memory, in bytes per second. A CPU has some 1e10, a GPU 1e12 or more.
+        """
+        return _ADAM_TRAFFIC * (self.head.bytes + self.trunk.bytes) / bandwidth
+
     def __str__(self) -> str:
         def sizes(parameters: int, size: int) -> tuple[str, str]:
             return f"{parameters:,}", as_text(size)
@@ -119,7 +147,19 @@ class Summary:
             ("SGD with momentum", as_text(self.sgd_bytes)),
             ("Adam", as_text(self.adam_bytes)),
         ]
-        tables = _table(targets, left=(0, 1, 3)), _table(parts), _table(training)
+        price = [
+            ("price", ""),
+            ("weights of the head for each predicted", f"{self.weights_per_prediction:,.1f}"),
+            (
+                "moved by a step of Adam, primary alone",
+                as_text(_ADAM_TRAFFIC * self.primary.trained),
+            ),
+            ("moved by a step of Adam, all", as_text(self.adam_traffic)),
+        ]
+        tables = (
+            _table(targets, left=(0, 1, 3)),
+            *(_table(rows) for rows in (parts, training, price)),
+        )
         return "\n\n".join(tables)
 
 
