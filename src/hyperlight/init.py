@@ -45,15 +45,29 @@ class Initialization(ABC):
 
 @dataclass(frozen=True)
 class FanOut(Initialization):
-    r"""``"fan_out"``, the paper's: Kaiming fan-out per predicted tensor (section 5.2).
+    r"""``"fan_out"``, the paper's: Kaiming fan-out per predicted tensor, and biases at zero.
 
-    The layer that predicts a tensor of ``n`` entries has fan-out ``n`` and a
-    linear output, so gain 1 and :math:`\sigma = 1 / \sqrt{n}`: every predicted
-    tensor starts with norm 1 in expectation.
+    The part of the head that predicts a tensor of ``n`` entries is a layer of fan-out ``n``. It
+    starts from :math:`N(0, 2 / n)`, so the prediction has norm :math:`\sqrt 2` in expectation. If
+    it predicts a bias it starts at zero, and learns from there (paper, arXiv:2304.07645,
+    section 5.2). Both are what the authors' release does. The gain :math:`\sqrt 2` is that of
+    their LeakyReLU.
+
+    A bias is a tensor named ``bias``, or a vector with "bias" in the last part of its name, such
+    as ``bias_ih_l0`` or ``in_proj_bias``. Everything else starts as a weight does. That includes
+    the gains of normalisation layers and class tokens, if they are predicted.
     """
 
     def std(self, name: str, shape: torch.Size) -> float:
-        return 1.0 / math.sqrt(max(shape.numel(), 1))
+        if _is_bias(name, shape):
+            return 0.0
+        return math.sqrt(2.0 / max(shape.numel(), 1))
+
+
+def _is_bias(name: str, shape: torch.Size) -> bool:
+    """Whether a tensor of that name and shape is a bias; ``biases.0`` is one of a list."""
+    last = name.rstrip(".0123456789").rpartition(".")[2]
+    return last == "bias" or ("bias" in last and len(shape) < 2)
 
 
 @dataclass(frozen=True)
