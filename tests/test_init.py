@@ -203,6 +203,29 @@ def test_a_relative_change_is_the_fraction_of_every_tensor(
             assert _rms(change) == pytest.approx(0.05 * scale, rel=0.1), name
 
 
+@pytest.mark.parametrize(
+    ("space", "low", "high"),
+    [
+        (hl.Uniform(0.0, 1.0), 0.28, 0.45),
+        (hl.Normal(8), 0.24, 0.42),
+        (hl.Categorical(10), 0.6, 0.8),
+    ],
+    ids=repr,
+)
+def test_how_much_of_a_relative_change_varies_over_draws(
+    space: hl.Input, low: float, high: float
+) -> None:
+    """As the docstring of ``Relative`` has it. A seed is off by up to 0.1, their mean by 0.04."""
+    ratios = []
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model = hl.hypernetize(nn.Linear(32, 32), {"z": space}, init=hl.Relative(0.1))
+        change = _change(model, 2000)["weight"]
+        assert _rms(change) == pytest.approx(0.1 * _rms(model.primary.weight), rel=0.1)
+        ratios.append(_rms(change - change.mean(dim=0)) / _rms(change))
+    assert low < sum(ratios) / len(ratios) < high
+
+
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "silu", "sigmoid"])
 def test_a_relative_change_does_not_depend_on_the_activation(activation: str) -> None:
     model = hl.hypernetize(
