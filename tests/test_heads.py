@@ -180,7 +180,11 @@ def test_the_spread_is_that_of_the_initialisation(make: object, init: str) -> No
         for name, tensor in net(z=z).items():
             means[name].append(tensor.detach().square().mean())
     expected = {
-        "fan_out": {"a.weight": 2560**-0.5, "a.bias": 400**-0.5, "b.weight": 3000**-0.5},
+        "fan_out": {
+            "a.weight": math.sqrt(2 / 2560),
+            "a.bias": 0.0,
+            "b.weight": math.sqrt(2 / 3000),
+        },
         "hyperfan_in": {"a.weight": 40**-0.5, "a.bias": 0.5**0.5, "b.weight": 60**-0.5},
         "hyperfan_out": {
             "a.weight": 64**-0.5,
@@ -191,7 +195,7 @@ def test_the_spread_is_that_of_the_initialisation(make: object, init: str) -> No
     }[init]
     for name, squares in means.items():
         found = float(torch.stack(squares).mean().sqrt())
-        assert found == pytest.approx(expected[name], rel=0.1), name
+        assert found == pytest.approx(expected[name], rel=0.1, abs=0.0), name
 
 
 @heads
@@ -231,6 +235,22 @@ def test_a_tensor_that_starts_unchanged_among_others_learns_as_well(make: object
         sum((t - 1.0).square().sum() for t in net(z=z).values()).backward()
         optimizer.step()
     assert net(z=z)["gain"].abs().min() > 1e-4
+
+
+@heads
+@pytest.mark.parametrize("only", [False, True], ids=["with weights", "alone"])
+def test_biases_start_at_zero_and_learn(make: object, only: bool) -> None:
+    biases = {"conv.bias": (3,), "odd.bias": (20, 30), "tail.bias": (4,)}
+    net = _net(make, shapes=biases if only else {"conv.weight": (4, 6), "tail.w": (3,), **biases})
+    z = torch.randn(5, 3, dtype=torch.float64)
+    before = net(z=z)
+    assert [name for name in before if not before[name].any()] == list(biases)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum((t - 1.0).square().sum() for t in net(z=z).values()).backward()
+        optimizer.step()
+    assert all(net(z=z)[name].abs().min() > 1e-7 for name in biases)
 
 
 @heads

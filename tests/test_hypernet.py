@@ -100,7 +100,7 @@ def test_numbers_and_tensors_of_any_float_dtype_are_the_same_input() -> None:
 def test_fan_out_is_kaiming_per_layer_and_per_predicted_tensor() -> None:
     """Paper, section 5.2. The std of n normal draws has a relative standard error 1/sqrt(2n);
     bound: 5 of them."""
-    shapes = {"conv": (32, 16, 3, 3), "bias": (40,), "scalar": ()}
+    shapes = {"conv": (32, 16, 3, 3), "bias": (40,), "gain": (30,), "scalar": ()}
     net = hl.HyperNet({"g": hl.Uniform(0.0, 1.0)}, shapes, hidden=(64, 512), activation="relu")
     first, second = net.trunk.layers
     for layer in (first, second):
@@ -109,8 +109,11 @@ def test_fan_out_is_kaiming_per_layer_and_per_predicted_tensor() -> None:
         assert layer.weight.std().item() == pytest.approx(expected, abs=room)
         assert not layer.bias.any()
     sizes = [math.prod(shape) for shape in shapes.values()]
-    for block, size in zip(net.head.weight.split(sizes), sizes, strict=True):
-        expected = 1.0 / math.sqrt(size)
+    for name, block in zip(shapes, net.head.weight.split(sizes), strict=True):
+        if name == "bias":
+            assert not block.any()
+            continue
+        expected = math.sqrt(2.0 / math.prod(shapes[name]))
         room = 5 * expected / math.sqrt(2 * block.numel())
         assert block.std().item() == pytest.approx(expected, abs=room)
     assert net.head.weight.shape == (sum(sizes), 512)

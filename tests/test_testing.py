@@ -81,6 +81,13 @@ def test_every_primary_passes(name: str) -> None:
     assert report.passed["pickle"].startswith(alone) is (name == "weight norm")
 
 
+@pytest.mark.parametrize("head", ["dense", "low rank", "chunked"])
+def test_biases_alone_pass(head: str) -> None:
+    """Under ``fan_out`` they start at zero, which is no sign of a head that ignores its draws."""
+    model = hl.hypernetize(mlp(), NUMBERS, "*.bias", head=HEADS[head], init="fan_out")
+    assert not check_hypernet(model, vectors()).skipped
+
+
 def test_a_model_that_cannot_be_copied_is_told_why() -> None:
     """PyTorch's deprecated weight_norm keeps a tensor with a graph, which it refuses to copy."""
     make, data = PRIMARIES["old weight norm"]

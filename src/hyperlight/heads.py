@@ -122,7 +122,7 @@ class Head(nn.Module, metaclass=ABCMeta):
         """
 
     def calibrate(self, features: Tensor, init: Initialization) -> None:
-        """Scale the parameters so that the predictions have that deviation over ``features``.
+        """Scale the parameters to that root mean square of the predictions over ``features``.
 
         Called after :meth:`reset_parameters` for initialisations that are ``measured``, such as
         ``"relative"``. Optional.

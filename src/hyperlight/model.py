@@ -494,10 +494,11 @@ def hypernetize(
         head: the hypernetwork's last layer: :class:`~hyperlight.Dense`,
             :class:`~hyperlight.LowRank`, :class:`~hyperlight.Chunked`, one of your own, or
             several by glob over names: ``{"*attn*": hl.LowRank(8), "*": hl.Dense()}``.
-        init: how the head starts: ``"relative"`` or ``hl.Relative(0.1)`` (the change is that
-            fraction of each tensor's own scale), ``"fan_out"`` (paper, section 5.2), ``"zero"``
-            (the model starts as the primary, bit for bit), ``"hyperfan_in"`` or
-            ``"hyperfan_out"`` (Chang et al. 2020), or a function of a tensor's name and shape.
+        init: how the head starts: ``"relative"`` or ``hl.Relative(0.1)`` (the change has that
+            fraction of each tensor's root mean square), ``"fan_out"`` (paper, section 5.2, with
+            predicted biases at zero), ``"zero"`` (the model starts as the primary, bit for bit),
+            ``"hyperfan_in"`` or ``"hyperfan_out"`` (Chang et al. 2020), or a function of a
+            tensor's name and shape.
             ``"auto"`` is ``"relative"``, or ``"fan_out"`` if there is no scale to measure
             (``residual=False``, or a primary on the meta device) or a head of your own has no
             :meth:`~hyperlight.Head.calibrate`.
