@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hyperlight as hl
-from hyperlight.heads import LowRankWeight, _sums, dense
-from tests.reference.twins import predict_chunked, predict_dense, predict_low_rank
+from hyperlight.heads import LowRankWeight, dense, sums
+from tests.reference.twins import (
+    change_channel_scale,
+    predict_chunked,
+    predict_dense,
+    predict_low_rank,
+    predict_per_layer,
+)
 
 SHAPES = {
     "conv.weight": (6, 4, 3, 3),
@@ -22,6 +28,9 @@ SHAPES = {
     "odd name.w": (20, 30),
     "gain": (),
     "tail": (2, 2),
+    "blocks.0.w": (4, 5),
+    "up.weight": (4, 3, 2),
+    "blocks.1.w": (4, 5),
 }
 HEADS = {
     "dense": hl.Dense,
@@ -30,8 +39,27 @@ HEADS = {
     "one chunk": lambda: hl.Chunked(10_000),
     "chunks of one": lambda: hl.Chunked(1),
     "mixed": lambda: {"odd*": hl.LowRank(3), "conv.*": hl.Chunked(64), "*": hl.Dense()},
+    "per layer": lambda: hl.PerLayer(embed=5, width=7),
+    "per layer, low rank": lambda: hl.PerLayer(embed=5, width=7, rank=2),
+    "channel scale": lambda: hl.ChannelScale({"up.weight": (1, 2), "tail": (1, 1)}),
+    "mixed with scales": lambda: {
+        "blocks*": hl.PerLayer(4, 9),
+        "*weight": hl.ChannelScale(),
+        "*": hl.Dense(),
+    },
 }
-TWINS = {hl.Dense: predict_dense, hl.LowRank: predict_low_rank, hl.Chunked: predict_chunked}
+TWINS: dict[type, Any] = {
+    hl.Dense: predict_dense,
+    hl.LowRank: predict_low_rank,
+    hl.Chunked: predict_chunked,
+    hl.PerLayer: predict_per_layer,
+    hl.ChannelScale: change_channel_scale,
+}
+ALONE = [name for name in HEADS if "scale" not in name]
+THETA0 = {
+    name: torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    for name, shape in SHAPES.items()
+}
 
 heads = pytest.mark.parametrize("make", HEADS.values(), ids=HEADS.keys())
 
@@ -40,6 +68,10 @@ def _net(make: object, **options: object) -> hl.HyperNet:
     torch.manual_seed(0)
     options = {"inputs": {"z": hl.Normal(3)}, "shapes": SHAPES, "hidden": (8, 12), **options}
     return hl.HyperNet(head=make(), dtype=torch.float64, **options)
+
+
+def _change(net: hl.HyperNet, z: Tensor) -> dict[str, Tensor]:
+    return net.head.change(THETA0, net.features(z=z))
 
 
 def _parts(head: hl.Head) -> list[hl.Head]:
@@ -52,16 +84,26 @@ def test_a_head_equals_its_twin(make: object, batch: tuple[int, ...]) -> None:
     net = _net(make)
     z = torch.randn(*batch, 3, dtype=torch.float64)
     features = net.features(z=z)
-    predicted = net(z=z)
+    predicted = _change(net, z)
     assert list(predicted) == list(SHAPES)
     for part in _parts(net.head):
         for at in itertools.product(*(range(n) for n in batch)):
-            for name, tensor in TWINS[type(part)](part, features[at]).items():
+            given = (features[at],) if part.stands_alone else (features[at], THETA0)
+            for name, tensor in TWINS[type(part)](part, *given).items():
                 assert tensor.shape == SHAPES[name]
                 torch.testing.assert_close(predicted[name][at], tensor, rtol=1e-12, atol=1e-14)
 
 
-@heads
+@pytest.mark.parametrize("make", [HEADS[name] for name in ALONE], ids=ALONE)
+def test_what_a_head_predicts_alone_is_the_change(make: object) -> None:
+    net = _net(make)
+    z = torch.randn(2, 3, dtype=torch.float64)
+    assert net.head.stands_alone
+    for name, tensor in net(z=z).items():
+        assert torch.equal(tensor, _change(net, z)[name])
+
+
+@pytest.mark.parametrize("make", [HEADS[name] for name in ALONE], ids=ALONE)
 def test_the_flat_vector_holds_the_tensors_one_behind_another(make: object) -> None:
     net = _net(make)
     features = torch.randn(2, 12, dtype=torch.float64)
@@ -80,7 +122,7 @@ def test_a_head_adds_its_predictions_to_theta0(make: object, batch: tuple[int, .
     theta0 = {name: torch.randn(SHAPES[name]) for name in reversed(SHAPES)}
     weights = net.head.add_to(theta0, features)
     assert list(weights) == list(SHAPES)
-    for name, change in net.head.predict(features).items():
+    for name, change in net.head.change(theta0, features).items():
         weight = dense(weights[name])
         assert weight.dtype == torch.float32
         torch.testing.assert_close(weight, theta0[name] + change.float())
@@ -93,6 +135,9 @@ def test_low_rank_factors_matrices_if_that_is_smaller() -> None:
     assert {name for name, weight in weights.items() if isinstance(weight, LowRankWeight)} == {
         "conv.weight",
         "odd name.w",
+        "blocks.0.w",
+        "blocks.1.w",
+        "up.weight",
     }
     assert torch.linalg.matrix_rank(net(z=torch.randn(3))["odd name.w"]) == 2
     assert net.head.parameter_count("odd name.w") == 12 * 2 * (20 + 30)
@@ -118,14 +163,14 @@ def test_theta0_and_change_are_added(
     flat.requires_grad_(not fixed)
     parts = flat.split([t.numel() for t in tensors], dim=-1)
     twin = [t + part.view(batch + t.shape) for t, part in zip(tensors, parts, strict=True)]
-    found = _sums(tensors, flat)
+    found = sums(tensors, flat)
     wanted = [t for t in (flat, *tensors) if t.requires_grad]
     assert all(torch.equal(a, b) for a, b in zip(found, twin, strict=True))
     if not wanted or set(range(len(shapes))) <= unused:
         return
     results = []
-    for sums in (found, twin):
-        loss = sum((s.square() + s).sum() for i, s in enumerate(sums) if i not in unused)
+    for added in (found, twin):
+        loss = sum((s.square() + s).sum() for i, s in enumerate(added) if i not in unused)
         if not loss.requires_grad:
             return
         first = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True)
@@ -142,7 +187,7 @@ def test_theta0_and_change_are_added(
 
 def test_the_sum_keeps_the_dtype_of_each_tensor() -> None:
     tensors = [torch.zeros(2, dtype=torch.bfloat16), torch.zeros(3)]
-    found = _sums(tensors, torch.arange(5.0))
+    found = sums(tensors, torch.arange(5.0))
     assert [t.dtype for t in found] == [torch.bfloat16, torch.float32]
     assert found[1].tolist() == [2.0, 3.0, 4.0]
 
@@ -166,7 +211,11 @@ def test_the_spread_is_that_of_the_initialisation(make: object, init: str) -> No
     for seed in range(seeds):
         head = make()
         if isinstance(head, dict):
-            head = {"a.weight": hl.LowRank(3), "b.*": hl.Chunked(64), "*": hl.Dense()}
+            last = hl.Chunked(64) if "odd*" in head else hl.PerLayer(8, 16, rank=2)
+            first = hl.LowRank(3) if "odd*" in head else hl.ChannelScale()
+            head = {"a.weight": first, "b.*": last, "*": hl.Dense()}
+        elif isinstance(head, hl.ChannelScale):
+            head = hl.ChannelScale()
         net = hl.HyperNet(
             {"z": hl.Normal(16)},
             shapes,
@@ -177,7 +226,10 @@ def test_the_spread_is_that_of_the_initialisation(make: object, init: str) -> No
             generator=torch.Generator().manual_seed(seed),
         )
         z = torch.randn(8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        for name, tensor in net(z=z).items():
+        scale = targets if init == "relative" else dict.fromkeys(shapes, 1.0)
+        options: Any = {"dtype": torch.float64}
+        theta0 = {name: torch.full(shape, scale[name], **options) for name, shape in shapes.items()}
+        for name, tensor in net.head.change(theta0, net.features(z=z)).items():
             means[name].append(tensor.detach().square().mean())
     expected = {
         "fan_out": {"a.weight": 2560**-0.5, "a.bias": 400**-0.5, "b.weight": 3000**-0.5},
@@ -189,6 +241,15 @@ def test_the_spread_is_that_of_the_initialisation(make: object, init: str) -> No
         },
         "relative": {name: 0.1 * scale for name, scale in targets.items()},
     }[init]
+    # What is drawn for a scale is its own deviation, as for a vector of so many numbers.
+    channels = {
+        "fan_out": {"a.weight": 64**-0.5, "b.weight": 50**-0.5},
+        "hyperfan_in": dict.fromkeys(("a.weight", "b.weight"), 0.5**0.5),
+        "hyperfan_out": {"a.weight": math.sqrt(1 - 1 / 64), "b.weight": math.sqrt(1 - 1 / 50)},
+        "relative": {},
+    }[init]
+    scaled = [part for part in _parts(net.head) if isinstance(part, hl.ChannelScale)]
+    expected |= {n: std for n, std in channels.items() if scaled and n in scaled[0].shapes}
     for name, squares in means.items():
         found = float(torch.stack(squares).mean().sqrt())
         assert found == pytest.approx(expected[name], rel=0.1), name
@@ -198,39 +259,39 @@ def test_the_spread_is_that_of_the_initialisation(make: object, init: str) -> No
 def test_zero_predicts_nothing_and_still_learns(make: object) -> None:
     net = _net(make, init="zero")
     z = torch.randn(5, 3, dtype=torch.float64)
-    assert all(not tensor.any() for tensor in net(z=z).values())
+    assert all(not tensor.any() for tensor in _change(net, z).values())
     optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
-    torch.manual_seed(1)
-    goal = {name: torch.randn(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
 
     def step() -> float:
-        loss = sum((net(z=z)[name] - goal[name]).square().sum() for name in SHAPES)
+        change = _change(net, z)
+        loss = sum((change[name] - THETA0[name]).square().sum() for name in SHAPES)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return float(loss.detach())
 
     first = step()
-    # LowRank(2) cannot become any matrix, but each tensor must leave zero.
+    # Not every head can become any matrix, but each tensor must leave zero.
     for _ in range(60):
         last = step()
     assert last < 0.9 * first
-    assert all(tensor.abs().max() > 1e-3 for tensor in net(z=z).values())
+    assert all(tensor.abs().max() > 1e-3 for tensor in _change(net, z).values())
 
 
 @heads
 def test_a_tensor_that_starts_unchanged_among_others_learns_as_well(make: object) -> None:
-    net = _net(make, init=lambda name, shape: 0.0 if name == "gain" else 0.1)
+    still = ("gain", "blocks.0.w")
+    net = _net(make, init=lambda name, shape: 0.0 if name in still else 0.1)
     z = torch.randn(5, 3, dtype=torch.float64)
-    before = net(z=z)
-    assert not before["gain"].any()
+    before = _change(net, z)
+    assert not any(before[name].any() for name in still)
     assert before["tail"].all()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
     for _ in range(3):
         optimizer.zero_grad()
-        sum((t - 1.0).square().sum() for t in net(z=z).values()).backward()
+        sum((t - 1.0).square().sum() for t in _change(net, z).values()).backward()
         optimizer.step()
-    assert net(z=z)["gain"].abs().min() > 1e-4
+    assert all(_change(net, z)[name].abs().min() > 1e-5 for name in still)
 
 
 @heads
