@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperlight as hl
 from hyperlight.heads import LowRankWeight, dense, sums
@@ -199,6 +201,201 @@ def test_chunked_has_few_parameters() -> None:
     assert net.head.parameter_count("w") is None
 
 
+def test_chunked_learns_where_all_of_theta0_is_zero() -> None:
+    primary = nn.Linear(3, 2)
+    nn.init.zeros_(primary.weight)
+    nn.init.zeros_(primary.bias)
+    model = hl.hypernetize(primary, {"z": hl.Normal(2)}, head=hl.Chunked(5), init="relative")
+    optimizer = torch.optim.Adam(model.hypernet.parameters(), lr=0.1)
+    z = torch.randn(4, 2)
+    for _ in range(2):
+        assert not optimizer.state or model.hypernet(z=z)["weight"].any()
+        (model.hypernet(z=z)["weight"] - 1.0).square().sum().backward()
+        optimizer.step()
+
+
+class Written(TorchDispatchMode):
+    """Counts the entries of all tensors that operations write."""
+
+    entries = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.entries += sum(t.numel() for t in pytree.tree_leaves(out) if torch.is_tensor(t))
+        return out
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with theta0"])
+@heads
+def test_backward_is_linear_in_the_number_of_tensors(make: Any, alone: bool) -> None:
+    """Cut one by one, each of the tensors would have a gradient of the size of all together."""
+    head = hl.ChannelScale() if isinstance(make(), hl.ChannelScale) else make()
+    if isinstance(head, dict):
+        head = {"*[02468].w": hl.PerLayer(), "*": hl.LowRank(2)}
+    if alone and isinstance(head, hl.ChannelScale):
+        return
+    counts = []
+    for tensors in (8, 64):
+        shapes = {f"layers.{10 + i}.w": (16, 512 // tensors) for i in range(tensors)}
+        net = hl.HyperNet({"z": hl.Normal(3)}, shapes, hidden=(4, 4), head=head)
+        theta0 = {name: torch.ones(shape, requires_grad=True) for name, shape in shapes.items()}
+        features = net.features(z=torch.zeros(3))
+        weights = net.head.predict(features) if alone else net.head.add_to(theta0, features)
+        total = sum(dense(weight).square().sum() for weight in weights.values())
+        with Written() as written:
+            total.backward()
+        counts.append(written.entries)
+    assert counts[1] < 2.5 * counts[0]
+
+
+# --- one small network for all tensors ----------------------------------------------------
+
+
+def test_tensors_of_a_kind_share_their_last_layer() -> None:
+    shapes = {
+        "layers.0.fc.weight": (8, 6),
+        "head.weight": (8, 6),
+        "layers.0.fc.bias": (8,),
+        "layers.11.fc.weight": (8, 6),
+        "layers.1.fc.weight": (8, 5),
+        "layers.2.fc1.weight": (8, 6),
+    }
+    head = _net(lambda: hl.PerLayer(embed=3, width=4), shapes=shapes).head
+    assert head.kinds == (
+        ("layers.0.fc.weight", "layers.11.fc.weight"),
+        ("head.weight",),
+        ("layers.0.fc.bias",),
+        ("layers.1.fc.weight",),
+        ("layers.2.fc1.weight",),
+    )
+    assert [tuple(weight.shape) for weight in head.outputs] == [
+        (48, 4),
+        (48, 4),
+        (8, 4),
+        (40, 4),
+        (48, 4),
+    ]
+    count = 4 * (12 + 3) + 4 * 4 + 6 * 3 + 6 + 4 * (3 * 48 + 40 + 8)
+    assert sum(p.numel() for p in head.parameters()) == count
+    assert head.parameter_count("head.weight") is None
+
+
+def test_per_layer_has_factors_of_its_rank() -> None:
+    net = _net(lambda: hl.PerLayer(rank=2))
+    weights = net.head.add_to(THETA0, net.features(z=torch.zeros(3)))
+    matrices = {"conv.weight", "odd name.w", "blocks.0.w", "blocks.1.w", "up.weight"}
+    assert {n for n, weight in weights.items() if isinstance(weight, LowRankWeight)} == matrices
+    assert torch.linalg.matrix_rank(net(z=torch.randn(3))["odd name.w"]) == 2
+
+
+def test_tensors_of_a_kind_differ_by_their_embedding() -> None:
+    net = _net(hl.PerLayer)
+    found = net(z=torch.randn(3))
+    assert not torch.allclose(found["blocks.0.w"], found["blocks.1.w"], rtol=0.1)
+    with torch.no_grad():
+        index = [name for names in net.head.kinds for name in names].index("blocks.0.w")
+        net.head.embedding[index + 1] = net.head.embedding[index]
+    found = net(z=torch.randn(3))
+    torch.testing.assert_close(found["blocks.0.w"], found["blocks.1.w"])
+
+
+def test_the_size_of_the_features_does_not_change_what_per_layer_predicts_in_size() -> None:
+    head = _net(lambda: hl.PerLayer(width=256), init="fan_out").head
+    features = torch.nn.functional.normalize(torch.randn(64, 12, dtype=torch.float64), dim=-1)
+    one, many = (head.predict(size * features)["odd name.w"] for size in (1.0, 100.0))
+    assert float((many.norm() / one.norm()).detach()) == pytest.approx(1.0, abs=0.1)
+
+
+# --- one number for every channel ---------------------------------------------------------
+
+
+class Channels(nn.Module):
+    """Layers whose output channels are not in the first dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.up = nn.ConvTranspose1d(4, 6, 3, groups=2)
+        self.linear = nn.Linear(6, 5)
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        outputs = [self.embed(tokens)]
+        outputs.append(self.up(outputs[-1].mT))
+        outputs.append(self.linear(outputs[-1].mT))
+        return outputs
+
+
+def test_every_output_channel_of_a_layer_is_scaled_by_itself() -> None:
+    primary = Channels().double()
+    model = hl.hypernetize(primary, {"z": hl.Normal(3)}, "*weight", head=hl.ChannelScale())
+    assert model.hypernet.head.channels == {"embed.weight": (1, 1), "up.weight": (1, 2)}
+    assert model.hypernet.head.weight.shape == (4 + 6 + 5, 128)
+    assert [row.parameters for row in model.summary().rows] == [4 * 128, 6 * 128, 5 * 128]
+    tokens = torch.arange(6)
+    with torch.no_grad():
+        nn.init.zeros_(primary.up.bias)
+        nn.init.zeros_(primary.linear.bias)
+        model.hypernet.head.weight.normal_()
+        net = model.bind(z=torch.randn(3))
+        for layer, x, dim in ((net.embed, tokens, 1), (net.up, torch.randn(1, 4, 9).double(), 1)):
+            scale = layer(x) / type(layer).forward(primary.get_submodule(_path(net, layer)), x)
+            others = [d for d in range(scale.ndim) if d != dim]
+            assert float(scale.std(others).max()) < 1e-9  # the same wherever the channel is
+            assert float(scale.mean(others).std()) > 0.1  # another one for every channel
+
+
+def _path(net: nn.Module, layer: nn.Module) -> str:
+    return next(name for name, module in net.named_modules() if module is layer)
+
+
+def test_scales_of_a_file_come_back(tmp_path: Any) -> None:
+    model = hl.hypernetize(Channels(), {"z": hl.Normal(3)}, head=hl.ChannelScale())
+    hl.save(model, tmp_path / "m")
+    again = hl.load(tmp_path / "m", Channels())
+    assert again.hypernet.head.channels == model.hypernet.head.channels
+    for found, wanted in zip(again(torch.arange(6), z=Z), model(torch.arange(6), z=Z), strict=True):
+        assert torch.equal(found, wanted)
+    hl.testing.check_hypernet(again, torch.arange(6)[None])
+
+
+Z = torch.zeros(3)
+
+
+def test_scales_are_for_a_primary_alone() -> None:
+    net = _net(hl.ChannelScale)
+    assert not net.head.stands_alone
+    for run in (lambda: net(z=Z.double()), lambda: net.head(torch.zeros(12).double())):
+        with pytest.raises(hl.ConfigurationError, match="ChannelScale multiplies theta0, so it"):
+            run()
+    for head in (hl.ChannelScale(), {"*": hl.ChannelScale()}):
+        with pytest.raises(hl.ConfigurationError, match="residual=False starts theta0 at zero"):
+            hl.hypernetize(nn.Linear(3, 2), {"z": hl.Normal()}, head=head, residual=False)
+
+
+def test_scales_of_zero_are_pointless() -> None:
+    primary, head = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), {"*": hl.ChannelScale()}
+    nn.init.zeros_(primary[1].weight)
+    nn.init.zeros_(primary[0].bias)  # biases are not scaled
+    with pytest.warns(UserWarning, match=r"'1.weight' is all zero: .* before it has been trained"):
+        hl.hypernetize(primary, {"z": hl.Normal()}, head=head)
+    primary.requires_grad_(False)
+    with pytest.raises(hl.ConfigurationError, match=r"'1.weight' is all zero and frozen, so noth"):
+        hl.hypernetize(primary, {"z": hl.Normal()}, head=head)
+    head = {"1.weight": hl.Dense(), **head}
+    assert hl.hypernetize(primary, {"z": hl.Normal()}, head=head) is not None
+
+
+def test_scales_of_a_primary_without_values_have_sizes() -> None:
+    with torch.device("meta"):
+        primary = Channels()
+    model = hl.hypernetize(primary, {"z": hl.Normal()}, head=hl.ChannelScale())
+    assert model.summary().head.parameters == 128 * (4 + 6 + 6 + 5 + 5 + 1)
+
+
 @heads
 @pytest.mark.parametrize("init", ["fan_out", "hyperfan_in", "hyperfan_out", "relative"])
 def test_the_spread_is_that_of_the_initialisation(make: object, init: str) -> None:
@@ -355,6 +552,21 @@ def test_a_head_of_ones_own_is_one_small_class() -> None:
     [
         (lambda: hl.LowRank(0), "LowRank(rank=0): expected an integer, 1 or more"),
         (lambda: hl.Chunked(0.5), "Chunked(size=0.5): expected an integer, 1 or more"),
+        (lambda: hl.PerLayer(embed=0), "PerLayer(embed=0): expected an integer, 1 or more"),
+        (lambda: hl.PerLayer(width="w"), "PerLayer(width='w'): expected an integer, 1 or more"),
+        (lambda: hl.PerLayer(rank=0), "PerLayer(rank=0): expected an integer, 1 or more"),
+        (
+            lambda: hl.ChannelScale({"up.weight": 1}),
+            "ChannelScale(channels={'up.weight': 1}): expected the dimension of the output",
+        ),
+        (
+            lambda: _net(lambda: hl.ChannelScale({"tail": (2, 1)})),
+            "ChannelScale(channels={'tail': (2, 1)}) does not fit the shape (2, 2): expected a",
+        ),
+        (
+            lambda: _net(lambda: hl.ChannelScale({"odd name.w": (1, 3)})),
+            "expected a dimension of it, and a number of groups that divides",
+        ),
         (lambda: _net(lambda: hl.Dense), "expected a Head such as Dense() (with the brackets)"),
         (lambda: _net(dict), "head was an empty mapping"),
         (lambda: _net(lambda: {"*": hl.Dense}), "expected globs over names and heads"),

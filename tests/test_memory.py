@@ -43,6 +43,8 @@ HEADS: dict[str, Any] = {
     "dense": hl.Dense(),
     "low rank": hl.LowRank(1),
     "chunked": hl.Chunked(7),
+    "per layer": hl.PerLayer(3, 5, rank=1),
+    "channel scale": hl.ChannelScale(),
     "mixed": {"*bias": hl.Dense(), "*": hl.Chunked(16)},
     "own": Scaled(),
 }
