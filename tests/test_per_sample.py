@@ -571,7 +571,9 @@ def test_a_bound_linear_layer_of_low_rank_is_one_still() -> None:
 
 @one_graph
 @pytest.mark.parametrize(
-    "head", [hl.Dense(), hl.LowRank(2), hl.ChannelScale()], ids=["dense", "low rank", "scale"]
+    "head",
+    [hl.Dense(), hl.LowRank(2), hl.PerLayer(), hl.PerLayer(rank=2), hl.ChannelScale()],
+    ids=repr,
 )
 @pytest.mark.parametrize("what", ["forward", "sweep"])
 def test_many_sets_of_weights_compile_to_one_graph(what: str, head: hl.Head) -> None:

@@ -84,7 +84,8 @@ class Chunked(Head):
             rows = F.linear(gated, self.weight).flatten(-2)
             found = rms(rows[:, start - first * size :][:, :count])
             std = init.std(name, shape)
-            if std or bool(found):  # else the layer itself is zero, and learns by its scale of 1
+            # If both are zero, so is the layer itself, and it learns by its scale of 1.
+            if std or bool(found):
                 self.scale[index] = ratio(std, found)
             start += shape.numel()
 

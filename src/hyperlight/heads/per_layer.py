@@ -132,9 +132,8 @@ class PerLayer(Head):
                 else:
                     code = F.linear(hidden, weight)
                     found = product_rms(*factors(code, self.rank or 0, matrix))
-                if std or bool(
-                    found
-                ):  # else the layer itself is zero, and learns by its scale of 1
+                # If both are zero, so is the layer itself, and it learns by its scale of 1.
+                if std or bool(found):
                     self.scale[index] = ratio(std, found)
                 index += 1
 
