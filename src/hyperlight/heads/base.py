@@ -113,7 +113,11 @@ class Head(nn.Module, metaclass=ABCMeta):
         return type(self).calibrate is not Head.calibrate
 
     def predict(self, features: Tensor) -> dict[str, Tensor]:
-        """The predicted tensors alone, ``{name: (...) + shape}``, in order."""
+        """The predicted tensors alone, ``{name: (...) + shape}``, in order.
+
+        Raises:
+            ConfigurationError: the head needs theta0: see :meth:`change`.
+        """
         parts = split_flat(self(features), list(self.shapes.values()))
         return dict(zip(self.shapes, parts, strict=True))
 
