@@ -26,9 +26,9 @@ class ChannelScale(Rows):
     There is one number :math:`s` for each output channel of a tensor with two or more dimensions.
     Biases, and all tensors with fewer dimensions, are predicted as :class:`Dense` does. So every
     layer's outputs are scaled and shifted, as FiLM does (Perez et al. 2018, arXiv:1709.07871), and
-    the network stays as it is. It has ``K`` parameters for each channel
-    and each bias. With one set of weights per sample, linear layers, convolutions, embeddings and
-    attention run once with :math:`\theta^0`, and their outputs are scaled.
+    the network stays as it is. It has ``K`` parameters for each channel and each bias. With one
+    set of weights per sample, linear layers, convolutions, embeddings and attention run once with
+    :math:`\theta^0`, and their outputs are scaled.
 
     The change follows :math:`\theta^0`, so this head works with ``residual=True`` alone. It cannot
     change a weight that is all zero.
