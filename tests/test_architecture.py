@@ -49,7 +49,7 @@ ORDER = [
     "__init__",
     "__main__",
 ]
-ROOMS = ("optim", "many", "io")
+ROOMS = ("optim", "heads", "many", "io")
 
 
 def room_of(module: str) -> str:

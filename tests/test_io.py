@@ -78,6 +78,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "paper's encoding": {"encoding": hl.CosSin(per_input=True)},
     "low rank": {"head": hl.LowRank(1)},
     "chunked": {"head": hl.Chunked(5)},
+    "per layer": {"head": hl.PerLayer(3, 5)},
+    "per layer, low rank": {"head": hl.PerLayer(3, 5, rank=1)},
+    "channel scale": {"head": hl.ChannelScale()},
     "mixture": {"head": {"0.*": hl.LowRank(1), "*.bias": hl.Dense(), "*": hl.Chunked(4)}},
     "no hidden layers": {"hidden": ()},
     "deep with skip": {"hidden": (8, 8, 8), "skip": True},
@@ -118,7 +121,10 @@ SPACES = st.one_of(
     st.builds(hl.Categorical, st.integers(1, 9), st.just(()), st.integers(2, 9)),
 )
 PARTS = st.one_of(
-    st.builds(hl.Dense), st.builds(hl.LowRank, st.integers(1, 3)), st.builds(hl.Chunked)
+    st.builds(hl.Dense),
+    st.builds(hl.LowRank, st.integers(1, 3)),
+    st.builds(hl.Chunked),
+    st.builds(hl.PerLayer, st.integers(1, 3), st.integers(1, 3), st.none() | st.integers(1, 2)),
 )
 
 

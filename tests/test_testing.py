@@ -33,6 +33,9 @@ HEADS: dict[str, Any] = {
     "dense": hl.Dense(),
     "low rank": hl.LowRank(1),
     "chunked": hl.Chunked(7),
+    "per layer": hl.PerLayer(3, 5),
+    "per layer, low rank": hl.PerLayer(3, 5, rank=1),
+    "channel scale": hl.ChannelScale(),
     "mixed": {"*bias": hl.Dense(), "0.*": hl.LowRank(1), "*": hl.Chunked(4)},
 }
 ENCODINGS: dict[str, nn.Module | None] = {
@@ -63,9 +66,9 @@ def test_every_head_encoding_and_input_of_ours_passes(space: str, head: str, enc
 
 @pytest.mark.parametrize("init", ["fan_out", "zero", "relative", "hyperfan_in", "hyperfan_out"])
 @pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("head", ["dense", "low rank"])
+@pytest.mark.parametrize("head", ["dense", "low rank", "per layer", "channel scale"])
 def test_every_initialisation_and_formulation_passes(head: str, init: str, residual: bool) -> None:
-    if not residual and init in ("zero", "relative"):
+    if not residual and (init in ("zero", "relative") or head == "channel scale"):
         return  # refused, or the zero primary has no scale: nothing that could be checked
     model = built(head=HEADS[head], init=init, residual=residual)
     assert not check_hypernet(model, vectors()).skipped

@@ -41,6 +41,13 @@ class Initialization(ABC):
         It is taken over random starts, and so includes what is the same for all inputs.
         """
 
+    def relative_std(self, name: str, shape: torch.Size) -> float:
+        """The standard deviation of factors of a tensor's entries, for heads that scale theta0.
+
+        ``shape`` is that of the factors.
+        """
+        return self.std(name, shape)
+
     def fit(self, primary: nn.Module, targets: Sequence[Target]) -> Initialization:
         """Return the same initialisation with what it needs to know of the primary."""
         return self
@@ -130,6 +137,9 @@ class Relative(Initialization):
                 "hypernetize, which reads it from the primary, or Relative(0.1, scales={...})."
             )
         return self.fraction * self.scales[name]
+
+    def relative_std(self, name: str, shape: torch.Size) -> float:
+        return self.fraction
 
     def fit(self, primary: nn.Module, targets: Sequence[Target]) -> Relative:
         scales: dict[str, float] = {}

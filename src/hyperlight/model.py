@@ -492,7 +492,8 @@ def hypernetize(
         encoding: what the inputs are mapped to; ``None`` leaves them as they are.
         residual: whether predictions are changes to the primary's parameters.
         head: the hypernetwork's last layer: :class:`~hyperlight.Dense`,
-            :class:`~hyperlight.LowRank`, :class:`~hyperlight.Chunked`, one of your own, or
+            :class:`~hyperlight.LowRank`, :class:`~hyperlight.PerLayer`,
+            :class:`~hyperlight.ChannelScale`, :class:`~hyperlight.Chunked`, one of your own, or
             several by glob over names: ``{"*attn*": hl.LowRank(8), "*": hl.Dense()}``.
         init: how the head starts: ``"relative"`` or ``hl.Relative(0.1)`` (the change has that
             fraction of each tensor's root mean square), ``"fan_out"`` (paper, section 5.2, with
@@ -530,6 +531,12 @@ def hypernetize(
             residual and head.calibrates and not any(t.device.type == "meta" for t in chosen)
         )
         init = "relative" if measurable else "fan_out"
+    if not residual and not head.stands_alone:
+        raise ConfigurationError(
+            "residual=False starts theta0 at zero, where a head that multiplies it (ChannelScale) "
+            "can change nothing. Use residual=True, or another head."
+        )
+    head.fit(primary, chosen)
     fitted = find_init(init).fit(primary, chosen)
     if not residual:
         if isinstance(fitted, Zero):
