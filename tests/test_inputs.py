@@ -396,7 +396,8 @@ def test_the_embedding_of_a_category_is_learned() -> None:
         (math.inf, ["was inf"]),
         (True, ["was True"]),
         (torch.tensor([0, 5]), ["values from 0 to 5", "integers from 0 to 3"]),
-        (torch.tensor(1.0), ["dtype torch.float32; expected integers", "Convert it with .long()"]),
+        (torch.tensor(1.0), ["shape (); expected (4,)", "integers: convert them with .long()"]),
+        (torch.tensor(1j), ["dtype torch.complex64; expected integers"]),
         (torch.tensor(True), ["dtype torch.bool; expected integers"]),
     ],
 )

@@ -178,7 +178,8 @@ def signatures(model: hl.HyperModel) -> set[str]:
 def test_the_signature_is_that_of_the_primary_and_the_inputs() -> None:
     model = hl.hypernetize(Called(), SPACE | {"z": hl.Normal(2)})
     found = (
-        "(x: 'Tensor', /, y: 'Any' = None, *rest: 'Any', labels: 'Any' = None, g, z, **more: 'Any')"
+        "(x: 'Tensor', /, y: 'Any' = None, *rest: 'Any', labels: 'Any' = None, g, z, gain=1.0, "
+        "**more: 'Any')"
     )
     assert signatures(model) == {found}
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.copy(model)):
@@ -188,9 +189,9 @@ def test_the_signature_is_that_of_the_primary_and_the_inputs() -> None:
             model(torch.ones(1, 3), g=0.2, z=[0.0, 1.0]),
         )
     # Each model has its own, and a hierarchy has that of all its levels.
-    assert signatures(hl.hypernetize(mlp(), SPACE)) == {"(input, *, g)"}
+    assert signatures(hl.hypernetize(mlp(), SPACE)) == {"(input, *, g, gain=1.0)"}
     assert signatures(hl.hypernetize(model, {"h": hl.Normal()}, "primary.*")) == {
-        found.replace("z, ", "z, h, ")
+        found.replace("gain=1.0, ", "gain=1.0, h, ")  # the gain is that of the model inside
     }
     assert "primary" in inspect.signature(hl.HyperModel).parameters
     assert str(inspect.signature(hl.HyperModel.forward)) == (
@@ -202,13 +203,13 @@ def test_a_primary_whose_signature_cannot_be_read_takes_anything() -> None:
     primary = nn.Linear(3, 2)
     primary.forward = max  # written in C, without a signature
     model = hl.hypernetize(primary, SPACE)
-    assert signatures(model) == {"(*args, g, **kwargs)"}
+    assert signatures(model) == {"(*args, g, gain=1.0, **kwargs)"}
 
 
 def test_an_input_may_have_the_name_of_rest_arguments() -> None:
     model = hl.hypernetize(Called(), {"rest": hl.Normal(), "x": hl.Normal()})
     names = list(inspect.signature(model).parameters)
-    assert names == ["x_", "y", "rest_", "labels", "rest", "x", "more"]
+    assert names == ["x_", "y", "rest_", "labels", "rest", "x", "gain", "more"]
     assert model(torch.ones(1, 3), rest=0.1, x=0.2).shape == (1, 2)
 
 

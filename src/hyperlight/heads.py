@@ -48,6 +48,11 @@ class LowRankWeight:
             (self._dense,) = _sums([self.theta0], (self.left @ self.right).flatten(-2))
         return self._dense
 
+    def scaled(self, gain: Tensor) -> LowRankWeight:
+        """The same weight with its change multiplied by a gain of batch shape."""
+        left = self.left * gain.to(self.left.dtype)[..., None, None]
+        return LowRankWeight(self.theta0, left, self.right)
+
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the weight as :func:`torch.nn.functional.linear` does, one factor at a time."""
         change = F.linear(F.linear(input, self.right), self.left)
@@ -174,6 +179,24 @@ class Head(nn.Module, metaclass=ABCMeta):
             return "not built"
         total = sum(shape.numel() for shape in self.shapes.values())
         return f"features={self.features}, predictions={total:,}"
+
+
+def scale_change(
+    theta0: Mapping[str, Tensor], weights: Mapping[str, Weight], gain: Tensor
+) -> dict[str, Weight]:
+    r"""The weights :math:`\theta^0 + gain (\theta - \theta^0)`, whatever head they come from.
+
+    Exactly ``theta0`` at a gain of 0, and exactly the given weights at 1.
+    """
+    scaled: dict[str, Weight] = {}
+    for name, weight in weights.items():
+        if isinstance(weight, LowRankWeight):
+            scaled[name] = weight.scaled(gain)
+        else:
+            own = theta0[name]
+            by = gain.to(own.dtype).reshape(gain.shape + (1,) * own.ndim)
+            scaled[name] = torch.lerp(own, weight, by)
+    return scaled
 
 
 # --- the sum ----------------------------------------------------------------------------
