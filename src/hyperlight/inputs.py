@@ -745,13 +745,13 @@ class Categorical(Input):
         if value.is_floating_point():
             wrong = ~self._sums_to_one(value).squeeze(-1)
             if bool(wrong.any()):
-                first = value.detach()[wrong][0]
-                total = float(widen(first).sum())
+                first = widen(value.detach()[wrong][0])
+                low, high = (float(end) for end in torch.aminmax(first))
                 raise InputError(
-                    f"was a blend with weights {_range(*map(float, torch.aminmax(first)))} that "
-                    f"sum to {total:.6g}; expected weights that are not negative and sum to 1, one "
-                    f"for each category, since it was declared as {self!r}. Divide them by their "
-                    "sum, or pass categories as integers."
+                    f"was a blend with weights from {low:.6g} to {high:.6g} that sum to "
+                    f"{float(first.sum()):.6g}; expected weights that are not negative and sum to "
+                    f"1, one for each category, since it was declared as {self!r}. Divide them by "
+                    "their sum, or pass categories as integers."
                 )
         elif value.numel():
             smallest, largest = (int(v) for v in torch.aminmax(value.detach()))
