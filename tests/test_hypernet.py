@@ -398,10 +398,20 @@ def test_an_extended_table_is_trained_if_it_was(frozen: bool) -> None:
     assert meta.extend("a", 2).shape == (5, 3)
 
 
+def test_an_optimizer_of_something_else_is_refused_before_anything_changes() -> None:
+    net = categorical()
+    stale = torch.optim.Adam(net.parameters())
+    net.extend("b")
+    for other in (stale, torch.optim.Adam(net.head.parameters())):
+        with pytest.raises(hl.ConfigurationError, match="optimizer does not train these embedd"):
+            net.extend("b", optimizer=other)
+    assert net.inputs["b"].n == len(net.embeddings[1].weight) == 5
+
+
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True),
     "ours": lambda p: hl.optim.Adam(p, lr=0.1),
-    "momentum": lambda p: torch.optim.SGD(p, lr=1e-4, momentum=0.9),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
     "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.1),
 }
 
@@ -411,10 +421,8 @@ def test_an_optimizer_goes_on_with_its_state(kind: str) -> None:
     """As one of a network that had the category from the start and never used it."""
 
     def trained(n: int) -> tuple[hl.HyperNet, torch.optim.Optimizer]:
-        net = hl.HyperNet({"c": hl.Categorical(3, features=3)}, {"w": (4, 3)}, dtype=torch.float64)
-        other = torch.Generator().manual_seed(0)
-        for parameter in net.parameters():
-            nn.init.normal_(parameter, generator=other)
+        inputs, seed = {"c": hl.Categorical(3, features=3)}, torch.Generator().manual_seed(0)
+        net = hl.HyperNet(inputs, {"w": (4, 3)}, dtype=torch.float64, generator=seed)
         if n > 3:
             net.extend("c", like=1)
         optimizer = OPTIMIZERS[kind](net.parameters())

@@ -47,28 +47,32 @@ def _blended(name: str, embedding: nn.Module, weights: Tensor) -> Tensor:
     return blended
 
 
-@torch.no_grad()
-def grow(
-    embedding: nn.Module, rows: Tensor | None, n: int, generator: torch.Generator | None
-) -> tuple[nn.Parameter, nn.Parameter]:
-    """Give an embedding ``n`` more rows, drawn as at the start unless they are given.
-
-    Returns:
-        The parameter as it was, and the one that takes its place.
-    """
-    old = getattr(embedding, "weight", None)
-    if not isinstance(embedding, nn.Embedding) or not isinstance(old, nn.Parameter):
+def table_of(embedding: nn.Module, optimizer: Optimizer | None) -> nn.Parameter:
+    """The embeddings, if they can be given more rows and the optimizer trains them."""
+    table = getattr(embedding, "weight", None)
+    if not isinstance(embedding, nn.Embedding) or not isinstance(table, nn.Parameter):
         raise ConfigurationError(
             "The embeddings are no parameter of this network: they were replaced, or it is a bound "
             "network, whose weights are predicted. Extend the model that it came from."
         )
-    if rows is None:
-        rows = old.new_empty(n, old.shape[-1])
-        if not rows.is_meta:
-            rows.normal_(generator=generator)
+    if optimizer is not None and not any(
+        p is table for group in optimizer.param_groups for p in group["params"]
+    ):
+        raise ConfigurationError(
+            "The optimizer does not train these embeddings: it was made for another model, before "
+            "they were extended, or without them. Leave it out, and make a new optimizer."
+        )
+    return table
+
+
+@torch.no_grad()
+def grow(embedding: nn.Module, rows: Tensor) -> nn.Parameter:
+    """Give an embedding more rows, in a new parameter."""
+    assert isinstance(embedding, nn.Embedding)
+    old = embedding.weight
     embedding.weight = nn.Parameter(torch.cat([old, rows]), requires_grad=old.requires_grad)
-    embedding.num_embeddings += n
-    return old, embedding.weight
+    embedding.num_embeddings += len(rows)
+    return embedding.weight
 
 
 @torch.no_grad()

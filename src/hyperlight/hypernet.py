@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._torch import is_sharded
-from .categories import embedded, grow, replace_in
+from .categories import embedded, grow, replace_in, table_of
 from .encodings import CosSin, Encoding, Identity
 from .errors import (
     ConfigurationError,
@@ -349,8 +349,14 @@ class HyperNet(nn.Module):
             raise sharded("The hypernetwork is")
         spaces = [other for other, kind in self.inputs.items() if kind.discrete]
         embedding = self.embeddings[spaces.index(name)]
-        rows = None if like is None else self._rows_like(name, space, embedding, like, n)
-        old, new = grow(embedding, rows, n, generator)
+        old = table_of(embedding, optimizer)
+        if like is not None:
+            rows = self._rows_like(name, space, embedding, like, n)
+        else:
+            rows = old.detach().new_empty(n, old.shape[-1])
+            if not rows.is_meta:
+                nn.init.normal_(rows, generator=generator)
+        new = grow(embedding, rows)
         self.inputs = {**self.inputs, name: dataclasses.replace(space, n=space.n + n)}
         if optimizer is not None:
             replace_in(optimizer, old, new)

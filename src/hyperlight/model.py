@@ -420,8 +420,8 @@ class HyperModel(nn.Module):
 
         Raises:
             InputError: the input is unknown or not categorical, or ``like`` does not fit it.
-            ConfigurationError: ``n`` is not a positive integer, or the model is a bound network
-                or sharded.
+            ConfigurationError: ``n`` is not a positive integer, ``optimizer`` does not train the
+                embeddings, or the model is a bound network or sharded.
 
         >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"client": hl.Categorical(10)})
         >>> before = model.predict(client=3)["weight"]
