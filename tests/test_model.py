@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import hyperlight as hl
+from hyperlight.heads import scale_change
 from tests.models import PRIMARIES, convolutional, mlp, one_graph, vectors
 from tests.reference import copied_primary
 
@@ -468,6 +469,9 @@ def test_a_gain_multiplies_the_change(head: str, residual: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_gains_of_0_and_1_are_exact(head: str, dtype: torch.dtype) -> None:
     model = hl.hypernetize(mlp().to(dtype), SPACE, head=GAIN_HEADS[head])
+    with torch.no_grad():  # a change that is larger than theta0 brings rounding out
+        for parameter in model.hypernet.head.parameters():
+            parameter.mul_(7.0)
     g = torch.rand(4, dtype=dtype)
     plain = model.predict(g=g)
     for name, tensor in model.predict(g=g, gain=1.0).items():
@@ -478,6 +482,9 @@ def test_gains_of_0_and_1_are_exact(head: str, dtype: torch.dtype) -> None:
     x = torch.randn(4, 3, dtype=dtype)
     assert torch.equal(model(x, g=0.3, gain=0.0), model.primary(x))
     assert torch.equal(model.at(g=0.3, gain=0)[0].weight, model.primary[0].weight)
+    # A weight that is small beside theta0: theta0 + (weight - theta0) would lose it.
+    theta0, small = {"w": torch.ones(2, dtype=dtype)}, {"w": torch.full((2,), 1e-9, dtype=dtype)}
+    assert torch.equal(scale_change(theta0, small, torch.tensor(1.0))["w"], small["w"])
 
 
 @pytest.mark.parametrize("head", GAIN_HEADS)

@@ -622,9 +622,9 @@ def test_the_gain_is_found_and_held() -> None:
     assert tuned.loss.item() < 1e-4
     theta = model.predict(**tuned.inputs)
     assert next(iter(theta.values())).sum().item() == pytest.approx(2.25, abs=0.02)
-    held = hl.tune(model, to([1.0, 1.0]), fixed={"gain": 2.0})
+    held = hl.tune(model, to([0.6, 1.6]), fixed={"gain": 2.0})
     assert held.inputs["gain"].item() == 2.0
-    assert held.inputs["g"].item() == pytest.approx(0.5, abs=2e-3)
+    assert held.inputs["g"].item() == pytest.approx(0.3, abs=2e-3)
     each = hl.tune(
         looped(g=hl.Uniform(0.0, 1.0)),
         lambda net: (net()[:, 0] - torch.tensor([0.2, 2.0])).square(),
