@@ -25,6 +25,7 @@ ORDER = [
     "signatures",
     "precision",
     "inputs",
+    "categories",
     "encodings",
     "targets",
     "init",

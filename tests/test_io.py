@@ -316,6 +316,43 @@ def test_two_tensors_do_not_become_one(tmp_path: Path) -> None:
     assert contents(primary) == before
 
 
+def test_an_extended_model_comes_back(tmp_path: Path) -> None:
+    spaces = {"a": hl.Categorical(3, 2), "b": hl.Categorical(20, features=5), "c": hl.Uniform()}
+    model = hl.hypernetize(mlp(), spaces)
+    model.extend("a", 2)
+    model.extend("b", 4)
+    stirred(model)
+    hl.save(model, tmp_path / "m")
+    again = hl.load(tmp_path / "m", mlp())
+    assert contents(again) == contents(model)
+    assert again.inputs == model.inputs
+    assert again.inputs["b"] == hl.Categorical(24, features=5)
+    gamma = {"a": torch.tensor([4, 0]), "b": 23, "c": 0.3}
+    x = vectors()
+    assert torch.equal(again(x, **gamma), model(x, **gamma))
+    again.extend("b")
+    assert again.inputs["b"].n == 25
+    # A file from before the extension holds the model of that time.
+    fresh = hl.hypernetize(mlp(), spaces)
+    with pytest.raises(RuntimeError, match="size mismatch for hypernet.embeddings.0.weight"):
+        fresh.load_state_dict(model.state_dict())
+
+
+def test_a_hypernetwork_of_an_extended_model_comes_back(tmp_path: Path) -> None:
+    def inner(n: int) -> hl.HyperModel:
+        return hl.hypernetize(mlp(), {"a": hl.Categorical(n, features=3)})
+
+    extended = inner(3)
+    extended.extend("a")
+    model = stirred(hl.hypernetize(extended, SPACE, "hypernet.*"))
+    hl.save(model, tmp_path / "m")
+    again = hl.load(tmp_path / "m", inner(4))
+    x = vectors()
+    assert torch.equal(again(x, a=3, g=0.3), model(x, a=3, g=0.3))
+    with pytest.raises(hl.FormatError, match=r"'hypernet.embeddings.0.weight' is \(4, 3\)"):
+        hl.load(tmp_path / "m", inner(3))
+
+
 # --- hierarchies ----------------------------------------------------------------------
 
 

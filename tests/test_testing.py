@@ -864,3 +864,11 @@ def test_the_report_says_why_samples_were_not_compared() -> None:
 def test_each_check_is_shown_to_fail() -> None:
     wrong = WRONG_HEADS + WRONG_ENCODINGS + WRONG_PRIMARIES + WRONG_MODELS
     assert {check for _, check, _ in wrong} | {"inputs", "samples"} == set(CHECKS)
+
+
+def test_an_extended_model_passes_with_a_blend_and_a_category() -> None:
+    model = built({"c": hl.Categorical(3), "d": hl.Categorical(4, (2,))})
+    model.extend("c", 2)
+    for c in (4, torch.tensor([0.2, 0.2, 0.2, 0.2, 0.2])):
+        report = check_hypernet(model, vectors(), c=c)
+        assert "samples" in report.passed

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import keyword
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from ._torch import is_sharded
+from .categories import embedded, grow, replace_in, table_of
 from .encodings import CosSin, Encoding, Identity
-from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
+from .errors import (
+    ConfigurationError,
+    InputError,
+    check_integer,
+    did_you_mean,
+    listed,
+    sharded,
+)
 from .heads import Dense, Head, find_head
 from .init import Init, find_init, gain_of, kaiming_fan_out_
-from .inputs import Categorical, Input, as_batch_shape, is_read
+from .inputs import Categorical, Input, as_batch_shape
 from .memory import refuse_oversize
 from .widths import Directions, Hidden, find_widths
 
@@ -182,24 +190,24 @@ class HyperNet(nn.Module):
         normalized = getattr(self.encoding, "normalized", True)
         embeddings = iter(self.embeddings)
         numbers: list[Tensor] = []
-        embedded: list[Tensor] = []
+        categories: list[Tensor] = []
         for name, space in self.inputs.items():
             value = values[name]
-            batch_shape, size = value.shape[: value.ndim - len(space.event_shape)], space.numel
+            batch_shape, size = _batch_shape(space, value), space.numel
             if space.discrete:
-                value = _embedded(next(embeddings), value)
+                value = embedded(name, next(embeddings), value)
                 size *= value.shape[-1]
             elif normalized:
                 # With a dimension: PyTorch (2.13) gives the tangent of a float32 scalar that meets
                 # a number in float64.
                 value = space.normalize(value if value.ndim else value.reshape(1))
-            (embedded if space.discrete else numbers).append(value.reshape((*batch_shape, size)))
+            (categories if space.discrete else numbers).append(value.reshape((*batch_shape, size)))
         if len(values) > 1:
             batch_shape = self._common_batch_shape(values)
         parts = [self.encoding(_joined(numbers, batch_shape))] if numbers else []
-        if embedded:
+        if categories:
             parts = [part * self._number_weight for part in parts]
-            parts += [part * self._category_weight for part in embedded]
+            parts += [part * self._category_weight for part in categories]
         return _joined(parts, batch_shape)
 
     def collect(self, gamma: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -255,10 +263,7 @@ class HyperNet(nn.Module):
         return self._common_batch_shape(self.collect(gamma))
 
     def _common_batch_shape(self, values: Mapping[str, Tensor]) -> torch.Size:
-        shapes = {
-            name: value.shape[: value.ndim - len(self.inputs[name].event_shape)]
-            for name, value in values.items()
-        }
+        shapes = {name: _batch_shape(self.inputs[name], value) for name, value in values.items()}
         try:
             return torch.Size(torch.broadcast_shapes(*shapes.values()))  # type: ignore[no-untyped-call]
         except RuntimeError:
@@ -317,6 +322,69 @@ class HyperNet(nn.Module):
             with torch.no_grad():
                 draws = self.sample((1024,), generator=torch.Generator().manual_seed(0))
                 self.head.calibrate(self.features(**draws), found)
+
+    def extend(
+        self,
+        name: str,
+        n: int = 1,
+        *,
+        like: Any = None,
+        optimizer: Optimizer | None = None,
+        generator: torch.Generator | None = None,
+    ) -> nn.Parameter:
+        """Add categories to an input: see :meth:`HyperModel.extend`."""
+        if name not in self.inputs:
+            raise InputError(
+                f"{name!r} is not an input of this hypernetwork; its inputs are "
+                f"{listed(self.inputs)}.{did_you_mean(name, self.inputs)}"
+            )
+        space = self.inputs[name]
+        if not isinstance(space, Categorical):
+            raise InputError(
+                f"Hypernetwork input {name!r} was declared as {space!r}, which has no categories "
+                "to add to; only a Categorical can be extended."
+            )
+        check_integer(f"extend({name!r}, n={{}})", n)
+        if is_sharded(self):
+            raise sharded("The hypernetwork is")
+        spaces = [other for other, kind in self.inputs.items() if kind.discrete]
+        embedding = self.embeddings[spaces.index(name)]
+        old = table_of(embedding, optimizer)
+        if like is not None:
+            rows = self._rows_like(name, space, embedding, like, n)
+        else:
+            rows = old.detach().new_empty(n, old.shape[-1])
+            if not rows.is_meta:
+                nn.init.normal_(rows, generator=generator)
+        new = grow(embedding, rows)
+        self.inputs = {**self.inputs, name: dataclasses.replace(space, n=space.n + n)}
+        if optimizer is not None:
+            replace_in(optimizer, old, new)
+        return new
+
+    @torch.no_grad()
+    def _rows_like(
+        self, name: str, space: Categorical, embedding: nn.Module, like: Any, n: int
+    ) -> Tensor:
+        """The embedding of a category or a blend, ``n`` times."""
+        one = dataclasses.replace(space, shape=())
+        try:
+            value = one.tensor(like, dtype=self.dtype, device=self.device)
+            one.check_values(value)
+        except InputError as error:
+            raise InputError(f"extend({name!r}): like {error}") from None
+        if _batch_shape(one, value) not in ((), (n,)):
+            raise InputError(
+                f"extend({name!r}): like has batch shape {tuple(_batch_shape(one, value))}; "
+                f"expected (), or ({n},) for one start of each new category."
+            )
+        if value.is_floating_point():
+            # As long as a fresh draw, so that a step turns it as far.
+            rows = embedded(name, embedding, value) * (space.features or 1) ** 0.5
+        else:
+            rows = embedding(value)
+        expanded: Tensor = rows.expand(n, rows.shape[-1])
+        return expanded
 
     def extra_repr(self) -> str:
         spaces = ", ".join(f"{name}={space!r}" for name, space in self.inputs.items())
@@ -404,17 +472,8 @@ def _activation(given: Activation, dtype: torch.dtype, device: torch.device) -> 
     return made.to(device=device, dtype=dtype)
 
 
-def _embedded(embedding: nn.Module, category: Tensor) -> Tensor:
-    """The embedding at norm 1; NaN for a category that does not exist, where none is refused.
-
-    An index out of range is undefined in a graph: some count it from the end.
-    """
-    if is_read(category):
-        return F.normalize(embedding(category), dim=-1)
-    assert isinstance(embedding, nn.Embedding)
-    known = category.clamp(0, embedding.num_embeddings - 1)
-    embedded = F.normalize(embedding(known), dim=-1)
-    return embedded.masked_fill((known != category).unsqueeze(-1), math.nan)
+def _batch_shape(space: Input, value: Tensor) -> torch.Size:
+    return value.shape[: value.ndim - len(space.shape_of(value))]
 
 
 def _joined(parts: Sequence[Tensor], batch_shape: torch.Size) -> Tensor:

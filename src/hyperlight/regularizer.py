@@ -90,7 +90,7 @@ class OutputRegularizer(nn.Module):
         self.subset = subset
         self._reference = _Reference(model)
         for name, value in model.hypernet.collect(gammas).items():
-            shape = batch_shape + model.inputs[name].event_shape
+            shape = batch_shape + model.inputs[name].shape_of(value)
             self.register_buffer(f"gamma_{name}", value.detach().expand(shape).clone())
         with torch.no_grad():
             self.register_buffer("theta", self._predicted(slice(None)))

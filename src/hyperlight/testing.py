@@ -656,7 +656,7 @@ class _Checks:
         gamma, spaces = self._gamma((size,), seed=7), self.hypernet.inputs
         for name, value in self.given.items():
             one = torch.as_tensor(value, device=self.hypernet.device)
-            gamma[name] = one.expand(size, *spaces[name].event_shape)
+            gamma[name] = one.expand(size, *spaces[name].shape_of(one))
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         ran = ""
         for order in (range(size), range(size - 1, -1, -1)):  # then in reverse, as another batch

@@ -13,7 +13,7 @@ from .low_rank import LowRank
 from .mixed import Mixed, find_head
 from .per_layer import PerLayer
 from .rows import Dense
-from .weights import LowRankWeight, ScaledWeight, Weight, dense, sums
+from .weights import LowRankWeight, ScaledWeight, Weight, dense, scale_change, sums
 
 __all__ = [
     "ChannelScale",
@@ -28,5 +28,6 @@ __all__ = [
     "Weight",
     "dense",
     "find_head",
+    "scale_change",
     "sums",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ class LowRankWeight:
         if self._dense is None:
             (self._dense,) = sums([self.theta0], (self.left @ self.right).flatten(-2))
         return self._dense
+
+    def scaled(self, gain: Tensor) -> LowRankWeight:
+        """The same weight with its change multiplied by a gain of batch shape."""
+        left = self.left * gain.to(self.left.dtype)[..., None, None]
+        return LowRankWeight(self.theta0, left, self.right)
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the weight as :func:`torch.nn.functional.linear` does, one factor at a time."""
@@ -74,6 +79,11 @@ class ScaledWeight:
             *batch, *(1,) * len(parts), -1, own, *last
         )
 
+    def scaled(self, gain: Tensor) -> ScaledWeight:
+        """The same weight with its change multiplied by a gain of batch shape."""
+        scale = self.scale * gain.to(self.scale.dtype)[..., None]
+        return ScaledWeight(self.theta0, scale, self.dim, self.groups)
+
     def dense(self) -> Tensor:
         """The weight as a tensor, ``(...) + theta0.shape``, made once."""
         if self._dense is None:
@@ -94,6 +104,24 @@ Weight = Tensor | LowRankWeight | ScaledWeight
 def dense(weight: Weight) -> Tensor:
     """The weight as a tensor."""
     return weight if isinstance(weight, Tensor) else weight.dense()
+
+
+def scale_change(
+    theta0: Mapping[str, Tensor], weights: Mapping[str, Weight], gain: Tensor
+) -> dict[str, Weight]:
+    r"""The weights :math:`\theta^0 + gain (\theta - \theta^0)`, whatever head they come from.
+
+    Exactly ``theta0`` at a gain of 0, and exactly the given weights at 1.
+    """
+    scaled: dict[str, Weight] = {}
+    for name, weight in weights.items():
+        if isinstance(weight, Tensor):
+            own = theta0[name]
+            by = gain.to(own.dtype).reshape(gain.shape + (1,) * own.ndim)
+            scaled[name] = torch.lerp(own, weight, by)
+        else:
+            scaled[name] = weight.scaled(gain)
+    return scaled
 
 
 def split_flat(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
