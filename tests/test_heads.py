@@ -331,7 +331,8 @@ class Channels(nn.Module):
 
 def test_every_output_channel_of_a_layer_is_scaled_by_itself() -> None:
     primary = Channels().double()
-    model = hl.hypernetize(primary, {"z": hl.Normal(3)}, "*weight", head=hl.ChannelScale())
+    inputs = {"z": hl.Normal(3)}
+    model = hl.hypernetize(primary, inputs, "*weight", hidden=(16, 128), head=hl.ChannelScale())
     assert model.hypernet.head.channels == {"embed.weight": (1, 1), "up.weight": (1, 2)}
     assert model.hypernet.head.weight.shape == (4 + 6 + 5, 128)
     assert [row.parameters for row in model.summary().rows] == [4 * 128, 6 * 128, 5 * 128]
@@ -392,8 +393,8 @@ def test_scales_of_zero_are_pointless() -> None:
 def test_scales_of_a_primary_without_values_have_sizes() -> None:
     with torch.device("meta"):
         primary = Channels()
-    model = hl.hypernetize(primary, {"z": hl.Normal()}, head=hl.ChannelScale())
-    assert model.summary().head.parameters == 128 * (4 + 6 + 6 + 5 + 5 + 1)
+    model = hl.hypernetize(primary, {"z": hl.Normal()}, hidden=(9,), head=hl.ChannelScale())
+    assert model.summary().head.parameters == 9 * (4 + 6 + 6 + 5 + 5 + 1)
 
 
 @heads
@@ -444,7 +445,7 @@ def test_the_spread_is_that_of_the_initialisation(make: object, init: str) -> No
     }[init]
     # What is drawn for a scale is its own deviation, as for a vector of so many numbers.
     channels = {
-        "fan_out": {"a.weight": 64**-0.5, "b.weight": 50**-0.5},
+        "fan_out": {"a.weight": math.sqrt(2 / 64), "b.weight": math.sqrt(2 / 50)},
         "hyperfan_in": dict.fromkeys(("a.weight", "b.weight"), 0.5**0.5),
         "hyperfan_out": {"a.weight": math.sqrt(1 - 1 / 64), "b.weight": math.sqrt(1 - 1 / 50)},
         "relative": {},
@@ -495,7 +496,7 @@ def test_a_tensor_that_starts_unchanged_among_others_learns_as_well(make: object
     assert all(_change(net, z)[name].abs().min() > 1e-5 for name in still)
 
 
-@heads
+@pytest.mark.parametrize("make", [HEADS[name] for name in ALONE], ids=ALONE)
 @pytest.mark.parametrize("only", [False, True], ids=["with weights", "alone"])
 def test_biases_start_at_zero_and_learn(make: object, only: bool) -> None:
     biases = {"conv.bias": (3,), "odd.bias": (20, 30), "tail.bias": (4,)}
