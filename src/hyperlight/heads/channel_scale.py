@@ -35,8 +35,8 @@ class ChannelScale(Rows):
 
     Initialisation: ``"relative"`` gives :math:`s` the root mean square 0.1, so each tensor's
     change has a tenth of its scale. All others set :math:`s` itself: ``"fan_out"`` makes the norm
-    of a tensor's scales :math:`\sqrt 2` in expectation, and with ``"zero"`` the model starts as the primary,
-    bit for bit.
+    of a tensor's scales :math:`\sqrt 2` in expectation. With ``"zero"`` the model starts as the
+    primary, bit for bit.
 
     Args:
         channels: for weights whose output channels are not in their first dimension: that
