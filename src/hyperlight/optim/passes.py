@@ -35,8 +35,10 @@ _WORTH_COMPILING = 2**24
 _COMPILED_ROWS = 4
 # A single outer product of rows this long is formed by mul, shorter ones by mm: each the faster.
 _VECTOR = 16
-# A smaller matrix is multiplied by F.linear.
-_LARGE = 2**16
+# A smaller matrix is multiplied by F.linear: by so few rows, and by more.
+_LARGE, _FEW, _LARGE_FOR_MANY = 2**21, 16, 2**16
+# A larger one, too, by one, two or three rows that are shorter than this.
+_WIDE = {1: 128, 2: 32, 3: 32}
 # From so many entries, and up to so many rows, a long sum is split into so many parts.
 _SPLIT_ENTRIES, _SPLIT_ROWS, _PARTS = 2**20, 64, 64
 
@@ -152,10 +154,11 @@ def _product(row: Tensor, weight: Tensor) -> Tensor:
 
 def product(features: Tensor, weight: Tensor) -> Tensor:
     """``features @ weight.T``: ``(..., K)`` and ``(P, K)`` to ``(..., P)``."""
-    rows = features.numel() // features.shape[-1]
+    columns = features.shape[-1]
+    rows = features.numel() // columns
     if (
         not rows
-        or weight.numel() < _LARGE
+        or weight.numel() < (_LARGE if rows <= _FEW else _LARGE_FOR_MANY)
         or weight.device.type != "cpu"
         or weight.dtype != torch.float32
         or features.dtype != torch.float32
@@ -169,9 +172,11 @@ def product(features: Tensor, weight: Tensor) -> Tensor:
         done, result = _attempt(_product, features.reshape(-1), weight.detach())
         if done:
             return result.reshape(*features.shape[:-1], len(weight))  # type: ignore[no-any-return]
-    # MKL multiplies by one vector three times as slowly as by four.
-    four = F.pad(features.reshape(rows, -1), (0, 0, 0, 4 - rows))
-    found = torch.mm(weight, four.T)
+    if columns < _WIDE[rows]:
+        return F.linear(features, weight)
+    # MKL multiplies a wide weight by one vector up to three times as slowly as by two.
+    some = F.pad(features.reshape(rows, -1), (0, 0, 0, 1)) if rows == 1 else features
+    found = torch.mm(weight, some.reshape(-1, columns).T)
     return found[:, :rows].T.reshape(*features.shape[:-1], len(weight))
 
 
