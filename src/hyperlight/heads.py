@@ -303,6 +303,21 @@ class Dense(_Rows):
     def config(self) -> dict[str, Any]:
         return {}
 
+    def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
+        own = [theta0[name] for name in self.shapes]
+        alike = all(t.dtype == self.weight.dtype == features.dtype for t in own)
+        if features.ndim != 2 or torch.is_grad_enabled() or not alike:
+            return super().add_to(theta0, features)
+        if not is_ordinary(features, self.weight, *own) or torch.is_autocast_enabled("cpu"):
+            return super().add_to(theta0, features)
+        # Many sets of weights: product and sum in one pass.
+        return {
+            name: torch.addmm(theta0[name].flatten(), features, block.mT).view(
+                len(features), *self.shapes[name]
+            )
+            for name, block in self._split_rows(self.weight, 0)
+        }
+
     def forward(self, features: Tensor) -> Tensor:
         return dense_product(features, self.weight)
 
