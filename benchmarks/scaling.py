@@ -3,8 +3,8 @@
 A step here predicts all weights, goes back through them with a given gradient, and updates with
 ``hl.optim.Adam``; the primary does not run. From one base configuration, one quantity is changed at
 a time: predicted weights, tensors, features, inputs, sets of weights. Every point is timed in turn
-with the base. A point that does not fit into memory, or into the time, is estimated: bytes moved,
-floating-point operations, and seconds at the bandwidth of :mod:`benchmarks.floor`.
+with the base. Beside it stand the bytes moved, the floating-point operations, and the seconds at
+the bandwidth of :mod:`benchmarks.floor`: all there is for a point that does not fit into memory.
 """
 
 from __future__ import annotations

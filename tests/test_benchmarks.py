@@ -554,8 +554,9 @@ def _images() -> dict[str, torch.Tensor]:
     }
 
 
-def test_hyperlight_reaches_an_easy_target() -> None:
-    found = mnist.work("ours", _images(), 0, target=0.95, steps=200)
+@pytest.mark.parametrize("name", ["plain", "ours", "ours-wide"])
+def test_a_contender_reaches_an_easy_target(name: str) -> None:
+    found = mnist.work(name, _images(), 0, target=0.95, steps=200)
     assert found["accuracy"] >= 0.95
     assert found["steps"] % mnist.EVALUATE_EVERY == 0
     assert math.isfinite(found["seconds"])

@@ -32,8 +32,9 @@ class _FromFactors(_Base):
                 name = type(self).__name__
                 raise ConfigurationError(
                     f"{option}=True: {name} of hyperlight.optim makes steps that cannot be "
-                    f"captured in a graph or differentiated. Use torch.optim.{name}, which trains "
-                    "the same model."
+                    f"captured in a graph or differentiated. Use torch.optim.{name}"
+                    f"({option}=True, ...), which takes the same arguments and trains the same "
+                    "model (docs/benchmarks.md, 'On a GPU')."
                 )
         super().add_param_group(param_group)
         self._ask_for_factors(self.param_groups[-1])
