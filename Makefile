@@ -30,7 +30,7 @@ doctest: $(VENV)/.dev ## the examples in docstrings
 
 check: test lint types doctest ## all of the above
 
-bench: $(VENV)/.dev ## HyperLight and other libraries side by side (about an hour)
+bench: $(VENV)/.dev ## HyperLight and other libraries side by side, in minutes (ARGS=--all: hours)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # On Linux an older torch comes with CUDA by default: 3 GB to download, 6 GB on disk. ARGS takes

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: all workloads and subjects, or those that are named."""
+"""``python -m benchmarks``: a table in minutes; ``--all``: all workloads and subjects."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from rich.console import Console
 from . import report
 from .environments import BUILD
 from .run import Measured, Settings, measure
-from .subjects import SUBJECTS, choose
+from .subjects import QUICK, QUICK_CUDA, SUBJECTS, choose
 from .workloads import WORKLOADS
 
 __all__ = ["main"]
+
+# The workloads of the table in docs/benchmarks.md.
+SHORT = ("W1", "W2", "W3")
 
 # A file gets long lines unbroken.
 console = Console(width=None if sys.stdout.isatty() else 200)
@@ -42,16 +45,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Ratios of HyperLight and other libraries to the plain network, in one "
-        "interleaved run. Two more benchmarks: `python -m benchmarks mnist --help` (time to 95 % "
-        "on MNIST) and `python -m benchmarks wire --help` (bytes sent between processes).",
+        "interleaved run. Without --workload, --subject or --all: training steps of three "
+        "networks, in minutes. More benchmarks: `python -m benchmarks mnist --help` (time to 95 % "
+        "on MNIST), `scaling --help` (cost per step in every size), `wire --help` (bytes between "
+        "processes).",
     )
     shown = ", ".join(WORKLOADS)
     parser.add_argument(
         *("--workload", "-w"),
         type=_names,
-        default=[name for name in WORKLOADS if not name.startswith("smoke")],
-        help=f"some of {shown}, separated by commas; by default all but smoke, smoke-samples",
+        default=[],
+        help=f"some of {shown}, separated by commas; with --subject alone, all but smoke, "
+        "smoke-samples",
     )
+    parser.add_argument("--all", action="store_true", help="all workloads and subjects: hours")
     parser.add_argument(
         *("--subject", "-s"),
         type=_names,
@@ -79,8 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .mnist import main as run_mnist
 
         return run_mnist(words[1:])
+    if words[:1] == ["scaling"]:
+        from .scaling import main as run_scaling
+
+        return run_scaling(words[1:])
     parser = _parser()
     given = parser.parse_args(words)
+    if given.all and (given.workload or given.subject):
+        parser.error("--all takes all workloads and subjects; leave out --workload and --subject.")
+    quick = not (given.all or given.workload or given.subject)
+    if quick:
+        given.workload = list(SHORT)
+        given.subject = list(QUICK if given.device == "cpu" else QUICK_CUDA)
+    elif not given.workload:
+        given.workload = [name for name in WORKLOADS if not name.startswith("smoke")]
     for name in given.workload:
         if name not in WORKLOADS:
             parser.error(f"--workload was {name!r}; expected some of {', '.join(WORKLOADS)}.")
@@ -106,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if against is not None:
                 console.print(against)
         report.write(given.out, rows, _recorded(words))
+    if quick:
+        console.print(report.short_table(rows))
     print(f"written to {given.out}: timings.csv, provenance.json, ratios.svg")
     return int(any(r.error and not r.error.startswith("skipped") for r in rows))
 

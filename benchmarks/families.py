@@ -12,13 +12,14 @@ import functools
 import importlib
 import importlib.util
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .workloads import HIDDEN
+from .workloads import HIDDEN, NARROW
 
 __all__ = ["FAMILIES", "Family", "FunctionalCall", "Ours", "Plain"]
 
@@ -93,22 +94,21 @@ class Plain(Family):
 
 
 class Ours(Family):
-    """HyperLight, this version."""
+    """HyperLight, this version, with its defaults."""
 
-    def __init__(self, primary: nn.Module, head: Any = None, per_gamma: bool = False) -> None:
-        import hyperlight as hl
+    def __init__(self, primary: nn.Module, per_gamma: bool = False) -> None:
         from hyperlight.bind import BindPlan
 
         super().__init__()
         # With several images per gamma, the images of one gamma are the primary's batch.
         primary = nn.Sequential(nn.Flatten(0, 1), primary) if per_gamma else primary
-        self.model = hl.hypernetize(
-            primary,
-            inputs={"gamma": hl.Uniform(0.0, 1.0)},
-            hidden=HIDDEN,
-            head=hl.Dense() if head is None else head,
-        )
+        self.model = self.make(primary)
         self._plan = BindPlan(primary, {name: [name] for name in self.model.theta0})
+
+    def make(self, primary: nn.Module) -> Any:
+        import hyperlight as hl
+
+        return hl.hypernetize(primary, inputs={"gamma": hl.Uniform(0.0, 1.0)})
 
     def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
         output: Tensor = self.model(x, gamma=gamma)
@@ -131,22 +131,29 @@ class Ours(Family):
         return output
 
 
-class OursRank4(Ours):
-    """HyperLight, this version, with a low-rank head of rank 4."""
+class OursWide(Ours):
+    """HyperLight, this version, with the hidden layers of the paper: a head of 128 features."""
 
-    def __init__(self, primary: nn.Module) -> None:
+    head: Any = None
+
+    def make(self, primary: nn.Module) -> Any:
         import hyperlight as hl
 
-        super().__init__(primary, hl.LowRank(4))
+        head = hl.Dense() if self.head is None else hl.LowRank(self.head)
+        spaces = {"gamma": hl.Uniform(0.0, 1.0)}
+        return hl.hypernetize(primary, inputs=spaces, hidden=HIDDEN, head=head)
 
 
-class OursRank8(Ours):
-    """HyperLight, this version, with a low-rank head of rank 8."""
+class OursRank4(OursWide):
+    """The same with a low-rank head of rank 4."""
 
-    def __init__(self, primary: nn.Module) -> None:
-        import hyperlight as hl
+    head = 4
 
-        super().__init__(primary, hl.LowRank(8))
+
+class OursRank8(OursWide):
+    """The same with a low-rank head of rank 8."""
+
+    head = 8
 
 
 def matrices(primary: nn.Module) -> dict[str, nn.Linear]:
@@ -191,9 +198,9 @@ class OursSamplesAll(OursSamples):
         super().__init__(primary, everything=True)
 
 
-def _trunk(inputs: int) -> nn.Sequential:
+def _trunk(inputs: int, hidden: Sequence[int] = HIDDEN) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip((inputs, *HIDDEN), HIDDEN, strict=False):
+    for a, b in zip((inputs, *hidden), hidden, strict=False):
         layers += [nn.Linear(a, b), nn.LeakyReLU()]
     return nn.Sequential(*layers)
 
@@ -201,13 +208,15 @@ def _trunk(inputs: int) -> nn.Sequential:
 class FunctionalCall(Family):
     """Written by hand with ``torch.func``: ``theta0`` plus one flat head without bias."""
 
+    hidden = HIDDEN
+
     def __init__(self, primary: nn.Module) -> None:
         super().__init__()
         self.primary = primary
-        self.trunk = _trunk(2)
+        self.trunk = _trunk(2, self.hidden)
         self.theta0 = predicted(primary)
         self.sizes = [p.numel() for p in self.theta0.values()]
-        self.head = nn.Linear(HIDDEN[-1], sum(self.sizes), bias=False)
+        self.head = nn.Linear(self.hidden[-1], sum(self.sizes), bias=False)
         nn.init.normal_(self.head.weight, 0.0, 0.01)
 
     def theta(self, gamma: Tensor) -> dict[str, Tensor]:
@@ -229,6 +238,12 @@ class FunctionalCall(Family):
     def sweep(self, x: Tensor, gamma: Tensor) -> Tensor:
         output: Tensor = torch.vmap(self.call, in_dims=(0, None))(self.theta(gamma), x)
         return output
+
+
+class FunctionalCallNarrow(FunctionalCall):
+    """The same with a narrow head."""
+
+    hidden = NARROW
 
 
 class Vmapped(Family):
@@ -300,6 +315,8 @@ class Patched(Vmapped):
 class HyperLight005(Family):
     """HyperLight 0.0.5 as in its README: one gamma at a time, of shape ``(1, 1)``."""
 
+    hidden = HIDDEN
+
     def __init__(self, primary: nn.Module) -> None:
         hyperlight: Any = importlib.import_module("hyperlight")  # the release
         if hyperlight.__version__ != "0.0.5":
@@ -309,7 +326,7 @@ class HyperLight005(Family):
         self.hypernet = hyperlight.HyperNet(
             input_shapes={"gamma": (1,)},
             output_shapes=self.primary.external_shapes(),
-            hidden_sizes=list(HIDDEN),
+            hidden_sizes=list(self.hidden),
         )
 
     def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
@@ -325,8 +342,16 @@ class HyperLight005(Family):
         return output
 
 
+class HyperLight005Narrow(HyperLight005):
+    """The same with a narrow head."""
+
+    hidden = NARROW
+
+
 class HypNetTorch(Family):
     """hypnettorch's ``HMLP``; ``functional_call`` passes its weights to the primary."""
+
+    hidden = HIDDEN
 
     def __init__(self, primary: nn.Module) -> None:
         super().__init__()
@@ -342,7 +367,7 @@ class HypNetTorch(Family):
             uncond_in_size=1,
             cond_in_size=0,
             num_cond_embs=0,
-            layers=HIDDEN,
+            layers=self.hidden,
             activation_fn=nn.LeakyReLU(),
             verbose=False,
         )
@@ -364,6 +389,12 @@ class HypNetTorch(Family):
         return torch.stack([self.call(weights, x) for weights in self._weights(gamma)])
 
 
+class HypNetTorchNarrow(HypNetTorch):
+    """The same with a narrow head."""
+
+    hidden = NARROW
+
+
 class HypNetTorchChunked(HypNetTorch):
     """hypnettorch's ``ChunkedHMLP``: one small hypernetwork, called for every chunk."""
 
@@ -376,7 +407,7 @@ class HypNetTorchChunked(HypNetTorch):
             uncond_in_size=1,
             cond_in_size=0,
             num_cond_embs=0,
-            layers=HIDDEN,
+            layers=self.hidden,
             activation_fn=nn.LeakyReLU(),
             verbose=False,
         )
@@ -440,16 +471,20 @@ class TorchHyper(Family):
 FAMILIES: dict[str, type[Family]] = {
     "plain": Plain,
     "ours": Ours,
+    "ours-wide": OursWide,
     "ours-rank4": OursRank4,
     "ours-rank8": OursRank8,
     "ours-shared": OursShared,
     "ours-samples": OursSamples,
     "ours-samples-all": OursSamplesAll,
     "functional-call": FunctionalCall,
+    "functional-call-narrow": FunctionalCallNarrow,
     "vmap": Vmapped,
     "patched": Patched,
     "hyperlight": HyperLight005,
+    "hyperlight-narrow": HyperLight005Narrow,
     "hypnettorch": HypNetTorch,
+    "hypnettorch-narrow": HypNetTorchNarrow,
     "hypnettorch-chunked": HypNetTorchChunked,
     "hyper-nn": HyperNN,
     "torchhyper": TorchHyper,

@@ -31,6 +31,7 @@ __all__ = [
     "peer_table",
     "provenance",
     "shared_table",
+    "short_table",
     "table",
     "write",
 ]
@@ -138,6 +139,28 @@ def peer_table(title: str, rows: Sequence[Measured]) -> Table | None:
             more = "" if added is None else f"; {added:.2f}"
             cells.append(f"{own.median / theirs.median:.2f}{more}")
         made.add_row(peer.title, *cells)
+    return made
+
+
+def short_table(rows: Sequence[Measured]) -> Table:
+    """One row for every subject, one column for every workload: the table of docs/benchmarks.md."""
+    workloads = list(dict.fromkeys(row.workload for row in rows))
+    titles = list(dict.fromkeys(row.title for row in rows if row.subject != PLAIN))
+    heading = [f"{name}, {what}" for what in ("x plain", "peak") for name in workloads]
+    made = _table(
+        "A training step and its memory, as multiples of the plain network's", ("", *heading)
+    )
+    found = {(row.title, row.workload): row for row in rows}
+    bases = {row.workload: row.peak for row in rows if row.subject == PLAIN}
+    for title in titles:
+        times, peaks = [], []
+        for name in workloads:
+            row = found.get((title, name))
+            ratio, base = None if row is None else multiples(row), bases.get(name)
+            times.append("" if ratio is None else f"{ratio.median:.2f}")
+            known = row is not None and row.peak and base and row.subject != FLOOR and ratio
+            peaks.append(f"{row.peak / base:.2f}" if known else "")  # type: ignore[union-attr,operator]
+        made.add_row(title, *times, *peaks)
     return made
 
 

@@ -29,7 +29,7 @@ from .floor import floor_bytes
 from .subjects import SUBJECTS, Subject
 from .workloads import HIDDEN, Workload
 
-__all__ = ["Measured", "Settings", "head_entries", "measure"]
+__all__ = ["Measured", "Settings", "free_memory", "head_entries", "measure"]
 
 PLAIN, FLOOR, SHARED = "plain/fused", "floor", "ours-shared/fused"
 _ERROR = re.compile(r"[\w.]+(Error|Exception): ")  # where the message of an exception begins
@@ -154,28 +154,29 @@ class Process:
         self.log.close()
 
 
-def _summary(workload: Workload) -> hl.Summary:
+def _summary(workload: Workload, hidden: Any = "auto") -> hl.Summary:
     with torch.device("meta"):
         primary = workload.primary()
     spaces = {"gamma": hl.Uniform(0.0, 1.0)}
-    return hl.hypernetize(primary, spaces, hidden=HIDDEN, device="meta").summary()
+    return hl.hypernetize(primary, spaces, hidden=hidden, device="meta").summary()
 
 
 def head_entries(workload: Workload) -> int:
-    """Number of weights of a dense head for the workload."""
+    """Number of weights of the default head for the workload."""
     return _summary(workload).head.parameters
 
 
 def _memory(subject: Subject, workload: Workload) -> int:
     """Memory that a subject needs, without activations, in bytes."""
-    small = ("ours-rank4", "ours-rank8", "hypnettorch-chunked", "vmap", "patched")
+    small = ("plain", "ours-rank4", "ours-rank8", "hypnettorch-chunked", "vmap", "patched")
     dense = subject.family not in small and not subject.family.startswith("ours-s")
     if workload.kind in ("sweep", "bind") or not dense:
         return PROCESS + _summary(workload).primary.bytes * 16
-    return PROCESS + int(_summary(workload).bytes * subject.copies)
+    narrow = subject.family == "ours" or subject.family.endswith("-narrow")
+    return PROCESS + int(_summary(workload, "auto" if narrow else HIDDEN).bytes * subject.copies)
 
 
-def _free(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """Memory that is free now, in bytes."""
     most = available_memory(device)
     found = [most] if most is not None else []
@@ -241,7 +242,7 @@ def measure(
     kept = PROCESS + _summary(workload).primary.bytes * 8
     if with_floor:
         kept += PROCESS + floor_bytes(head_entries(workload))
-    free = int(0.9 * _free(device)) - kept
+    free = int(0.9 * free_memory(device)) - kept
     needs = {}
     for subject in subjects:
         need = _memory(subject, workload)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from .families import Ours
+from .families import OursWide
 from .workloads import WORKLOADS
 
 __all__ = ["main"]
@@ -44,7 +44,7 @@ def work(rank: int, world: int, steps: int, factors: bool, folder: str) -> None:
     )
     torch.manual_seed(0)
     workload = WORKLOADS["W1"]
-    net: Any = Ours(workload.primary())
+    net: Any = OursWide(workload.primary())
     if factors:
         hl.exchange_factors(net)
     parallel = torch.nn.parallel.DistributedDataParallel(net)

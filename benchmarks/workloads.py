@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HIDDEN", "WORKLOADS", "Workload"]
+__all__ = ["HIDDEN", "NARROW", "WORKLOADS", "Workload"]
 
 # The widths of the hypernetwork's hidden layers (paper, section 5.2).
 HIDDEN = (16, 128)
+# For libraries that have no such projection: as narrow a head as trains.
+NARROW = (64, 8)
 
 TOKENS = 64  # of a text; 0 pads
 
@@ -179,7 +181,8 @@ SAMPLES = tuple(
 EACH = tuple(
     f"{family}/{optimizer}"
     for family, optimizers in {
-        "ours": ("adam", "fused", "hl-adam-eager", "hl-adam-compiled"),
+        "ours": ("adam", "fused", "hl-adam"),
+        "ours-wide": ("fused", "hl-adam-eager", "hl-adam-compiled"),
         "functional-call": ("fused",),
         **dict.fromkeys(("hyperlight", "hypnettorch", "hyper-nn", "torchhyper"), ("adam", "fused")),
         "patched": ("fused",),
@@ -266,8 +269,9 @@ WORKLOADS = {
             (8, 128, 384),
             ((8, 128, 384), 0),
             subjects=(
-                *("ours/adam", "ours/hl-adam-compiled", "ours/hl-sgd", "ours-rank4/fused"),
-                *("ours-rank8/fused", "hyperlight/adam", "hypnettorch-chunked/adam"),
+                *("ours/hl-adam", "ours-wide/adam", "ours-wide/hl-adam-compiled"),
+                *("ours-wide/hl-sgd", "ours-rank4/fused", "ours-rank8/fused"),
+                *("hyperlight/adam", "hypnettorch-chunked/adam"),
             ),
         ),
         _llama("W7", "no mask", False, False),

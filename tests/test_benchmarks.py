@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -9,14 +10,16 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
 from benchmarks import __main__ as cli
-from benchmarks import environments, floor, mnist, report, run, subjects
-from benchmarks.families import FAMILIES, FunctionalCall, Ours, Plain, predicted
+from benchmarks import environments, floor, mnist, report, run, scaling, subjects
+from benchmarks.families import FAMILIES, FunctionalCall, Ours, OursWide, Plain, predicted
 from benchmarks.floor import PASSES, prepare_floor
 from benchmarks.run import Measured, Settings, measure
 from benchmarks.subjects import SUBJECTS, USUAL, choose, prepare
@@ -28,7 +31,7 @@ SMOKE = WORKLOADS["smoke"]
 
 def _pair(per_gamma: bool = False) -> tuple[Ours, FunctionalCall]:
     """HyperLight and the version by hand, with the same weights in float64."""
-    ours = Ours(lenet(8), per_gamma=per_gamma).double()
+    ours = OursWide(lenet(8), per_gamma=per_gamma).double()
     other = FunctionalCall(lenet(8)).double()
     prefix = "1." if per_gamma else ""
     with torch.no_grad():
@@ -169,8 +172,8 @@ def test_data_and_gammas_are_the_same_for_every_subject() -> None:
 
 
 @pytest.mark.parametrize(("name", "weights"), [("W1", 32_018), ("W2", 629_398), ("W3", 195_266)])
-def test_the_head_has_128_weights_for_every_one_of_the_primary(name: str, weights: int) -> None:
-    assert run.head_entries(WORKLOADS[name]) == 128 * weights
+def test_the_head_has_16_weights_for_every_one_of_the_primary(name: str, weights: int) -> None:
+    assert run.head_entries(WORKLOADS[name]) == 16 * weights
 
 
 def test_the_floor_moves_seven_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +211,8 @@ def test_subjects_are_chosen_by_family_or_by_name() -> None:
 def test_a_workload_without_a_list_has_the_usual_subjects() -> None:
     names = {subject.name for subject in choose(SMOKE)}
     assert names == set(USUAL)
-    assert "ours/hl-adam-eager" in names
+    assert "ours/hl-adam" in names
+    assert "ours-wide/hl-adam-eager" in names
 
 
 def test_another_hyperlight_than_the_release_is_refused() -> None:
@@ -261,16 +265,16 @@ def test_a_subject_that_does_not_answer_is_given_up() -> None:
 def test_a_subject_that_does_not_fit_is_skipped_with_the_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run, "_free", lambda _: 16 * 2**30)
+    monkeypatch.setattr(run, "free_memory", lambda _: 16 * 2**30)
     measured: list[str] = []
 
     def note(workload: object, rows: list[Measured], *_: object) -> None:
         measured.extend(row.subject for row in rows)
 
     monkeypatch.setattr(run, "_measure_group", note)
-    chosen = [SUBJECTS["ours/adam"], SUBJECTS["ours-rank8/fused"]]
+    chosen = [SUBJECTS["ours-wide/adam"], SUBJECTS["ours-rank8/fused"]]
     rows = {row.subject: row for row in measure(WORKLOADS["W6"], chosen, QUICK)}
-    error = rows["ours/adam"].error or ""
+    error = rows["ours-wide/adam"].error or ""
     assert error.startswith("skipped: needs about 3")
     assert "GiB of memory; " in error
     assert error.endswith("GiB are free")
@@ -392,12 +396,148 @@ def test_the_folder_is_not_part_of_the_recorded_command(out: list[str]) -> None:
 def test_wrong_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (["--workload", "W9"], "--workload was 'W9'; expected some of W1, W2"),
+        (["--all", "-w", "W1"], "--all takes all workloads and subjects"),
         (["--rounds", "0"], "--rounds and --threads take whole numbers from 1"),
         (["--workload", "smoke", "--subject", "nobody"], "--subject was 'nobody'"),
     ):
         with pytest.raises(SystemExit):
             cli.main(words)
         assert said in capsys.readouterr().err
+
+
+def test_without_options_three_networks_run_and_one_table_says_it_in_short(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def measured(workload: Any, chosen: Any, *_: Any, **__: Any) -> list[Measured]:
+        asked.append((workload.name, [subject.name for subject in chosen]))
+        return [replace(row, workload=workload.name) for row in _rows()]
+
+    monkeypatch.setattr(cli, "measure", measured)
+    for device, names in (("cpu", subjects.QUICK), ("cuda", subjects.QUICK_CUDA)):
+        asked.clear()
+        cli.main(["--out", str(tmp_path), "--device", device])
+        assert [name for name, _ in asked] == ["W1", "W2", "W3"]
+        assert all(sorted(found) == sorted(names) for _, found in asked)
+        assert "A training step and its memory" in capsys.readouterr().out
+    asked.clear()
+    cli.main(["--out", str(tmp_path), "--all"])
+    assert len(asked) > 10
+    assert not any(name.startswith("smoke") for name, _ in asked)
+    assert "A training step and its memory" not in capsys.readouterr().out
+
+
+def test_the_short_table_has_times_and_memory_of_every_workload() -> None:
+    rows = _rows() + [replace(row, workload="W2", peak=None) for row in _rows()[:3]]
+    rows[2].peak = 75_000_000
+    lines = _text(report.short_table(rows)).splitlines()
+    cells = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in lines if "│" in line}
+    assert [cell.strip() for cell in cells["ours"]] == ["1.50", "1.50", "1.50", ""]
+    assert [cell.strip() for cell in cells["release"]] == ["3.50", "", "1.00", ""]
+    assert [cell.strip() for cell in cells["floor"]] == ["1.10", "1.10", "", ""]
+    assert [cell.strip() for cell in cells["broken"]] == ["", "", "", ""]
+    assert "plain" not in cells
+
+
+# --- steps in a CUDA graph --------------------------------------------------
+
+
+def test_a_captured_step_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="CUDA graph needs --device cuda"):
+        subjects.captured(lambda _: None, SMOKE, torch.device("cpu"))
+    assert not any(name.endswith("/graph") for name in USUAL)
+
+
+def test_a_captured_step_reads_the_gamma_of_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a graph that runs its step again, as a real one does on a GPU."""
+    seen: list[torch.Tensor] = []
+
+    class Graph:
+        def replay(self) -> None:
+            train(seen[0])  # the tensor that was captured
+
+    def train(gamma: torch.Tensor) -> torch.Tensor:
+        seen.append(gamma)
+        read.append(float(gamma))
+        return gamma
+
+    read: list[float] = []
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: contextlib.nullcontext())
+    at = SimpleNamespace(type="cuda")
+    gammas = [torch.tensor(float(number)) for number in (0, 3, 5, 4)]
+    there = SimpleNamespace(to=lambda _: gammas[0])
+    workload = SimpleNamespace(gamma=lambda number: gammas[number] if number else there)
+    step = subjects.captured(train, workload, at)  # type: ignore[arg-type]
+    read.clear()
+    for number in (1, 2, 3):
+        step(number)
+    assert read == [3.0, 5.0, 4.0]
+
+
+# --- scaling ----------------------------------------------------------------
+
+
+def test_the_scaling_changes_one_quantity_at_a_time_up_to_100_million_weights() -> None:
+    seen = list(scaling.points())
+    assert max(point.weights for _, point in seen) == 100_000_000
+    for axis, point in seen:
+        assert replace(point, **{axis: getattr(scaling.BASE, axis)}) == scaling.BASE
+    assert {axis for axis, _ in seen} == {"weights", "tensors", "features", "inputs", "sets"}
+
+
+def test_what_a_step_moves_on_paper() -> None:
+    point = scaling.Point(weights=1000, features=16, sets=2)
+    assert point.entries == 16_000
+    assert point.moved == 4 * (7 * 17_000 + 6 * 2000)
+    assert point.operations == 6 * 2 * 16_000 + 12 * 17_000
+    assert point.memory == 4 * (4 * 17_000 + 2 * 2000)
+
+
+@pytest.mark.parametrize("sets", [1, 3])
+def test_a_step_of_the_scaling_trains_every_part(
+    sets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = scaling.Point(weights=103, tensors=4, features=5, inputs=3, sets=sets)
+    made: list[Any] = []
+    original = scaling.hl.hypernetize
+
+    def keep(*args: Any, **settings: Any) -> Any:
+        made.append(original(*args, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(scaling.hl, "hypernetize", keep)
+    step = scaling.prepare(point, torch.device("cpu"))
+    (model,) = made
+    assert model.hypernet.head.weight.shape == (103, 5)
+    assert len(model.theta0) == 4
+    assert len(model.inputs) == 3
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    step(0)
+    assert all(not torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_the_scaling_measures_what_fits_and_estimates_the_rest() -> None:
+    small, large = scaling.Point(weights=1000), scaling.Point(weights=10**9)
+    chosen = [("weights", small), ("weights", large)]
+    rows = scaling.measure(chosen, 1e-3, torch.device("cpu"), free=2**30)
+    assert rows[0].seconds is not None
+    assert 0.0 < rows[0].ratio < 1.0  # type: ignore[operator]
+    assert rows[1].seconds is None
+    assert rows[1].why == f"needs about {large.memory / 2**30:.1f} GiB of memory"
+    assert rows[1].estimate == pytest.approx(rows[0].estimate * large.moved / small.moved)
+    lines = list(csv.DictReader(scaling.as_csv(rows).splitlines()))
+    assert [line["weights"] for line in lines] == ["1000", "1000000000"]
+    assert lines[1]["seconds"] == ""
 
 
 # --- time to 95 % -----------------------------------------------------------
@@ -414,8 +554,9 @@ def _images() -> dict[str, torch.Tensor]:
     }
 
 
-def test_hyperlight_reaches_an_easy_target() -> None:
-    found = mnist.work("ours", _images(), 0, target=0.95, steps=200)
+@pytest.mark.parametrize("name", ["plain", "ours", "ours-wide"])
+def test_a_contender_reaches_an_easy_target(name: str) -> None:
+    found = mnist.work(name, _images(), 0, target=0.95, steps=200)
     assert found["accuracy"] >= 0.95
     assert found["steps"] % mnist.EVALUATE_EVERY == 0
     assert math.isfinite(found["seconds"])

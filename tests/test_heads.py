@@ -618,3 +618,25 @@ def test_heads_that_cannot_be_are_refused(make: object, words: str) -> None:
     with pytest.raises(hl.ConfigurationError) as error:
         make()
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_dense_head_adds_many_sets_in_one_pass_as_in_two(dtype: torch.dtype) -> None:
+    shapes = {"w": torch.Size((3, 2)), "b": torch.Size((3,)), "scale": torch.Size(())}
+    head = hl.Dense()
+    head.build(4, shapes, dtype=dtype, device=torch.device("cpu"))
+    nn.init.normal_(head.weight)
+    theta0 = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
+    features = torch.randn(5, 4, dtype=dtype)
+    expected = head.add_to(theta0, features)  # with gradients
+    with torch.no_grad():
+        found = head.add_to(theta0, features)
+        other = {**theta0, "b": theta0["b"].float()}
+        mixed = head.add_to(other, features)
+    assert mixed["b"].dtype == torch.float32
+    tolerance = 1e-12 if dtype == torch.float64 else 0.1
+    for name, shape in shapes.items():
+        assert found[name].shape == (5, *shape)
+        assert found[name].is_contiguous()
+        assert found[name].dtype == dtype
+        torch.testing.assert_close(found[name], expected[name], rtol=tolerance, atol=tolerance)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperlight as hl
 from hyperlight.optim import passes
-from hyperlight.optim.outer import OuterProduct, _is_kept
+from hyperlight.optim.outer import OuterProduct, dense_product, takes_factors
 
 NAMES = ["SGD", "Adam", "AdamW"]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -34,19 +34,20 @@ every = pytest.mark.parametrize("name", OPTIONS)
 
 
 @pytest.fixture(autouse=True)
-def small_scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Several blocks even in small heads, and the default implementation afterwards."""
+def small_heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Factors and several blocks even in small heads; the default implementation afterwards."""
     monkeypatch.setitem(passes._SCRATCH, "cpu", 1500)
+    monkeypatch.setattr(passes, "_LARGE_GRADIENT", 0)
     torch.set_num_threads(1)
     torch.compiler.reset()  # only so many variants of one function are compiled
     yield
     hl.optim.set_implementation("auto")
 
 
-def network() -> hl.HyperModel:
+def network(columns: int = 10) -> hl.HyperModel:
     torch.manual_seed(0)
     primary = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 2)).double()
-    return hl.hypernetize(primary, {"g": hl.Uniform(0.0, 1.0)}, hidden=(6, 10))
+    return hl.hypernetize(primary, {"g": hl.Uniform(0.0, 1.0)}, hidden=(6, columns))
 
 
 def made(module: Any, name: str, model: nn.Module, **more: Any) -> torch.optim.Optimizer:
@@ -203,7 +204,9 @@ def test_an_unknown_implementation_is_refused() -> None:
     [("Adam", "capturable"), ("AdamW", "differentiable"), ("SGD", "differentiable")],
 )
 def test_what_cannot_be_captured_or_differentiated_is_refused(name: str, option: str) -> None:
-    with pytest.raises(hl.ConfigurationError, match=f"{option}=True.*torch.optim.{name}"):
+    with pytest.raises(
+        hl.ConfigurationError, match=rf"{option}=True.*torch\.optim\.{name}\({option}=True"
+    ):
         made(hl.optim, name, network(), **{option: True})
     with pytest.raises(hl.ConfigurationError, match=f"{option}=True"):
         getattr(hl.optim, name)([{"params": list(network().parameters()), option: True}], lr=0.1)
@@ -316,13 +319,62 @@ def test_copies_of_model_and_optimizer_train_on_as_the_originals(copying: Any) -
     the_same(model, twin)
 
 
+# Of float32 on the CPU: rows of factors, shape of the head, and whether it is stepped from them.
+PAYS = {
+    "W1, narrow": (1, 32_018, 16, False),
+    "W1": (1, 32_018, 128, True),
+    "W2, narrow: more than 32 MiB": (1, 629_398, 16, True),
+    "of 32 MiB, many rows": (9, 629_398, 16, False),
+    "of 32 MiB, half as many rows as columns": (8, 629_398, 16, True),
+    "W3, narrow": (1, 195_266, 16, False),
+    "W3, 32 columns": (8, 195_266, 32, True),
+    "W3, more rows": (9, 195_266, 32, False),
+    "just too small": (1, 2**14 - 1, 128, False),
+    "just large enough": (1, 2**14, 128, True),
+}
+
+
+@pytest.mark.parametrize("case", PAYS)
+def test_factors_are_kept_where_they_pay(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    rows, total, columns, factored = PAYS[case]
+    weight = nn.Parameter(torch.zeros(total, columns))
+    optimizer = hl.optim.SGD([weight], lr=0.1)
+    features = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    dense_product(features, weight).sum().backward()
+    gradient = weight.grad
+    assert isinstance(gradient, OuterProduct) == factored
+    optimizer.step()
+    assert weight.grad is gradient  # nothing was built later
+    expected = -0.1 * features.sum(0).expand(total, columns)
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_on_other_devices_the_matrix_is_built_if_it_can_be_afforded() -> None:
+    for total, rows, factored in ((2**21, 1, True), (2**21 - 1, 1, False), (2**21, 65, False)):
+        assert passes.pays(torch.empty(total, 128, device="meta"), rows) == factored
+
+
+def test_factors_that_came_to_too_many_rows_are_stepped_as_a_matrix() -> None:
+    model = network()
+    twin = copy.deepcopy(model)
+    for net, module in ((model, hl.optim), (twin, torch.optim)):
+        optimizer = made(module, "Adam", net)
+        for part in range(6):  # of 10 columns
+            backward(net, part)
+        assert isinstance(head_of(net).grad, OuterProduct) == (net is model)
+        optimizer.step()
+        assert not isinstance(head_of(net).grad, OuterProduct)
+    the_same(model, twin)
+
+
 def test_a_head_is_let_go_with_its_optimizer() -> None:
     model = network()
     optimizer = made(hl.optim, "SGD", model)
-    assert _is_kept(head_of(model))
+    assert takes_factors(head_of(model), 1)
     del optimizer
     gc.collect()
-    assert not _is_kept(head_of(model))
+    assert not takes_factors(head_of(model), 1)
     backward(model, 0)
     assert not isinstance(head_of(model).grad, OuterProduct)
 
@@ -364,7 +416,7 @@ class LargeTensors(TorchDispatchMode):
 @every
 def test_no_step_allocates_a_matrix(name: str, rows: int) -> None:
     hl.optim.set_implementation("eager")
-    model = network()
+    model = network(columns=16)
     optimizer = made(hl.optim, name, model)
     for step in range(3):
         with LargeTensors(head_of(model).numel() // 2) as large:

@@ -23,6 +23,12 @@ from tests.reference.optim import outer_products
 P, K = 7, 5
 
 
+@pytest.fixture(autouse=True)
+def small_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors even for small heads."""
+    monkeypatch.setattr(passes, "_LARGE_GRADIENT", 0)
+
+
 def factors(rows: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     left = torch.randn(rows, P, dtype=torch.float64, generator=generator)
@@ -251,7 +257,7 @@ def test_backward_is_that_of_a_linear_map(batch: tuple[int, ...], keep: bool) ->
     (found**3).sum().backward()
     (expected**3).sum().backward()
     same(x.grad, y.grad)
-    few = torch.Size(batch).numel() <= K
+    few = 2 * torch.Size(batch).numel() <= K
     assert isinstance(weight.grad, OuterProduct) == (keep and few)
     same(weight.grad, twin.grad)
     del owner
@@ -349,13 +355,16 @@ def test_autocast_reads_low_precision_and_keeps_the_dtype_of_the_weight() -> Non
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 2), (5,)])
-def test_a_large_head_predicts_what_a_linear_map_does(batch: tuple[int, ...]) -> None:
+def test_a_large_head_predicts_what_a_linear_map_does(
+    batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    weight, x = torch.randn(3000, 32), torch.randn(*batch, 32)
+    monkeypatch.setattr(passes, "_LARGE", 2**14)
+    weight, x = torch.randn(3000, 128), torch.randn(*batch, 128)
     expected = nn.functional.linear(x.double(), weight.double())
     found = dense_product(x, weight)
     assert found.shape == expected.shape
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @one_graph
@@ -376,15 +385,19 @@ def test_a_model_is_compiled_into_one_graph(batch: tuple[int, ...]) -> None:
 # --- one node that splits the prediction ----------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 64])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 64])
+@pytest.mark.parametrize("columns", [16, 33, 128])
 @pytest.mark.parametrize("onednn", [True, False])
-def test_the_prediction_of_a_large_head(rows: int, onednn: bool) -> None:
-    weight, features = torch.randn(2**11 + 3, 33), torch.randn(rows, 33)
+def test_the_prediction_of_a_large_head(
+    rows: int, columns: int, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "_LARGE", 2**14)
+    weight, features = torch.randn(2**11 + 3, columns), torch.randn(rows, columns)
     twin = (features.double() @ weight.double().T).float()
     with torch.backends.mkldnn.flags(enabled=onednn):
         for held in (weight, weight.T.contiguous().T):
             found = passes.product(features, held)
-            torch.testing.assert_close(found, twin, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(found, twin, rtol=1e-4, atol=1e-4)
             found = passes.product(features.unsqueeze(1), held)
             assert found.shape == (rows, 1, len(weight))
 

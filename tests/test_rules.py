@@ -644,6 +644,16 @@ def test_a_plan_is_kept_for_calls_alike(monkeypatch: pytest.MonkeyPatch) -> None
         assert len(calls) == number
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_plan_is_kept_for_sweeps_alike(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    calls, model = watched(monkeypatch), model_of(Counted())
+    x, g = torch.randn(rows, 5, 4, **DOUBLE), gamma(3)
+    expected = torch.stack([model(x, g=one) for one in g])
+    for _ in range(3):
+        close(model.sweep(x, g=g), expected)
+    assert len(calls) == 1
+
+
 def test_a_plan_that_reads_is_followed_until_it_reads_something_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -645,7 +645,11 @@ def _copy(
     else:
         attributes = held.copy()
         object.__setattr__(new, "__dict__", attributes)
-        attributes.update(zip(_TABLES, map(OrderedDict.copy, _tables(held)), strict=True))
+        if any(_tables(held)):
+            attributes.update(zip(_TABLES, map(OrderedDict.copy, _tables(held)), strict=True))
+        else:  # most have no hooks, and copies of what is empty take longest of all
+            for name in _TABLES:
+                attributes[name] = OrderedDict()
     if extra:
         attributes.update(extra)
     copies[node.path] = (node, module, new)

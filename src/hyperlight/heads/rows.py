@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..init import Initialization
-from ..optim import dense_product
+from ..optim import dense_product, is_ordinary
 from ..precision import rms
 from .base import SAMPLE, Head, ratio
+from .weights import Weight
 
 
 class Rows(Head):
@@ -77,6 +78,21 @@ class Dense(Rows):
 
     def config(self) -> dict[str, Any]:
         return {}
+
+    def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
+        own = [theta0[name] for name in self.shapes]
+        alike = all(t.dtype == self.weight.dtype == features.dtype for t in own)
+        if features.ndim != 2 or torch.is_grad_enabled() or not alike:
+            return super().add_to(theta0, features)
+        if not is_ordinary(features, self.weight, *own) or torch.is_autocast_enabled("cpu"):
+            return super().add_to(theta0, features)
+        # Many sets of weights: product and sum in one pass.
+        return {
+            name: torch.addmm(theta0[name].flatten(), features, block.mT).view(
+                len(features), *self.shapes[name]
+            )
+            for name, block in self._split_rows(self.weight, 0)
+        }
 
     def forward(self, features: Tensor) -> Tensor:
         return dense_product(features, self.weight)

@@ -184,7 +184,8 @@ def copy_arguments(
                 at = 0 if layout.outer == 1 else 1  # where the copies go
                 sizes = (*leaf.shape[:at], samples, *leaf.shape[at:])
                 facts[index] = layout
-                leaves[index] = leaf.unsqueeze(at).expand(sizes).flatten(0, 1)
+                # Of one row the copies would stay a view, of other strides than a watched call's.
+                leaves[index] = leaf.unsqueeze(at).expand(sizes).flatten(0, 1).contiguous()
         elif isinstance(leaf, _ATOMS):
             signature.append(leaf)
         else:

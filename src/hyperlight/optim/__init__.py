@@ -8,8 +8,9 @@ Change this to this::
 The gradient of a :class:`~hyperlight.Dense` head is the outer product :math:`g f^T` of the
 gradient :math:`g` that reaches its prediction and the features :math:`f` that it reads. Once one
 of these optimizers has been made for the head's weight, backward hands over the two factors
-(:class:`OuterProduct`), and a step forms the gradient piece by piece while it uses it. The steps
-equal those of :mod:`torch.optim` up to rounding. All other parameters go through PyTorch's own
+(:class:`OuterProduct`), and a step forms the gradient piece by piece while it uses it. A head so
+small or narrow that this would take longer gets its dense gradient. The steps equal those of
+:mod:`torch.optim` up to rounding. All other parameters go through PyTorch's own
 fused implementation, and anything else that reads ``.grad`` finds the dense gradient.
 
 Making one of these optimizers for a parameter on the CPU also changes how the process handles
@@ -17,8 +18,9 @@ memory. It allocates and frees one block of nearly 32 MiB without touching it. F
 keeps large blocks for reuse instead of returning them to the operating system. A dense gradient
 has the same effect; without either, the primary's activations take up to 1.5 times as long.
 
-The gain was measured on CPUs. On a GPU, networks that are bound by kernel launches train faster
-with ``torch.optim.Adam(fused=True)`` (docs/benchmarks.md).
+The gain was measured on CPUs. On a GPU, heads are trained from the dense gradient by PyTorch's
+fused optimizer, unless that gradient is larger than 1 GiB. A step to be captured in a CUDA graph
+needs ``torch.optim.Adam(fused=True, capturable=True)`` itself (docs/benchmarks.md).
 
 The files, in reading order: ``outer`` (the gradient as two factors), ``passes`` (what reads and
 writes the whole head), ``optimizers``, ``parallel`` (factors between processes).

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._torch import is_wrapper
 from ..errors import ConfigurationError
 from . import passes
-from .outer import OuterProduct, keep_factored
+from .outer import OuterProduct, keep_factored, takes_factors
 
 # The devices that have PyTorch's fused optimizers in every supported version.
 _DEVICES = ("cpu", "cuda")
@@ -32,8 +32,9 @@ class _FromFactors(_Base):
                 name = type(self).__name__
                 raise ConfigurationError(
                     f"{option}=True: {name} of hyperlight.optim makes steps that cannot be "
-                    f"captured in a graph or differentiated. Use torch.optim.{name}, which trains "
-                    "the same model."
+                    f"captured in a graph or differentiated. Use torch.optim.{name}"
+                    f"({option}=True, ...), which takes the same arguments and trains the same "
+                    "model (docs/benchmarks.md, 'On a GPU')."
                 )
         super().add_param_group(param_group)
         self._ask_for_factors(self.param_groups[-1])
@@ -52,7 +53,7 @@ class _FromFactors(_Base):
                     passes.keep_freed_memory()
         if group.get("fused") is None and not group.get("foreach"):
             group["fused"] = all(
-                p.device.type == "cpu" and p.is_floating_point() and not is_wrapper(p)
+                p.device.type in _DEVICES and p.is_floating_point() and not is_wrapper(p)
                 for p in group["params"]
             )
 
@@ -84,6 +85,7 @@ class _FromFactors(_Base):
         held = [t for t in self.state[parameter].values() if isinstance(t, Tensor) and t.ndim]
         return (
             gradient.factored
+            and takes_factors(parameter, len(gradient.left))
             and not unusual
             and parameter.device.type in _DEVICES
             and parameter.is_floating_point()
@@ -123,18 +125,20 @@ class Adam(_AdamFromFactors, torch.optim.Adam):
     """Adam (Kingma and Ba 2015), exact, from the factors of the head's gradient.
 
     Arguments, state and ``state_dict`` are those of :class:`torch.optim.Adam`; each loads the
-    state of the other. ``fused`` is on for parameters on the CPU unless ``fused=False`` or
-    ``foreach=True`` is given. Making it changes how the process handles freed memory: see
-    :mod:`hyperlight.optim`.
+    state of the other. ``fused`` is on for parameters on a CPU or a CUDA device unless
+    ``fused=False`` or ``foreach=True`` is given. Making it changes how the process handles freed
+    memory: see :mod:`hyperlight.optim`.
 
     Raises:
         ConfigurationError: ``capturable`` or ``differentiable`` was asked for.
 
-    >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
+    >>> model = hl.hypernetize(
+    ...     nn.Linear(200, 100), inputs={"scale": hl.Uniform(0.0, 0.5)}, hidden=(16, 128)
+    ... )
     >>> optimizer = hl.optim.Adam(hl.parameter_groups(model, lr=1e-3))
-    >>> model(torch.ones(4, 2), scale=0.3).square().mean().backward()
+    >>> model(torch.ones(4, 200), scale=0.3).square().mean().backward()
     >>> model.hypernet.head.weight.grad
-    OuterProduct(rows=1, shape=(3, 128), dtype=torch.float32)
+    OuterProduct(rows=1, shape=(20100, 128), dtype=torch.float32)
     >>> optimizer.step()
     """
 

@@ -31,20 +31,31 @@ from .._torch import (
 from ..precision import widen
 from . import passes
 
-# Weights whose gradient is handed over as factors, and the optimizers that asked for it.
+# Weights whose gradient may be handed over as factors, and the optimizers that asked for it.
 _kept: MutableMapping[Tensor, weakref.WeakSet[Any]] = WeakTensorKeyDictionary()
+# Those whose factors are sent between processes, which pays for a head of any size.
+_sent: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
 
 
 def keep_factored(weight: Tensor, owner: object) -> None:
-    """Have backward give ``weight`` its gradient as an :class:`OuterProduct` while ``owner`` lives.
+    """Have backward give ``weight`` its gradient as an :class:`OuterProduct` while ``owner`` lives,
+    where a step from factors is the faster one (:func:`passes.pays`).
 
     Counts for this tensor, not for copies of it.
     """
     _kept.setdefault(weight, weakref.WeakSet()).add(owner)
 
 
-def _is_kept(weight: Tensor) -> bool:
-    return bool(_kept.get(weight))
+def send_factored(weight: Tensor) -> None:
+    """Have an optimizer that takes factors get them for ``weight`` whatever its size."""
+    _sent[weight] = True
+
+
+def takes_factors(weight: Tensor, rows: int) -> bool:
+    """Whether the gradient of ``weight``, of so many outer products, is to be kept factored."""
+    if not _kept.get(weight) or rows > weight.shape[1]:  # the matrix is smaller
+        return False
+    return weight in _sent or passes.pays(weight, rows)
 
 
 # --- forward and backward ------------------------------------------------------------
@@ -64,8 +75,8 @@ def is_ordinary(*tensors: Tensor) -> bool:
 def dense_product(features: Tensor, weight: Tensor) -> Tensor:
     r"""``features @ weight.T``, whose gradient by ``weight`` is kept factored if it may be.
 
-    It may be if an optimizer of :mod:`hyperlight.optim` was made for ``weight``, the features
-    have no more rows than columns, and nothing is traced, transformed or differentiated twice.
+    It may be if an optimizer of :mod:`hyperlight.optim` was made for ``weight``, its step from
+    factors is the faster one, and nothing is traced, transformed or differentiated twice.
 
     Shape:
         ``(..., K)`` and ``(P, K)`` to ``(..., P)``.
@@ -97,8 +108,8 @@ class _DenseProduct(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             left = gradient.reshape(-1, gradient.shape[-1])
             right = features.to(weight.dtype).reshape(-1, features.shape[-1])
-            if twice or len(left) > right.shape[1] or not _is_kept(weight):
-                by_weight = left.mT @ right
+            if twice or not takes_factors(weight, len(left)):
+                by_weight = passes.gradient(left, right)
             else:
                 # Copies: what it refers to may be written to once this backward is over.
                 by_weight = OuterProduct(left.clone(), right.clone())
@@ -176,7 +187,9 @@ class OuterProduct(Tensor):
     def dense(self) -> Tensor:
         """The matrix as an ordinary tensor; a new one if this is factored."""
         content = self._content
-        return content.left.mT @ content.right if content.dense is None else content.dense
+        if content.dense is None:
+            return passes.gradient(content.left, content.right)
+        return content.dense
 
     def _settle(self) -> Tensor:
         """The matrix, which this and its aliases hold from now on."""

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .._torch import ignore_in_ddp, ignored_in_ddp, running_ddp
 from ..errors import ConfigurationError
-from .outer import OuterProduct
+from .outer import OuterProduct, send_factored
 
 
 def exchange_factors(
@@ -111,6 +111,7 @@ class FactorExchange:
         for head, weight in weights.values():
             distributed.broadcast(weight.detach(), ranks[0], group=self._group)
             head.register_forward_pre_hook(self._note)
+            send_factored(weight)
             weight.register_post_accumulate_grad_hook(self._average)  # type: ignore[no-untyped-call]
         ignore_in_ddp(module, [*ignored, *weights])
 
