@@ -9,6 +9,7 @@ from ._version import __version__ as __version__
 from .bind import bind
 from .diagnostics import GradientProfile, ScaleProfile, gradient_profile, scale_profile
 from .directions import DirectionProfile, direction_profile
+from .encoded import Encoded
 from .encodings import CosSin, Encoding, Identity
 from .errors import (
     BindError,
@@ -50,6 +51,7 @@ __all__ = [
     "Vector",
     "Categorical",
     "Simplex",
+    "Encoded",
     # encodings
     "Encoding",
     "CosSin",

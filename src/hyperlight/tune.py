@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .diagnostics import check_loss, gradients, median
+from .encoded import Encoded, EncodedDirections, map_tensors
 from .errors import (
     ConfigurationError,
     InputError,
@@ -41,7 +42,7 @@ class Tuned:
             objective or its gradient was not finite.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     loss: Tensor
     history: Tensor
 
@@ -93,7 +94,8 @@ def tune(
         generator: draws the starts of the other runs; by default one with a fixed seed, so that
             a result can be repeated.
         start: where the first run begins, by input name; by default at the median of the
-            space. A discrete input is held at its start; without one, every value of it is
+            space. An :class:`~hyperlight.Encoded` input is held at its start, or fixed. A discrete
+            input is held at its start; without one, every value of it is
             tried, each with all restarts. An input with the name of an argument of this
             function can be fixed, but has no start.
 
@@ -125,8 +127,12 @@ def tune(
     with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
         first = _first(model, {**fixed, **start})
         spaces = {name: space for name, space in model.inputs.items() if name not in fixed}
-        free = {n: space for n, space in spaces.items() if not space.discrete}
+        searched = {n: space for n, space in spaces.items() if not isinstance(space, Encoded)}
+        free = {n: space for n, space in searched.items() if not space.discrete}
         tried = {n: space for n, space in spaces.items() if space.discrete and n not in start}
+        raw = {n: first[n] for n, space in model.inputs.items() if isinstance(space, Encoded)}
+        with torch.no_grad():
+            first |= {name: model.hypernet.directions(name, value) for name, value in raw.items()}
         if not free and not tried:
             raise ConfigurationError(
                 f"Nothing is left to tune: of the inputs {listed(model.inputs)}, all are fixed, or "
@@ -136,16 +142,37 @@ def tune(
         loss = torch.full(batch_shape, math.inf, device=model.hypernet.device)
         search = _Search(model, objective, free, dict(first), loss)
         for restart in range(restarts if free else 1):
-            drawn = model.sample(batch_shape, generator=generator) if restart else first
+            drawn = _drawn(model, batch_shape, generator) if restart else first
             begin = first | {name: drawn[name] for name in free}
             for chosen in _combinations(tried, first):
                 search.run(begin | chosen, steps if free else 0, lr)
+        search.best |= raw
         return search.result()
 
 
-def _first(model: HyperModel, held: Mapping[str, Any]) -> dict[str, Tensor]:
+def _drawn(
+    model: HyperModel, batch_shape: torch.Size, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Draws of all inputs that may be searched."""
+    hypernet = model.hypernet
+    return {
+        name: space.sample(
+            batch_shape, generator=generator, dtype=hypernet.dtype, device=generator.device
+        ).to(hypernet.device)
+        for name, space in model.inputs.items()
+        if not isinstance(space, Encoded)
+    }
+
+
+def _first(model: HyperModel, held: Mapping[str, Any]) -> dict[str, Any]:
     """Where the first run begins: a value of every input for every sample."""
-    begin = {**{name: median(space) for name, space in model.inputs.items()}, **held}
+    for name, space in model.inputs.items():
+        if isinstance(space, Encoded) and name not in held:
+            raise InputError(
+                f"Input {name!r} is a value of yours, {space!r}, and is not searched. Pass it: "
+                f"fixed={{{name!r}: value}}."
+            )
+    begin = {n: median(space) for n, space in model.inputs.items() if n not in held} | dict(held)
     model.hypernet.check(**begin)
     batch_shape = model.hypernet.batch_shape(**begin)
     if len(batch_shape) > 1:
@@ -154,7 +181,9 @@ def _first(model: HyperModel, held: Mapping[str, Any]) -> dict[str, Tensor]:
             "one value per sample."
         )
     return {
-        name: value.detach().expand(batch_shape + model.inputs[name].event_shape).clone()
+        name: map_tensors(
+            lambda tensor: tensor.detach().clone(), model.inputs[name].expand(value, batch_shape)
+        )
         for name, value in model.hypernet.collect(begin).items()
     }
 
@@ -166,11 +195,11 @@ class _Search:
     model: HyperModel
     objective: Callable[[Any], Tensor]
     spaces: Mapping[str, Input]
-    best: dict[str, Tensor]
+    best: dict[str, Any]
     loss: Tensor
     history: list[Tensor] = field(default_factory=list)
 
-    def run(self, begin: dict[str, Tensor], steps: int, lr: float) -> None:
+    def run(self, begin: dict[str, Any], steps: int, lr: float) -> None:
         """Descend from there, and keep what is better than before."""
         points = {
             name: _project(space, space.standardize(widen(begin[name]))).requires_grad_()
@@ -210,13 +239,15 @@ class _Search:
         record += [torch.full_like(self.loss, math.nan)] * (steps + 1 - len(record))
         self.history.append(torch.stack(record))
 
-    def _keep(self, gamma: Mapping[str, Tensor], loss: Tensor, alive: Tensor) -> Tensor:
+    def _keep(self, gamma: Mapping[str, Any], loss: Tensor, alive: Tensor) -> Tensor:
         """Remember the point for samples that it is the best for; the losses to record."""
         self.loss = self.loss.to(torch.promote_types(self.loss.dtype, loss.dtype))
         loss = torch.where(alive, loss.to(self.loss.dtype), math.nan)
         better = loss.isfinite() & (loss < self.loss)
         self.loss = torch.where(better, loss, self.loss)
         for name, value in gamma.items():
+            if isinstance(value, EncodedDirections):
+                continue  # of a value that is held
             self.best[name] = _where(better, value.detach(), self.best[name])
         return loss
 
@@ -329,5 +360,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _shown(value: Tensor) -> str:
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"{type(value).__name__} of tensors"
     return f"{float(value):.4g}" if value.ndim == 0 else f"tensor{tuple(value.shape)}"
