@@ -300,13 +300,13 @@ def test_batch_norm_dropout_and_recurrent_layers_fail_obscurely_per_sample() -> 
 
 def test_gigabytes_are_allocated_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     primary = nn.Linear(1000, 1000)
-    summary = hl.hypernetize(primary, SPACE, device="meta").summary()
+    summary = hl.hypernetize(primary, SPACE, hidden=(16, 128), device="meta").summary()
     assert summary.head.parameters == 128 * (1000 * 1000 + 1000)
     assert summary.parameters > 128 * sum(p.numel() for p in primary.parameters())
     assert "MiB" in str(summary)
     monkeypatch.setattr("hyperlight.memory.available_memory", lambda device: 100 * 2**20)
     with pytest.raises(hl.MemoryLimitError) as error:
-        hl.hypernetize(primary, SPACE)
+        hl.hypernetize(primary, SPACE, hidden=(16, 128))
     for words in ("MiB", "'weight'", "head="):
         assert words in str(error.value)
 

@@ -602,8 +602,8 @@ def test_settings_that_do_not_agree_are_refused(
 # --- refusals -------------------------------------------------------------------------------
 
 
-def saved(path: Path) -> hl.HyperModel:
-    model = stirred(hl.hypernetize(mlp(), SPACE))
+def saved(path: Path, **settings: Any) -> hl.HyperModel:
+    model = stirred(hl.hypernetize(mlp(), SPACE, **settings))
     hl.save(model, path)
     return model
 

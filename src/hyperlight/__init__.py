@@ -7,8 +7,14 @@ The runnable form of "Magnitude Invariant Parametrizations Improve Hypernetwork 
 from . import io, optim, testing
 from ._version import __version__ as __version__
 from .bind import bind
-from .diagnostics import GradientProfile, ScaleProfile, gradient_profile, scale_profile
-from .directions import DirectionProfile, direction_profile
+from .diagnostics import (
+    GradientProfile,
+    ScaleProfile,
+    direction_profile,
+    gradient_profile,
+    scale_profile,
+)
+from .directions import DirectionProfile
 from .encoded import Encoded
 from .encodings import CosSin, Encoding, Identity
 from .errors import (

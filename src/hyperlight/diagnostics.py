@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._torch import buffers_kept
 from .bind import bind
+from .directions import DirectionProfile, measured
 from .encoded import Encoded, EncodedDirections
 from .errors import (
     ConfigurationError,
@@ -25,6 +26,7 @@ from .errors import (
     did_you_mean,
     listed,
 )
+from .hypernet import HyperNet
 from .inputs import Categorical, Input
 from .model import HyperModel
 from .precision import widen
@@ -341,6 +343,32 @@ def gradient_profile(
     verdict = axis.verdict("The gradient by the predicted weights", norm.mean(dim=1), steady)
     targets = dict(zip(model.theta0, each, strict=True))
     return GradientProfile(axis.name, axis.values.cpu(), axis.magnitude, norm, targets, verdict)
+
+
+def direction_profile(
+    model: HyperModel | HyperNet, values: Mapping[str, Any] | None = None
+) -> DirectionProfile:
+    r"""Measure in how many directions the predicted weights of a trained model move.
+
+    The change is :math:`\sum_i c_i(\gamma) B_i`. Over the inputs, its variation is split into
+    directions that do not overlap, by energy. If all are in use, the model has too few: more may
+    train better. If few are, :meth:`HyperModel.truncate` makes the model smaller.
+
+    Args:
+        model: a trained model, or a hypernetwork, with a :class:`Dense` head.
+        values: every input by name, with one batch dimension; by default 1024 draws of the
+            inputs, always the same ones.
+
+    Raises:
+        ConfigurationError: the head is not :class:`Dense`, or holds no values.
+        InputError: ``values`` do not fit the inputs.
+
+    >>> model = hl.hypernetize(nn.Linear(8, 8), inputs={"scale": hl.Uniform(0.0, 1.0)})
+    >>> profile = hl.direction_profile(model)
+    >>> profile.energy.shape, profile.error.shape
+    (torch.Size([16]), torch.Size([17]))
+    """
+    return measured(model if isinstance(model, HyperNet) else model.hypernet, values)
 
 
 def _target_norms(

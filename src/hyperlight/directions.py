@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from .errors import ConfigurationError, check_integer
 from .heads import Dense, Head, Mixed
 from .hypernet import HyperNet
 from .precision import widest
-
-if TYPE_CHECKING:
-    from .model import HyperModel
 
 _DRAWS = 1024
 # A model whose last direction has more of an average direction's energy than this had too few of
@@ -82,30 +79,8 @@ class DirectionProfile:
 
 
 @torch.no_grad()
-def direction_profile(
-    model: HyperModel | HyperNet, values: Mapping[str, Any] | None = None
-) -> DirectionProfile:
-    r"""Measure in how many directions the predicted weights of a trained model move.
-
-    The change is :math:`\sum_i c_i(\gamma) B_i`. Over the inputs, its variation is split into
-    directions that do not overlap, by energy. If all are in use, the model has too few: more may
-    train better. If few are, :meth:`HyperModel.truncate` makes the model smaller.
-
-    Args:
-        model: a trained model, or a hypernetwork, with a :class:`Dense` head.
-        values: every input by name, with one batch dimension; by default 1024 draws of the
-            inputs, always the same ones.
-
-    Raises:
-        ConfigurationError: the head is not :class:`Dense`, or holds no values.
-        InputError: ``values`` do not fit the inputs.
-
-    >>> model = hl.hypernetize(nn.Linear(8, 8), inputs={"scale": hl.Uniform(0.0, 1.0)})
-    >>> profile = hl.direction_profile(model)
-    >>> profile.energy.shape, profile.error.shape
-    (torch.Size([16]), torch.Size([17]))
-    """
-    hypernet = model if isinstance(model, HyperNet) else model.hypernet
+def measured(hypernet: HyperNet, values: Mapping[str, Any] | None = None) -> DirectionProfile:
+    """The profile of a hypernetwork, over the given values or 1024 draws."""
     features = _features(hypernet, values)
     gram = _gram(hypernet.head, features.dtype)
     if not bool(gram.isfinite().all() and features.isfinite().all()):

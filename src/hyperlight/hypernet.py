@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._torch import is_sharded
+from ._torch import buffers_kept, is_sharded
 from .encoded import Encoded, EncodedDirections, Encoder, map_tensors
 from .encodings import CosSin, Encode, Encoding, find_encoding, is_normalized
 from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
@@ -357,7 +357,7 @@ class HyperNet(nn.Module):
             encoder.calibrate(space)
         self.head.reset_parameters(found, generator)
         if found.measured:
-            with torch.no_grad():
+            with torch.no_grad(), buffers_kept(self):
                 self.head.calibrate(
                     self.features(**self.draws(256 if self.encoders else 1024)), found
                 )
