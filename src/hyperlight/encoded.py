@@ -92,7 +92,7 @@ class Encoded(Input):
             self._keep_examples()
 
     def _keep_examples(self) -> None:
-        found = map_tensors(_as_tensor, self.examples)
+        found = self._ordered(map_tensors(_as_tensor, self.examples))
         rows = {len(tensor) if tensor.ndim else 0 for tensor in tensors_of(found)}
         if len(rows) != 1 or rows == {0}:
             sizes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(found))
@@ -142,13 +142,7 @@ class Encoded(Input):
         """Check a value: tensors on the device of the hypernetwork, of the declared shape."""
         if isinstance(value, EncodedDirections):
             return value
-        value = map_tensors(_as_tensor, value)
-        if (
-            isinstance(self.shape, dict)
-            and isinstance(value, dict)
-            and value.keys() == self.shape.keys()
-        ):
-            value = {name: value[name] for name in self.shape}
+        value = self._ordered(map_tensors(_as_tensor, value))
         for tensor in tensors_of(value):
             if tensor.device != device:
                 raise InputError(
@@ -156,6 +150,17 @@ class Encoded(Input):
                     f".to({str(device)!r})."
                 )
         self._check_shape(value)
+        return value
+
+    def _ordered(self, value: Any) -> Any:
+        """A dict in the order of the declared one."""
+        declared = self.shape
+        if (
+            isinstance(declared, dict)
+            and isinstance(value, dict)
+            and value.keys() == declared.keys()
+        ):
+            return {name: value[name] for name in declared}
         return value
 
     def _check_shape(self, value: Any) -> None:

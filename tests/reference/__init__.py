@@ -2,6 +2,7 @@
 
 from .twins import (
     copied_primary,
+    naive_encoded,
     naive_features,
     naive_predictions,
     naive_theta_gradients,
@@ -10,6 +11,7 @@ from .twins import (
 
 __all__ = [
     "copied_primary",
+    "naive_encoded",
     "naive_features",
     "naive_predictions",
     "naive_theta_gradients",

@@ -363,7 +363,8 @@ def _shown(part: Description | None) -> str:
     if several := part.get("heads") or part.get("encodings"):
         parts = (f"{pattern!r}: {_shown(each)}" for pattern, each in several)
         return f"{{{', '.join(parts)}}}"
-    return f"{part['class']}({', '.join(f'{k}={v!r}' for k, v in part['config'].items())})"
+    module = "module, " if part["class"] == "Encoded" else ""
+    return f"{part['class']}({module}{', '.join(f'{k}={v!r}' for k, v in part['config'].items())})"
 
 
 def _rebuild(
@@ -389,6 +390,8 @@ def _rebuild(
     for name, space in spaces.items():
         if isinstance(space, Encoded):
             spaces[name] = space.restored(about["inputs"][name]["config"] or {})
+    for name in inputs:
+        _check_same(f"input {name!r}", _described(spaces[name], _INPUTS), about["inputs"][name])
     parts = {
         role: _make(about[role], _PARTS[role], f"{role}=%s") if part is None else part
         for role, part in given.items()
@@ -412,15 +415,18 @@ def _rebuild(
         if given["activation"] is None and trunk is None:
             _try_activations(hypernet)
     built = _describe(hypernet)
-    checks = [(role, built[role], about[role]) for role, part in given.items() if part is not None]
-    checks += [(f"input {n!r}", built["inputs"][n], about["inputs"][n]) for n in inputs]
-    for name, found, expected in checks:
-        if found != expected:
-            raise FormatError(
-                f"{name} was {_shown(found)}; expected {_shown(expected)}, as in the file."
-            )
+    for role, part in given.items():
+        if part is not None:
+            _check_same(role, built[role], about[role])
     _check_values(hypernet, values)
     return hypernet
+
+
+def _check_same(what: str, found: Description, expected: Description) -> None:
+    if found != expected:
+        raise FormatError(
+            f"{what} was {_shown(found)}; expected {_shown(expected)}, as in the file."
+        )
 
 
 def _check_trunk(about: Description, trunk: OwnTrunk | None) -> None:
