@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "classical": {"encoding": None, "residual": False},
     "encoding alone": {"residual": False},
     "residual alone": {"encoding": None},
+    "several encodings": {"encoding": {"g*": hl.CosSin()}},
     "paper's encoding": {"encoding": hl.CosSin(per_input=True)},
     "low rank": {"head": hl.LowRank(1)},
     "chunked": {"head": hl.Chunked(5)},
@@ -464,6 +466,26 @@ def test_no_numpy_is_needed(tmp_path: Path) -> None:
         "assert torch.equal(again(g=0.3)['w'], net(g=0.3)['w'])\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_encodings_by_input_come_back(tmp_path: Path) -> None:
+    inputs = {"a": hl.Uniform(0.0, 1.0), "z": hl.Normal(3)}
+    gamma = {"a": 0.3, "z": torch.randn(3)}
+    net = hl.HyperNet(inputs, {"w": (2,)}, encoding={"z": None, "?": hl.CosSin(per_input=True)})
+    hl.save(net, tmp_path / "m")
+    assert torch.equal(hl.load(tmp_path / "m")(**gamma)["w"], net(**gamma)["w"])
+    own = {"z": Fourier(3), "*": hl.CosSin()}
+    net = hl.HyperNet(inputs, {"w": (2,)}, encoding=own)
+    hl.save(net, tmp_path / "m")
+    words = re.escape(
+        "Pass it to load: encoding={'z': Fourier(...), '*': CosSin(per_input=False)}."
+    )
+    with pytest.raises(hl.FormatError, match=words):
+        hl.load(tmp_path / "m")
+    again = hl.load(tmp_path / "m", encoding=own)
+    assert torch.equal(again(**gamma)["w"], net(**gamma)["w"])
+    with pytest.raises(hl.FormatError, match="encoding was {'a': "):
+        hl.load(tmp_path / "m", encoding={"a": hl.CosSin(), "z": Fourier(3)})
 
 
 # --- settings of one's own ----------------------------------------------------------------

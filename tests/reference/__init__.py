@@ -3,6 +3,7 @@
 from .twins import (
     copied_primary,
     naive_encoded,
+    naive_encoding,
     naive_features,
     naive_predictions,
     naive_theta_gradients,
@@ -12,6 +13,7 @@ from .twins import (
 __all__ = [
     "copied_primary",
     "naive_encoded",
+    "naive_encoding",
     "naive_features",
     "naive_predictions",
     "naive_theta_gradients",
