@@ -318,7 +318,10 @@ class Gives(nn.Module):
             torch.zeros(1, 8, 8, device="meta"),
             ["is on meta, the hypernetwork on cpu", ".to('cpu')"],
         ),
-        (torch.full((1, 8, 8), math.nan), ["'image': Sequential gave NaN or infinity"]),
+        (
+            torch.full((1, 8, 8), math.nan),
+            ["'image' holds NaN or infinity, and so does what Sequential"],
+        ),
     ],
 )
 def test_values_that_do_not_fit_are_refused(value: Any, words: list[str]) -> None:
@@ -408,6 +411,22 @@ def test_encoders_that_make_no_sense_are_refused(make: Any, words: str) -> None:
     with pytest.raises(hl.ConfigurationError) as error:
         make()
     assert words in str(error.value)
+
+
+def test_nan_of_masked_entries_and_of_weights_passes() -> None:
+    class Kept(SetEncoder):
+        def forward(self, context: Tensor, mask: Tensor) -> Tensor:
+            return super().forward(context.nan_to_num(), mask)
+
+    context, mask = sets()
+    module = Kept()
+    net = hl.HyperNet(
+        {"set": hl.Encoded(module, 5)}, {"w": (2,)}, calibrate_on={"set": (context, mask)}
+    )
+    context[0, mask[0] == 0] = math.nan
+    assert net(set=(context, mask))["w"].isfinite().all()
+    nn.init.constant_(module.outer.bias, math.nan)
+    assert net(set=(context.nan_to_num(), mask))["w"].isnan().all()
 
 
 def test_without_examples_there_is_nothing_to_draw() -> None:

@@ -107,7 +107,14 @@ class Gives(nn.Module):
         ({"trunk": Gives([1])}, ["trunk, Gives, gave list for an input of shape (2, 5)"]),
         ({"trunk": lambda size: size}, ["trunk gave 5. The encoded inputs have 5 entries"]),
         ({"trunk": 3}, ["trunk gave 3."]),
-        ({"trunk": layers().to("meta")}, ["trunk is on the meta device"]),
+        (
+            {"trunk": layers().to("meta")},
+            ["has torch.float32 parameters on meta; the hypernetwork has torch.float32 on cpu"],
+        ),
+        (
+            {"trunk": layers().double()},
+            ["Sequential, has torch.float64 parameters", "trunk.to('cpu', torch.float32)"],
+        ),
         ({"trunk": layers(), "hidden": (8,)}, ["beside 'hidden'", "Leave them out"]),
         (
             {"trunk": layers(), "activation": "relu", "skip": True},

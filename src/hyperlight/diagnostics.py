@@ -17,7 +17,7 @@ from torch import Tensor
 from ._torch import buffers_kept
 from .bind import bind
 from .directions import DirectionProfile, measured
-from .encoded import Encoded, EncodedDirections
+from .encoded import Encoded, UnitVectors
 from .errors import (
     ConfigurationError,
     InputError,
@@ -473,12 +473,12 @@ class _Axis:
         """The values of an input; of an encoded one what its network gives, computed once."""
         if isinstance(self.model.inputs[name], Encoded):
             with torch.no_grad():
-                return self.model.hypernet.directions(name, values).vectors
+                return self.model.hypernet.unit_vectors(name, values).vectors
         rows: Tensor = values.to(self.model.hypernet.device)
         return rows
 
     def _wrapped(self, name: str, rows: Tensor) -> Any:
-        return EncodedDirections(rows) if isinstance(self.model.inputs[name], Encoded) else rows
+        return UnitVectors(rows) if isinstance(self.model.inputs[name], Encoded) else rows
 
     def _middle(self, name: str) -> Any:
         """The value at which an input is held."""
@@ -501,7 +501,7 @@ class _Axis:
         if fraction >= _CONDITIONS:
             return None
         drawn = self.model.hypernet.draws(len(self._data))[self.name]
-        rows = drawn.vectors if isinstance(drawn, EncodedDirections) else drawn
+        rows = drawn.vectors if isinstance(drawn, UnitVectors) else drawn
         usual = _Spread()
         for row in rows:
             value = self._wrapped(self.name, row)

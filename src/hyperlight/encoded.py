@@ -22,7 +22,7 @@ from .inputs import Input, as_batch_shape, is_read, spread_of
 _EXAMPLES = 256
 
 
-class EncodedDirections(NamedTuple):
+class UnitVectors(NamedTuple):
     """Unit vectors in place of values: what the module gave for some, or drawn at random."""
 
     vectors: Tensor
@@ -52,7 +52,8 @@ class Encoded(Input):
 
     Args:
         module: maps a batch of values, ``(B, ...)``, to ``(B, features)``. It is called in its own
-            mode (train or eval). Floating-point values are cast to its dtype.
+            mode (train or eval): in training mode, its BatchNorm sees the batch of values, and its
+            Dropout draws for each. Floating-point values are cast to its dtype.
         features: how many numbers it gives.
         shape: the shape of one value, with ``None`` for a size that varies: ``(1, 28, 28)``,
             ``(None, 16)``. By default the examples say how many dimensions a value has; without
@@ -122,10 +123,13 @@ class Encoded(Input):
 
     def restored(self, config: Mapping[str, Any]) -> Encoded:
         """The same input with the shape in a file, unless it was declared with sizes of its own."""
-        shapes = [] if self.shape is None else _shapes(self.shape)
-        if any(size is not None for shape in shapes for size in shape):
-            return self
-        return replace(self, shape=config.get("shape"))
+        saved = _checked_shape(config.get("shape"))
+        if self.shape is None:
+            return replace(self, shape=saved)
+        own, found = _shapes(self.shape), [] if saved is None else _shapes(saved)
+        undeclared = all(size is None for shape in own for size in shape)
+        same = list(map(len, own)) == list(map(len, found))
+        return replace(self, shape=saved) if undeclared and same else self
 
     # --- values -----------------------------------------------------------------------------
 
@@ -140,7 +144,7 @@ class Encoded(Input):
 
     def tensor(self, value: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
         """Check a value: tensors on the device of the hypernetwork, of the declared shape."""
-        if isinstance(value, EncodedDirections):
+        if isinstance(value, UnitVectors):
             return value
         value = self._ordered(map_tensors(_as_tensor, value))
         for tensor in tensors_of(value):
@@ -191,7 +195,7 @@ class Encoded(Input):
         )
 
     def batch_shape_of(self, value: Any) -> torch.Size:
-        if isinstance(value, EncodedDirections):
+        if isinstance(value, UnitVectors):
             return value.vectors.shape[:-1]
         first = tensors_of(value)[0]
         if self.shape is None:
@@ -283,19 +287,24 @@ class Encoder(nn.Module):
 
     def forward(self, value: Any, batch_shape: torch.Size) -> Tensor:
         """The unit vector for every value: ``batch_shape + (features,)``."""
-        if isinstance(value, EncodedDirections):
+        if isinstance(value, UnitVectors):
             return value.vectors
         features = self._encoded(value, batch_shape).to(self.centre.dtype)
         if is_read(features) and not bool(features.isfinite().all()):
-            raise InputError(
-                f"Hypernetwork input {self.name!r}: {type(self.module).__name__} gave NaN or "
-                "infinity. Look for them in the values, or lower the learning rate if they come "
-                "from its weights."
-            )
+            self._refuse_infinite(value)
         features = (features - self.centre) / self.scale
         norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
         # At zero, such as for an empty set, the gradient is that of the features.
         return features / torch.where(norm > 0.0, norm, 1.0)
+
+    def _refuse_infinite(self, value: Any) -> None:
+        """Refuse NaN that comes from the value; that of weights passes on, as everywhere."""
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors_of(value)):
+            raise InputError(
+                f"Hypernetwork input {self.name!r} holds NaN or infinity, and so does what "
+                f"{type(self.module).__name__} gave for it. Find where it became so before it "
+                "reaches the model; masked entries may be anything."
+            )
 
     def _encoded(self, value: Any, batch_shape: torch.Size) -> Tensor:
         """What the module gives: ``batch_shape + (features,)``."""
@@ -345,10 +354,10 @@ class Encoder(nn.Module):
         self.centre.copy_(centre)
         self.scale.copy_(scale)
 
-    def directions(self, count: int, generator: torch.Generator) -> EncodedDirections:
+    def random_vectors(self, count: int, generator: torch.Generator) -> UnitVectors:
         """Random unit vectors."""
         drawn = torch.randn(count, self.features, generator=generator, dtype=torch.float64)
-        return EncodedDirections(nn.functional.normalize(drawn, dim=-1).to(self.centre))
+        return UnitVectors(nn.functional.normalize(drawn, dim=-1).to(self.centre))
 
     def extra_repr(self) -> str:
         return f"features={self.features}"
@@ -359,8 +368,8 @@ class Encoder(nn.Module):
 
 def map_tensors(function: Callable[[Any], Any], value: Any) -> Any:
     """Apply a function to every tensor of a value."""
-    if isinstance(value, EncodedDirections):
-        return EncodedDirections(function(value.vectors))
+    if isinstance(value, UnitVectors):
+        return UnitVectors(function(value.vectors))
     if isinstance(value, Mapping):
         return {name: function(tensor) for name, tensor in value.items()}
     return tuple(map(function, value)) if isinstance(value, tuple) else function(value)

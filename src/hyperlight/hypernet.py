@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._torch import buffers_kept, is_sharded
-from .encoded import Encoded, EncodedDirections, Encoder, map_tensors
+from .encoded import Encoded, Encoder, UnitVectors, map_tensors
 from .encodings import CosSin, Encode, Encoding, find_encoding, is_normalized
 from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
 from .heads import Dense, Head, find_head
@@ -275,7 +275,7 @@ class HyperNet(nn.Module):
             except InputError as error:
                 raise InputError(f"Hypernetwork input {name!r} {error}") from None
 
-    def directions(self, name: str, value: Any) -> EncodedDirections:
+    def unit_vectors(self, name: str, value: Any) -> UnitVectors:
         """What the network of an input gives for a value, to pass in its place many times.
 
         Raises:
@@ -286,7 +286,7 @@ class HyperNet(nn.Module):
             value = space.tensor(value, dtype=self.dtype, device=self.device)
         except InputError as error:
             raise InputError(f"Hypernetwork input {name!r} {error}") from None
-        return EncodedDirections(self.encoders[name](value, space.batch_shape_of(value)))
+        return UnitVectors(self.encoders[name](value, space.batch_shape_of(value)))
 
     def batch_shape(self, **gamma: Any) -> torch.Size:
         """The batch shape that the inputs have together; ``()`` for one set of weights."""
@@ -370,7 +370,7 @@ class HyperNet(nn.Module):
         generator = torch.Generator().manual_seed(0)
         without = {name: e for name, space, e in self._encoded() if space.examples is None}
         draws: dict[str, Any] = {
-            name: without[name].directions(count, generator)
+            name: without[name].random_vectors(count, generator)
             if name in without
             else space.sample((count,), generator=generator, dtype=self.dtype, device="cpu")
             for name, space in self.inputs.items()

@@ -127,12 +127,19 @@ def build_trunk(
         f"(B, K); or a function that makes one for this size: trunk=lambda size: nn.Sequential("
         "nn.Linear(size, 64), nn.SiLU())."
     )
-    made = given if isinstance(given, nn.Module) or not callable(given) else given(encoded)
+    own = isinstance(given, nn.Module)
+    made = given(encoded) if callable(given) and not own else given
     if not isinstance(made, nn.Module):
         raise ConfigurationError(f"trunk gave {made!r}. {way_out}")
-    if any(parameter.is_meta for parameter in made.parameters()):
-        raise ConfigurationError("trunk is on the meta device, and holds no values to start from.")
-    tried = copy.deepcopy(made) if device.type == "meta" else made
+    kinds = {(p.dtype, p.device) for p in made.parameters()} - {(dtype, device)}
+    if own and kinds and device.type != "meta":
+        found_dtype, found_device = kinds.pop()
+        raise ConfigurationError(
+            f"trunk, {type(made).__name__}, has {found_dtype} parameters on {found_device}; the "
+            f"hypernetwork has {dtype} on {device}. Convert it first: "
+            f"trunk.to({str(device)!r}, {dtype})."
+        )
+    tried = copy.deepcopy(made) if own and device.type == "meta" else made
     tried.to(device=device, dtype=dtype)
     try:
         with torch.no_grad(), buffers_kept(tried):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .diagnostics import check_loss, gradients, median
-from .encoded import Encoded, EncodedDirections, map_tensors
+from .encoded import Encoded, UnitVectors, map_tensors
 from .errors import (
     ConfigurationError,
     InputError,
@@ -132,7 +132,7 @@ def tune(
         tried = {n: space for n, space in spaces.items() if space.discrete and n not in start}
         raw = {n: first[n] for n, space in model.inputs.items() if isinstance(space, Encoded)}
         with torch.no_grad():
-            first |= {name: model.hypernet.directions(name, value) for name, value in raw.items()}
+            first |= {name: model.hypernet.unit_vectors(name, value) for name, value in raw.items()}
         if not free and not tried:
             raise ConfigurationError(
                 f"Nothing is left to tune: of the inputs {listed(model.inputs)}, all are fixed, or "
@@ -246,7 +246,7 @@ class _Search:
         better = loss.isfinite() & (loss < self.loss)
         self.loss = torch.where(better, loss, self.loss)
         for name, value in gamma.items():
-            if isinstance(value, EncodedDirections):
+            if isinstance(value, UnitVectors):
                 continue  # of a value that is held
             self.best[name] = _where(better, value.detach(), self.best[name])
         return loss
