@@ -2,9 +2,9 @@
 
 Installs the release into a temporary folder (``--package`` takes a wheel where there is no
 network), runs it in a process of its own with the PyTorch of this one, and compares what both
-predict and compute in float32 and float64. The examples of docs/migration.md that are written for
-0.0.5 are run there too, the last one of now reads what they wrote, and the public names are
-compared with the list below.
+predict and compute in float32 and float64, and the spread from which each tensor starts. The
+examples of docs/migration.md that are written for 0.0.5 are run there too, the last one of now
+reads what they wrote, and the public names are compared with the list below.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ for number, case in enumerate(cases):
             fc_kws={"nonlinearity": case.get("nonlinearity", "LeakyReLU"),
                     "dropout_prob": case.get("dropout", 0), "out_bias": case.get("bias", True)},
         ).to(dtype).eval()
+        rows, offsets = model.hyper.backbone.output.weight.detach(), model.hyper.output_offsets()
+        start = {n: rows[o : o + count].norm() for n, (o, count) in offsets.items()}
         with torch.no_grad():
             for parameter in model.hyper.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -86,7 +88,8 @@ for number, case in enumerate(cases):
                 y = model.net(x)
         name = f"{folder}/{number}-{str(dtype)[6:]}"
         save_file({n: t.contiguous() for n, t in model.state_dict().items()}, name + ".state")
-        found = {"x": x, "y": y, **{"gamma." + n: t[0] for n, t in gamma.items()},
+        found = {"x": x, "y": y, **{"start." + n: t for n, t in start.items()},
+                 **{"gamma." + n: t[0] for n, t in gamma.items()},
                  **{"theta." + n: t.contiguous() for n, t in theta.items()}}
         save_file({n: t.clone() for n, t in found.items()}, name + ".found")
 for code in json.loads(sys.argv[3]):
@@ -132,6 +135,9 @@ def compare(folder: Path) -> int:
                 ours = {f"theta.{n}": t for n, t in model.predict(**gamma).items()}
                 ours["y"] = model(found["x"], **gamma)
             assert set(ours) == {n for n in found if n == "y" or n.startswith("theta.")}
+            # With a tanh the release has the gain 5/3 of that; fan_out always has sqrt(2).
+            if case.get("nonlinearity") != "Tanh":
+                failures += compare_start(model, found)
             error = max(
                 float((t - found[n]).abs().max() / found[n].abs().max()) for n, t in ours.items()
             )
@@ -139,6 +145,22 @@ def compare(folder: Path) -> int:
             failures += not error < limit
             verdict = "equal" if error < limit else "DIFFERENT"
             print(f"{name:10} {verdict}: relative error {error:.1e} (at most {limit:.0e})  {case}")
+    return failures
+
+
+def compare_start(model: hl.HyperModel, found: dict[str, torch.Tensor]) -> int:
+    """The number of tensors whose part of the head starts with another norm than in the release.
+
+    The norm of n normal draws has a relative standard error of 1 / sqrt(2 n); bound: 5 of both.
+    """
+    net, failures = model.hypernet, 0
+    net.reset_parameters("fan_out", torch.Generator().manual_seed(0))
+    sizes = [shape.numel() for shape in net.shapes.values()]
+    for name, rows in zip(net.shapes, net.head.weight.detach().split(sizes), strict=True):
+        ours, theirs = float(rows.norm()), float(found[f"start.{name}"])
+        if not abs(ours - theirs) <= 5 / rows.numel() ** 0.5 * theirs:
+            failures += 1
+            print(f"{name} starts with norm {ours:.3g}; in the release {theirs:.3g}: DIFFERENT")
     return failures
 
 

@@ -25,6 +25,7 @@ ORDER = [
     "signatures",
     "precision",
     "inputs",
+    "categories",
     "encoded",
     "encodings",
     "targets",
@@ -51,7 +52,7 @@ ORDER = [
     "__init__",
     "__main__",
 ]
-ROOMS = ("optim", "many", "io")
+ROOMS = ("optim", "heads", "many", "io")
 
 
 def room_of(module: str) -> str:

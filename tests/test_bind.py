@@ -32,7 +32,9 @@ def made(name: str) -> tuple[nn.Module, Tensor]:
     return make().double(), data().double()
 
 
-@pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(1)], ids=["dense", "low rank"])
+@pytest.mark.parametrize(
+    "head", [hl.Dense(), hl.LowRank(1), hl.ChannelScale()], ids=["dense", "low rank", "scale"]
+)
 @pytest.mark.parametrize("registered", [True, False])
 def test_an_attribute_does_not_hide_a_predicted_weight(registered: bool, head: hl.Head) -> None:
     """FullyShardedDataParallel keeps plain tensors while it runs, beside parameters or alone."""

@@ -371,6 +371,15 @@ def test_importing_the_library_imports_no_matplotlib() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_head_that_scales_theta0_has_a_verdict() -> None:
+    space = {"g": hl.Uniform(0.0, 1.0)}
+    model = hl.hypernetize(
+        nn.Linear(4, 3), space, head=hl.ChannelScale(), encoding=None, init=hl.Relative(9.0)
+    )
+    profile = hl.scale_profile(model)
+    assert "Build the model with encoding=" in profile.verdict
+
+
 # --- over data ------------------------------------------------------------------------------
 
 

@@ -165,9 +165,16 @@ REFUSED: dict[str, tuple[Callable[[hl.HyperModel], list[nn.Module]], str]] = {
     "primary": (lambda net: [net.primary], "Parameter '0.weight' of the primary is"),
     "hypernetwork": (lambda net: [net.hypernet], "The hypernetwork is"),
     "low-rank head": (lambda net: [net.hypernet.head], "The LowRank head is"),
+    "per layer": (lambda net: [net.hypernet.head], "The PerLayer head is"),
+    "channel scale": (lambda net: [net.hypernet.head], "The ChannelScale head is"),
     "several heads": (lambda net: [net.hypernet.head], "A head of several is"),
 }
-HEADS: dict[str, Any] = {"low-rank head": hl.LowRank(1), "several heads": {"*": hl.Dense()}}
+HEADS: dict[str, Any] = {
+    "low-rank head": hl.LowRank(1),
+    "per layer": hl.PerLayer(rank=1),
+    "channel scale": hl.ChannelScale(),
+    "several heads": {"*": hl.Dense()},
+}
 
 
 def started(rank: int, folder: str) -> None:

@@ -98,7 +98,17 @@ def test_a_module_that_does_not_encode_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [hl.CosSin, hl.Dense, hl.LowRank, hl.Chunked, hl.HyperNet, hl.HyperModel]
+    "kind",
+    [
+        hl.CosSin,
+        hl.Dense,
+        hl.LowRank,
+        hl.Chunked,
+        hl.PerLayer,
+        hl.ChannelScale,
+        hl.HyperNet,
+        hl.HyperModel,
+    ],
 )
 @pytest.mark.parametrize("abstract_first", [True, False])
 def test_our_modules_combine_with_abstract_modules(kind: type, abstract_first: bool) -> None:

@@ -100,7 +100,7 @@ def test_numbers_and_tensors_of_any_float_dtype_are_the_same_input() -> None:
 def test_fan_out_is_kaiming_per_layer_and_per_predicted_tensor() -> None:
     """Paper, section 5.2. The std of n normal draws has a relative standard error 1/sqrt(2n);
     bound: 5 of them."""
-    shapes = {"conv": (32, 16, 3, 3), "bias": (40,), "scalar": ()}
+    shapes = {"conv": (32, 16, 3, 3), "bias": (40,), "gain": (30,), "scalar": ()}
     net = hl.HyperNet({"g": hl.Uniform(0.0, 1.0)}, shapes, hidden=(64, 512), activation="relu")
     first, second = net.trunk.layers
     for layer in (first, second):
@@ -109,8 +109,11 @@ def test_fan_out_is_kaiming_per_layer_and_per_predicted_tensor() -> None:
         assert layer.weight.std().item() == pytest.approx(expected, abs=room)
         assert not layer.bias.any()
     sizes = [math.prod(shape) for shape in shapes.values()]
-    for block, size in zip(net.head.weight.split(sizes), sizes, strict=True):
-        expected = 1.0 / math.sqrt(size)
+    for name, block in zip(shapes, net.head.weight.split(sizes), strict=True):
+        if name == "bias":
+            assert not block.any()
+            continue
+        expected = math.sqrt(2.0 / math.prod(shapes[name]))
         room = 5 * expected / math.sqrt(2 * block.numel())
         assert block.std().item() == pytest.approx(expected, abs=room)
     assert net.head.weight.shape == (sum(sizes), 512)
@@ -298,3 +301,162 @@ def test_a_prelu_has_a_slope_for_every_feature(batch: tuple[int, ...], skip: boo
         y = torch.where(y > 0.0, y, activation.weight * y)
         x = x + y if skip and y.shape == x.shape else y
     torch.testing.assert_close(net.features(g=gamma), x, rtol=1e-12, atol=1e-12)
+
+
+# --- more categories ----------------------------------------------------------------
+
+
+def categorical(**settings: object) -> hl.HyperNet:
+    inputs = {"g": hl.Uniform(), "a": hl.Categorical(3, 2), "b": hl.Categorical(4, features=3)}
+    return hl.HyperNet(inputs, {"w": (4, 3)}, **settings)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_extending_an_input_changes_nothing_that_was_there(name: str, n: int) -> None:
+    net = categorical()
+    declared, tables = dict(net.inputs), [e.weight for e in net.embeddings]
+    gamma = net.sample((64,))
+    before, others = net(**gamma)["w"], dict(net.named_parameters())
+    table = net.extend(name, n=n, generator=torch.Generator().manual_seed(1))
+    index = "ab".index(name)
+    assert table is net.embeddings[index].weight is net.get_parameter(f"embeddings.{index}.weight")
+    assert net.embeddings[index].num_embeddings == declared[name].n + n == net.inputs[name].n
+    assert table.shape == (declared[name].n + n, declared[name].features)
+    assert torch.equal(table[:-n], tables[index])
+    assert torch.equal(net(**gamma)["w"], before)
+    kept = {k: v for k, v in net.named_parameters() if v is not table}
+    assert kept.keys() == others.keys() - {f"embeddings.{index}.weight"}
+    assert all(value is others[key] for key, value in kept.items())
+    assert declared[name].n == (3, 4)[index]  # the declared input is as it was
+    assert net.inputs[name].features == declared[name].features
+    assert net.inputs[name].shape == declared[name].shape
+    for other in {"a", "b"} - {name}:
+        assert net.inputs[other] is declared[other]
+    # The new rows are drawn as the others were: from the generator, with unit spread.
+    again = categorical()
+    more = again.extend(name, n=n, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(more[-n:], table[-n:])
+    with torch.no_grad():
+        assert net.sample((500,))[name].max() == declared[name].n + n - 1
+        assert net.encode(**net.sample((50,))).norm(dim=-1).tolist() == pytest.approx([1.0] * 50)
+
+
+def test_new_embeddings_are_standard_normal() -> None:
+    net = hl.HyperNet({"c": hl.Categorical(2, features=16)}, {"w": (2,)})
+    rows = net.extend("c", 1000, generator=torch.Generator().manual_seed(0))[2:].detach()
+    assert rows.mean().item() == pytest.approx(0.0, abs=5 / math.sqrt(16_000))
+    assert rows.std().item() == pytest.approx(1.0, abs=5 / math.sqrt(32_000))
+
+
+def test_new_categories_can_start_like_others() -> None:
+    net = categorical(dtype=torch.float64)
+    gamma = {"g": 0.3, "a": torch.tensor([1, 2])}
+    state = torch.get_rng_state()
+    net.extend("b", like=2)
+    assert torch.equal(net(b=4, **gamma)["w"], net(b=2, **gamma)["w"])
+    net.extend("b", 2, like=torch.tensor([0, 3]))
+    assert torch.equal(net(b=5, **gamma)["w"], net(b=0, **gamma)["w"])
+    assert torch.equal(net(b=6, **gamma)["w"], net(b=3, **gamma)["w"])
+    net.extend("b", 2, like={0: 0.25, 1: 0.75})
+    for b in (7, 8):
+        torch.testing.assert_close(net(b=b, **gamma)["w"], net(b={0: 0.25, 1: 0.75}, **gamma)["w"])
+    # As long as a fresh draw is on average, so that a step turns it as far.
+    assert net.embeddings[1].weight[7].norm().item() == pytest.approx(math.sqrt(3))
+    assert torch.equal(torch.get_rng_state(), state)
+    net.extend("a", like=[0.5, 0.5, 0.0])  # one category, whatever the event shape
+    assert net(b=0, g=0.1, a=torch.tensor([3, 0]))["w"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"name": "c"}, hl.InputError, "'c' is not an input of this hypernetwork"),
+        ({"name": "bb"}, hl.InputError, "Did you mean 'b'?"),
+        ({"name": "g"}, hl.InputError, "'g' was declared as Uniform(low=0.0, high=1.0, shape=())"),
+        ({"n": 0}, hl.ConfigurationError, "extend('b', n=0): expected an integer, 1 or more"),
+        ({"n": 1.0}, hl.ConfigurationError, "extend('b', n=1.0): expected an integer"),
+        ({"like": 4}, hl.InputError, "extend('b'): like was 4; expected categories"),
+        ({"like": [0.5, 0.1, 0, 0]}, hl.InputError, "extend('b'): like was a blend"),
+        ({"like": [0, 1]}, hl.InputError, "like has batch shape (2,); expected (), or (1,)"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused_and_nothing_changes(
+    arguments: dict[str, object], error: type[Exception], words: str
+) -> None:
+    net = categorical()
+    before, state = net.inputs, {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(error) as caught:
+        net.extend(**{"name": "b", **arguments})
+    assert words in str(caught.value)
+    assert net.inputs == before
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_extended_table_is_trained_if_it_was(frozen: bool) -> None:
+    net = categorical().requires_grad_(not frozen)
+    assert net.extend("a").requires_grad is not frozen
+    assert net.extend("a").dtype == torch.float32
+    meta = categorical(device="meta")
+    assert meta.extend("a", 2).shape == (5, 3)
+
+
+def test_an_optimizer_of_something_else_is_refused_before_anything_changes() -> None:
+    net = categorical()
+    stale = torch.optim.Adam(net.parameters())
+    net.extend("b")
+    for other in (stale, torch.optim.Adam(net.head.parameters())):
+        with pytest.raises(hl.ConfigurationError, match="optimizer does not train these embedd"):
+            net.extend("b", optimizer=other)
+    assert net.inputs["b"].n == len(net.embeddings[1].weight) == 5
+
+
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True),
+    "ours": lambda p: hl.optim.Adam(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimizer_goes_on_with_its_state(kind: str) -> None:
+    """As one of a network that had the category from the start and never used it."""
+
+    def trained(n: int) -> tuple[hl.HyperNet, torch.optim.Optimizer]:
+        inputs, seed = {"c": hl.Categorical(3, features=3)}, torch.Generator().manual_seed(0)
+        net = hl.HyperNet(inputs, {"w": (4, 3)}, dtype=torch.float64, generator=seed)
+        if n > 3:
+            net.extend("c", like=1)
+        optimizer = OPTIMIZERS[kind](net.parameters())
+        for _ in range(5):
+            step(net, optimizer, 1)
+        return net, optimizer
+
+    def step(net: hl.HyperNet, optimizer: torch.optim.Optimizer, c: int) -> None:
+        optimizer.zero_grad()
+        (net(c=c)["w"] - 1).square().mean().backward()
+        optimizer.step()
+
+    net, optimizer = trained(3)
+    twin, its_own = trained(4)
+    groups = [len(group["params"]) for group in optimizer.param_groups]
+    old = net.embeddings[0].weight
+    table = net.extend(
+        "c", like=twin.embeddings[0].weight.new_tensor([0, 1, 0]), optimizer=optimizer
+    )
+    assert [len(group["params"]) for group in optimizer.param_groups] == groups
+    assert old not in optimizer.state
+    assert any(p is table for group in optimizer.param_groups for p in group["params"])
+    with torch.no_grad():
+        table[3] = twin.embeddings[0].weight[3]
+    before = table.detach().clone()
+    for c in (3, 0, 3, 1):
+        step(net, optimizer, c)
+        step(twin, its_own, c)
+    assert not torch.equal(table[3], before[3])
+    if kind == "adafactor":  # whose state is that of rows and columns: it starts anew
+        assert table.isfinite().all()
+    else:
+        torch.testing.assert_close(table, twin.embeddings[0].weight, rtol=1e-12, atol=1e-12)

@@ -392,6 +392,131 @@ def test_rays_off_the_simplex_are_refused(ray: object, words: list[str]) -> None
         assert word in str(error.value)
 
 
+# --- blends of categories ---------------------------------------------------------
+
+
+def naive_blend(table: list[list[float]], weights: list[float]) -> list[float]:
+    """The weighted sum of the rows, each brought to norm 1, and brought to norm 1 again."""
+    unit = [[entry / math.hypot(*row) for entry in row] for row in table]
+    total = [sum(w * row[i] for w, row in zip(weights, unit, strict=True)) for i in range(3)]
+    return [entry / math.hypot(*total) for entry in total]
+
+
+@given(
+    rows=st.lists(st.lists(st.floats(0.1, 9.0), min_size=3, max_size=3), min_size=4, max_size=4),
+    raw=st.lists(st.floats(0.0, 1.0), min_size=4, max_size=4).filter(lambda w: sum(w) > 0.1),
+    shape=st.sampled_from([(), (2,)]),
+    batch=st.sampled_from([(), (3,), (2, 5)]),
+)
+def test_a_blend_is_the_direction_of_the_weighted_sum(
+    rows: list[list[float]], raw: list[float], shape: tuple[int, ...], batch: tuple[int, ...]
+) -> None:
+    weights = [w / sum(raw) for w in raw]
+    inputs = {"c": hl.Categorical(4, shape, features=3)}
+    net = hl.HyperNet(inputs, {"w": (2,)}, dtype=torch.float64, encoding=None)
+    with torch.no_grad():
+        net.embeddings[0].weight.copy_(torch.tensor(rows))
+    table = net.embeddings[0].weight.tolist()
+    blend = torch.tensor(weights, dtype=torch.float64).expand(*batch, *shape, 4)
+    encoded = net.encode(c=blend)
+    expected = torch.tensor(naive_blend(table, weights) * math.prod(shape), dtype=torch.float64)
+    torch.testing.assert_close(encoded.detach(), expected.expand(*batch, -1))
+    assert net.batch_shape(c=blend) == batch
+
+
+def test_a_blend_of_one_is_the_category_and_integers_are_untouched() -> None:
+    net = hl.HyperNet({"c": hl.Categorical(4), "x": hl.Normal()}, {"w": (3,)})
+    alone = net(c=torch.arange(4), x=0.3)["w"]
+    torch.testing.assert_close(net(c=torch.eye(4), x=0.3)["w"], alone)
+    torch.testing.assert_close(net(c={2: 1.0}, x=0.3)["w"], alone[2])
+    # One batch shape decides: whole numbers in a list are categories, fractions are a blend.
+    assert torch.equal(net(c=[1, 0, 0, 0], x=0.3)["w"], alone[[1, 0, 0, 0]])
+    torch.testing.assert_close(net(c=[1.0, 0, 0, 0], x=0.3)["w"], alone[0])
+
+
+def test_every_way_to_write_a_blend_gives_the_same() -> None:
+    net = hl.HyperNet({"c": hl.Categorical(4)}, {"w": (3,)}, dtype=torch.float64)
+    expected = net(c=torch.tensor([0.3, 0.0, 0.0, 0.7], dtype=torch.float64))["w"]
+    for value in (
+        {0: 0.3, 3: 0.7},
+        {3: torch.tensor(0.7, dtype=torch.float64), 0: 0.3},
+        [0.3, 0.0, 0.0, 0.7],
+        np.array([0.3, 0.0, 0.0, 0.7]),
+    ):
+        assert torch.equal(net(c=value)["w"], expected)
+    t = torch.linspace(0.0, 1.0, 5, dtype=torch.float64, requires_grad=True)
+    path = net(c={1: 1 - t, 2: t})["w"]
+    assert path.shape == (5, 3)
+    torch.testing.assert_close(path[1], net(c={1: 0.75, 2: 0.25})["w"])
+    path[2].sum().backward()
+    assert t.grad is not None
+    assert t.grad.nonzero().tolist() == [[2]]  # each of its own weights
+    assert net.embeddings[0].weight.grad[[1, 2]].any(dim=-1).all()
+    assert not net.embeddings[0].weight.grad[[0, 3]].any()
+
+
+def test_the_gradient_of_a_blend_is_that_of_differences() -> None:
+    net = hl.HyperNet({"c": hl.Categorical(4, 2)}, {"w": (3,)}, dtype=torch.float64)
+    raw = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda r: net(c=r.softmax(-1))["w"], raw)
+    each = torch.func.vmap(lambda r: net(c=r.softmax(-1))["w"])(torch.stack([raw, 2 * raw]))
+    torch.testing.assert_close(each[1], net(c=(2 * raw).softmax(-1))["w"])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([0.5, 0.4, 0.0, 0.0], ["'site' was a blend", "sum to 0.9", "Divide them by their sum"]),
+        ([1.5, -0.5, 0.0, 0.0], ["weights from -0.5 to 1.5", "not negative and sum to 1"]),
+        (torch.tensor([[0.5, 0.5, 0, 0], [0, 1, math.nan, 0]]), ["nan"]),
+        (torch.tensor([0.0, 1.0, 2.0, 3.0]), ["sum to 6", "or pass categories as integers"]),
+        (torch.ones(2) / 2, ["shape (2,); expected (4,)", "one for each category"]),
+        ({0: 0.5, 4: 0.5}, ["was 4; expected categories, integers from 0 to 3"]),
+        ({"0": 1.0}, ["was {'0': 1.0}; expected categories and weights, as in {0: 0.3, 1: 0.7}"]),
+        ({True: 1.0}, ["expected categories and weights"]),
+        ({0: 0.5, 1: 0.1}, ["sum to 0.6"]),
+        ({0: "a", 1: 0.1}, ["expected a number for every category"]),
+        ({0: torch.ones(2), 1: torch.ones(3)}, ["or tensors of one batch shape"]),
+        ({}, ["was {}; expected a number for every category"]),
+    ],
+)
+def test_what_is_no_blend_is_refused(value: object, words: list[str]) -> None:
+    net = hl.HyperNet({"site": hl.Categorical(4)}, {"w": (2,)})
+    for call in (net, net.check):
+        with pytest.raises(hl.InputError) as error:
+            call(site=value)
+        for word in words:
+            assert word in str(error.value)
+
+
+def test_a_blend_by_names_needs_a_single_category() -> None:
+    net = hl.HyperNet({"site": hl.Categorical(4, 2)}, {"w": (2,)})
+    with pytest.raises(hl.InputError, match=r"expected a tensor of weights of shape \(2, 4\)"):
+        net(site={0: 1.0})
+
+
+def test_embeddings_that_cancel_have_no_blend() -> None:
+    net = hl.HyperNet({"site": hl.Categorical(3, features=2)}, {"w": (2,)})
+    with torch.no_grad():
+        net.embeddings[0].weight.copy_(torch.tensor([[2.0, 0.0], [-1.0, 1e-9], [0.0, 1.0]]))
+    with pytest.raises(hl.InputError, match="'site' was a blend of embeddings that cancel"):
+        net(site={0: 0.5, 1: 0.5})
+    assert net(site={0: 0.5, 1: 0.499, 2: 0.001})["w"].isfinite().all()
+    # Where nothing is read, it is NaN, and so is a blend that does not sum to 1.
+    several = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.4, 0.0], [0.5, 0.0, 0.5]])
+    found = torch.func.vmap(lambda c: net(site=c)["w"])(several)
+    assert found.isnan().all(dim=-1).tolist() == [True, True, False]
+    torch.testing.assert_close(found[2], net(site=several[2])["w"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_blends_of_every_precision_are_rounded_not_refused(dtype: torch.dtype) -> None:
+    net = hl.HyperNet({"c": hl.Categorical(7)}, {"w": (3,)})
+    blends = hl.Simplex(7).sample((50,), generator=torch.Generator().manual_seed(0), dtype=dtype)
+    net.inputs["c"].check_values(blends)
+    assert net.encode(c=blends).norm(dim=-1).tolist() == pytest.approx([1.0] * 50)
+
+
 # --- Categorical ----------------------------------------------------------------
 
 
@@ -461,7 +586,8 @@ def test_the_embedding_of_a_category_is_learned() -> None:
         (math.inf, ["was inf"]),
         (True, ["was True"]),
         (torch.tensor([0, 5]), ["values from 0 to 5", "integers from 0 to 3"]),
-        (torch.tensor(1.0), ["dtype torch.float32; expected integers", "Convert it with .long()"]),
+        (torch.tensor(1.0), ["shape (); expected (4,)", "integers: convert them with .long()"]),
+        (torch.tensor(1j), ["dtype torch.complex64; expected integers"]),
         (torch.tensor(True), ["dtype torch.bool; expected integers"]),
     ],
 )

@@ -458,7 +458,9 @@ SPARSE = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(1), hl.Chunked(16)], ids=repr)
+@pytest.mark.parametrize(
+    "head", [hl.Dense(), hl.LowRank(1), hl.Chunked(16), hl.ChannelScale()], ids=repr
+)
 @pytest.mark.parametrize("make", SPARSE.values(), ids=SPARSE.keys())
 def test_sparse_gradients_of_an_embedding_reach_the_hypernetwork(
     make: Callable[[bool], nn.Module], head: hl.Head, dtype: torch.dtype

@@ -80,6 +80,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "paper's encoding": {"encoding": hl.CosSin(per_input=True)},
     "low rank": {"head": hl.LowRank(1)},
     "chunked": {"head": hl.Chunked(5)},
+    "per layer": {"head": hl.PerLayer(3, 5)},
+    "per layer, low rank": {"head": hl.PerLayer(3, 5, rank=1)},
+    "channel scale": {"head": hl.ChannelScale()},
     "mixture": {"head": {"0.*": hl.LowRank(1), "*.bias": hl.Dense(), "*": hl.Chunked(4)}},
     "no hidden layers": {"hidden": ()},
     "deep with skip": {"hidden": (8, 8, 8), "skip": True},
@@ -120,7 +123,10 @@ SPACES = st.one_of(
     st.builds(hl.Categorical, st.integers(1, 9), st.just(()), st.integers(2, 9)),
 )
 PARTS = st.one_of(
-    st.builds(hl.Dense), st.builds(hl.LowRank, st.integers(1, 3)), st.builds(hl.Chunked)
+    st.builds(hl.Dense),
+    st.builds(hl.LowRank, st.integers(1, 3)),
+    st.builds(hl.Chunked),
+    st.builds(hl.PerLayer, st.integers(1, 3), st.integers(1, 3), st.none() | st.integers(1, 2)),
 )
 
 
@@ -313,6 +319,43 @@ def test_two_tensors_do_not_become_one(tmp_path: Path) -> None:
     with pytest.raises(hl.FormatError, match=r"'out.weight' and 'embed.weight' are one tensor"):
         hl.load(tmp_path / "m", primary)
     assert contents(primary) == before
+
+
+def test_an_extended_model_comes_back(tmp_path: Path) -> None:
+    spaces = {"a": hl.Categorical(3, 2), "b": hl.Categorical(20, features=5), "c": hl.Uniform()}
+    model = hl.hypernetize(mlp(), spaces)
+    model.extend("a", 2)
+    model.extend("b", 4)
+    stirred(model)
+    hl.save(model, tmp_path / "m")
+    again = hl.load(tmp_path / "m", mlp())
+    assert contents(again) == contents(model)
+    assert again.inputs == model.inputs
+    assert again.inputs["b"] == hl.Categorical(24, features=5)
+    gamma = {"a": torch.tensor([4, 0]), "b": 23, "c": 0.3}
+    x = vectors()
+    assert torch.equal(again(x, **gamma), model(x, **gamma))
+    again.extend("b")
+    assert again.inputs["b"].n == 25
+    # A file from before the extension holds the model of that time.
+    fresh = hl.hypernetize(mlp(), spaces)
+    with pytest.raises(RuntimeError, match="size mismatch for hypernet.embeddings.0.weight"):
+        fresh.load_state_dict(model.state_dict())
+
+
+def test_a_hypernetwork_of_an_extended_model_comes_back(tmp_path: Path) -> None:
+    def inner(n: int) -> hl.HyperModel:
+        return hl.hypernetize(mlp(), {"a": hl.Categorical(n, features=3)})
+
+    extended = inner(3)
+    extended.extend("a")
+    model = stirred(hl.hypernetize(extended, SPACE, "hypernet.*"))
+    hl.save(model, tmp_path / "m")
+    again = hl.load(tmp_path / "m", inner(4))
+    x = vectors()
+    assert torch.equal(again(x, a=3, g=0.3), model(x, a=3, g=0.3))
+    with pytest.raises(hl.FormatError, match=r"'hypernet.embeddings.0.weight' is \(4, 3\)"):
+        hl.load(tmp_path / "m", inner(3))
 
 
 # --- hierarchies ----------------------------------------------------------------------

@@ -43,6 +43,8 @@ HEADS: dict[str, Any] = {
     "dense": hl.Dense(),
     "low rank": hl.LowRank(1),
     "chunked": hl.Chunked(7),
+    "per layer": hl.PerLayer(3, 5, rank=1),
+    "channel scale": hl.ChannelScale(),
     "mixed": {"*bias": hl.Dense(), "*": hl.Chunked(16)},
     "own": Scaled(),
 }
@@ -299,6 +301,14 @@ def test_the_first_head_that_can_be_trained_is_named_and_can_be_built(
         refuse(hl.Dense())
     assert f"Use head={advice}, with which" in str(caught.value)
     refuse(eval(advice))
+
+
+def test_for_many_equal_layers_the_advice_is_one_network_for_all(limit: Any) -> None:
+    limit(32 * MIB)
+    shapes = {f"layers.{i}.weight": (512, 512) for i in range(100)}
+    with pytest.raises(hl.MemoryLimitError, match=r"Use head=hl.PerLayer\(rank=8\), with which"):
+        hl.HyperNet(SPACE, shapes, device="cpu")
+    assert hl.HyperNet(SPACE, shapes, device="cpu", head=hl.PerLayer(rank=8)) is not None
 
 
 def test_where_none_can_be_trained_one_that_fits_is_named(limit: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hyperlight as hl
-from hyperlight.heads import LowRankWeight
+from hyperlight.heads import LowRankWeight, ScaledWeight
 from tests.models import one_graph
 from tests.reference.twins import loop_over_copies
 
@@ -226,7 +226,9 @@ def _announced(way: str, quiet: bool = False) -> Any:
 
 
 @cases
-@pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(1)], ids=["dense", "low rank"])
+@pytest.mark.parametrize(
+    "head", [hl.Dense(), hl.LowRank(1), hl.ChannelScale()], ids=["dense", "low rank", "scale"]
+)
 def test_one_set_of_weights_per_sample_equals_the_loop(case: str, head: hl.Head) -> None:
     make, data = CASES[case]
     model = _model(make, head=head)
@@ -508,16 +510,50 @@ def test_an_error_of_the_primary_is_not_taken_for_one_of_vmap() -> None:
 # --- low rank ---------------------------------------------------------------------
 
 
-def test_low_rank_matrices_are_not_multiplied_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: object) -> Tensor:
-        raise AssertionError("the matrix was built")
-
-    monkeypatch.setattr(LowRankWeight, "dense", refuse)
+@pytest.mark.parametrize("head", [hl.LowRank(2), hl.PerLayer(rank=2)], ids=repr)
+def test_low_rank_matrices_are_not_multiplied_out(
+    head: hl.Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LowRankWeight, "dense", _refuse)
     primary = nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 3))
-    model = _model(lambda: primary, head={"0.weight": hl.LowRank(2), "*": hl.Dense()})
+    model = _model(lambda: primary, head={"0.weight": head, "*": hl.Dense()})
     x = torch.randn(B, 64, dtype=torch.float64)
     assert model(x, **_gamma(B)).shape == (B, 3)
     assert model.sweep(x, **_gamma(4)).shape == (4, B, 3)
+
+
+class Many(nn.Module):
+    """A layer of every kind whose outputs can be scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(6, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.other = nn.MultiheadAttention(8, 2, kdim=8, vdim=8, batch_first=True)
+        self.conv = nn.Conv1d(4, 6, 3, groups=2)
+        self.up = nn.ConvTranspose1d(6, 4, 3, groups=2)
+        self.linear = nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        x = self.attention(x, x, x, need_weights=False)[0] + x
+        x = self.other(x, x.flip(1), x.flip(1), need_weights=False)[0]
+        return self.linear(self.up(torch.tanh(self.conv(x))))
+
+
+def test_scaled_weights_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(Many, head=hl.ChannelScale())
+    tokens, gamma = torch.randint(0, 6, (B, 4)), _gamma(B)
+    expected = loop_over_copies(model, (tokens,), gamma, per_sample=True)
+    monkeypatch.setattr(ScaledWeight, "dense", _refuse)
+    output = model(tokens, **gamma)
+    assert model.last_run.way == "batch"
+    monkeypatch.undo()
+    _same(model, output, expected)
+
+
+def _refuse(self: object) -> Tensor:
+    raise AssertionError("the matrix was built")
 
 
 def test_a_bound_linear_layer_of_low_rank_is_one_still() -> None:
@@ -534,7 +570,11 @@ def test_a_bound_linear_layer_of_low_rank_is_one_still() -> None:
 
 
 @one_graph
-@pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(2)], ids=["dense", "low rank"])
+@pytest.mark.parametrize(
+    "head",
+    [hl.Dense(), hl.LowRank(2), hl.PerLayer(), hl.PerLayer(rank=2), hl.ChannelScale()],
+    ids=repr,
+)
 @pytest.mark.parametrize("what", ["forward", "sweep"])
 def test_many_sets_of_weights_compile_to_one_graph(what: str, head: hl.Head) -> None:
     primary = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 20))

@@ -44,7 +44,7 @@ SPACES = {
     "task": hl.Categorical(4),
     "simplex": hl.Simplex(3),
 }
-HEADS = [hl.Dense(), hl.LowRank(2), hl.Chunked(32)]
+HEADS = [hl.Dense(), hl.LowRank(2), hl.Chunked(32), hl.PerLayer(), hl.ChannelScale()]
 
 
 def test_the_mode_notices_float64() -> None:

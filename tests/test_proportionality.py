@@ -77,7 +77,7 @@ def test_the_spread_of_mip_predictions_does_not_depend_on_gamma(space: hl.Input)
     """At every gamma the spread over initialisations of the predicted change is the same.
 
     For one gamma and n independent initialisations, each predicted entry has
-    E[delta^2] = sigma^2 E|f|^2, with E|f|^2 the same for every encoded vector of norm 1.
+    E[delta^2] = sigma^2 E|f|^2 with sigma^2 = 2 / P, and E|f|^2 the same for every encoded vector.
     The estimate below averages |delta|^2 over 200 initialisations; |delta|^2 given f is
     |f|^2 chi^2_P / P, and |f|^2 varies by a relative sd below 0.5 at widths 64, 64, so the mean
     has a relative standard error of at most sqrt(0.25 + 2 / P) / sqrt(200) < 0.04.
@@ -95,8 +95,7 @@ def test_the_spread_of_mip_predictions_does_not_depend_on_gamma(space: hl.Input)
                 dtype=torch.float64,
                 generator=torch.Generator().manual_seed(seed),
             )
-            total += net(gamma=grid)["w"].flatten(1).square().sum(dim=1) / seeds
-    # fan_out: a predicted tensor has expected squared norm 1
+            total += net(gamma=grid)["w"].flatten(1).square().sum(dim=1) / (2 * seeds)
     assert torch.allclose(mip, torch.ones_like(mip), atol=5 * 0.04)
     expected = grid.square()
     assert torch.allclose(classical, expected, rtol=5 * 0.04, atol=1e-12)
@@ -118,7 +117,7 @@ def test_unit_norm_keeps_the_spread_as_inputs_are_added_and_the_papers_does_not(
                 encoding=hl.CosSin(per_input),
                 generator=torch.Generator().manual_seed(seed),
             )
-            squares.append(net(gamma=torch.zeros(dimensions))["w"].square().sum().item())
+            squares.append(net(gamma=torch.zeros(dimensions))["w"].square().sum().item() / 2)
         found[per_input] = sum(squares) / len(squares)
     assert found[False] == pytest.approx(1.0, abs=5 * 0.06)
     assert found[True] == pytest.approx(dimensions, rel=5 * 0.06)

@@ -150,3 +150,37 @@ def test_a_second_task_makes_it_forget_the_first_unless_protected(protected: boo
             protection = hl.OutputRegularizer(model, {"task": torch.tensor([0])})
     error = F.mse_loss(model(x, task=0), targets[0]).item()
     assert error < 0.03 if protected else error > 0.2
+
+
+def test_new_tasks_come_and_old_ones_and_their_blends_are_protected() -> None:
+    """A task is added while an optimizer goes on; what was learned is kept."""
+    torch.manual_seed(0)
+    model = hl.hypernetize(mlp(), {"task": hl.Categorical(1, features=4)})
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    x = torch.randn(64, 3)
+    targets = [x[:, :2], -x[:, :2], x[:, 1:]]
+    protect: list[hl.OutputRegularizer] = []
+    for task, y in enumerate(targets):
+        if task:
+            model.extend("task", optimizer=optimizer)
+            protect = [hl.OutputRegularizer(model, {"task": torch.arange(task)})]
+            assert protect[0]().item() == 0.0
+        for _ in range(200):
+            loss = (model(x, task=task) - y).square().mean() + sum(old() for old in protect)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for task, y in enumerate(targets):
+        assert (model(x, task=task) - y).square().mean() < 0.1
+    blends = {"task": torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])}
+    old = hl.OutputRegularizer(model, blends)
+    assert old.get_buffer("gamma_task").shape == (2, 3)
+    assert old().item() == 0.0
+    shaken(model)
+    rows = torch.stack(
+        [
+            torch.cat([t.flatten() for t in model.predict(task=blend).values()])
+            for blend in blends["task"]
+        ]
+    )
+    torch.testing.assert_close(old(), (rows - old.theta).square().sum(-1).mean())

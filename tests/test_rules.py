@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import hyperlight as hl
-from hyperlight.heads import LowRankWeight, Weight, dense
+from hyperlight.heads import LowRankWeight, ScaledWeight, Weight, dense
 from hyperlight.many import rules
 from hyperlight.many.track import COPIED, Axis
 
@@ -93,10 +93,18 @@ def equal_with_gradients(found: Tensor, expected: Tensor, sources: list[Tensor])
     close(torch.autograd.grad((found * by).sum(), sources, **options), wanted)
 
 
-def weights_of(module: nn.Module, samples: int, rank: int = 0) -> dict[str, Weight]:
+def weights_of(
+    module: nn.Module, samples: int, rank: int = 0, place: tuple[int, int] | None = None
+) -> dict[str, Weight]:
+    """Weights for every sample: of low rank, or scaled in the channels at that place."""
     made: dict[str, Weight] = {}
     for name, parameter in module.named_parameters():
-        if rank and parameter.ndim > 1:
+        if place is not None and parameter.ndim > 1:
+            dim, groups = place
+            channels = parameter.shape[dim] * groups
+            scale = torch.randn(samples, channels, **DOUBLE, requires_grad=True)
+            made[name] = ScaledWeight(parameter, scale, dim, groups)
+        elif rank and parameter.ndim > 1:
             left = torch.randn(samples, len(parameter), rank, **DOUBLE, requires_grad=True)
             columns = parameter[0].numel()
             right = torch.randn(samples, rank, columns, **DOUBLE, requires_grad=True)
@@ -109,7 +117,10 @@ def weights_of(module: nn.Module, samples: int, rank: int = 0) -> dict[str, Weig
 def leaves_of(weights: Mapping[str, Weight]) -> list[Tensor]:
     found: list[Tensor] = []
     for weight in weights.values():
-        found += [weight.left, weight.right] if isinstance(weight, LowRankWeight) else [weight]
+        if isinstance(weight, ScaledWeight):
+            found.append(weight.scale)
+        else:
+            found += [weight.left, weight.right] if isinstance(weight, LowRankWeight) else [weight]
     return found
 
 
@@ -189,6 +200,72 @@ def test_low_rank_convolutions_are_not_multiplied_out(
     assert (weights["weight"]._dense is None) == (module.groups == 1)
     expected = one_after_another(module, weights, x, axis, samples)
     equal_with_gradients(found, expected, [x, module.weight, *leaves_of(weights)])
+
+
+@quick
+@given(
+    st.booleans().flatmap(lambda t: st.tuples(st.just(t), convolutions(transposed=t))),
+    st.booleans(),
+    axes.filter(lambda axis: axis.dim == 0),
+    st.integers(2, 3),
+)
+def test_scaled_convolutions_run_once_on_the_whole_batch(
+    case: tuple[bool, tuple[Any, list[int]]], other: bool, axis: Axis, samples: int
+) -> None:
+    transposed, (module, sizes) = case
+    place = (1, module.groups) if transposed else (0, 1)
+    if other:  # not the output channels
+        place = (0, 1) if transposed else (1, 1)
+    weights = weights_of(module, samples, place=place)
+    x = torch.randn(
+        samples * axis.inner * axis.outer,
+        module.in_channels,
+        *sizes,
+        **DOUBLE,
+        requires_grad=True,
+    )
+    layer = Alone(module, weights, samples, axis)
+    rule = rules.transposed_convolution if transposed else rules.convolution
+    found = rule(layer, module, x)
+    assert (weights["weight"]._dense is None) == (not other)
+    expected = one_after_another(module, weights, x, axis, samples)
+    equal_with_gradients(found, expected, [x, module.weight, *leaves_of(weights)])
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@quick
+@given(axes, st.integers(2, 3), st.booleans(), st.booleans())
+def test_scaled_linear_layers_share_their_weight(
+    dim: int, axis: Axis, samples: int, bias: bool, shared: bool
+) -> None:
+    module = nn.Linear(4, 5, bias=bias, dtype=torch.float64)
+    weights = weights_of(module, samples, place=(dim, 1))
+    if shared:
+        weights.pop("bias", None)
+    shape = [2, 3, 2, 4]
+    shape[axis.dim] = samples * axis.inner * axis.outer
+    x = torch.randn(shape, **DOUBLE, requires_grad=True)
+    found = rules.linear(Alone(module, weights, samples, axis), module, x)
+    assert weights["weight"]._dense is None
+    expected = one_after_another(module, weights, x, axis, samples)
+    equal_with_gradients(found, expected, [x, *module.parameters(), *leaves_of(weights)])
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+@pytest.mark.parametrize("dim", [0, 1])
+@quick
+@given(axes, st.integers(2, 3))
+def test_scaled_embeddings_share_their_table(
+    dim: int, padding: int | None, axis: Axis, samples: int
+) -> None:
+    module = nn.Embedding(6, 4, padding_idx=padding, dtype=torch.float64)
+    weights, shape = weights_of(module, samples, place=(dim, 1)), [2, 3, 2]
+    shape[axis.dim] = samples * axis.inner * axis.outer
+    rows = torch.randint(0, 6, shape)
+    found = rules.embedding(Alone(module, weights, samples, axis), module, rows)
+    assert weights["weight"]._dense is None
+    expected = one_after_another(module, weights, rows, axis, samples)
+    equal_with_gradients(found, expected, [module.weight, *leaves_of(weights)])
 
 
 @quick
@@ -340,7 +417,9 @@ def test_what_vmap_takes_holds_its_samples_in_front() -> None:
 # --- embeddings -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(1)], ids=["dense", "low rank"])
+@pytest.mark.parametrize(
+    "head", [hl.Dense(), hl.LowRank(1), hl.ChannelScale()], ids=["dense", "low rank", "scale"]
+)
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_padding_row_has_no_gradient(head: hl.Head, sparse: bool) -> None:
     model = model_of(nn.Embedding(6, 4, padding_idx=2, sparse=sparse), head=head)

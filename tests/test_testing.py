@@ -33,6 +33,9 @@ HEADS: dict[str, Any] = {
     "dense": hl.Dense(),
     "low rank": hl.LowRank(1),
     "chunked": hl.Chunked(7),
+    "per layer": hl.PerLayer(3, 5),
+    "per layer, low rank": hl.PerLayer(3, 5, rank=1),
+    "channel scale": hl.ChannelScale(),
     "mixed": {"*bias": hl.Dense(), "0.*": hl.LowRank(1), "*": hl.Chunked(4)},
 }
 ENCODINGS: dict[str, nn.Module | None] = {
@@ -63,9 +66,9 @@ def test_every_head_encoding_and_input_of_ours_passes(space: str, head: str, enc
 
 @pytest.mark.parametrize("init", ["fan_out", "zero", "relative", "hyperfan_in", "hyperfan_out"])
 @pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("head", ["dense", "low rank"])
+@pytest.mark.parametrize("head", ["dense", "low rank", "per layer", "channel scale"])
 def test_every_initialisation_and_formulation_passes(head: str, init: str, residual: bool) -> None:
-    if not residual and init in ("zero", "relative"):
+    if not residual and (init in ("zero", "relative") or head == "channel scale"):
         return  # refused, or the zero primary has no scale: nothing that could be checked
     model = built(head=HEADS[head], init=init, residual=residual)
     assert not check_hypernet(model, vectors()).skipped
@@ -79,6 +82,13 @@ def test_every_primary_passes(name: str) -> None:
     assert "sets: " in report.passed["samples"]
     alone = "of the hypernetwork alone, since the primary cannot be"
     assert report.passed["pickle"].startswith(alone) is (name == "weight norm")
+
+
+@pytest.mark.parametrize("head", ["dense", "low rank", "chunked"])
+def test_biases_alone_pass(head: str) -> None:
+    """Under ``fan_out`` they start at zero, which is no sign of a head that ignores its draws."""
+    model = hl.hypernetize(mlp(), NUMBERS, "*.bias", head=HEADS[head], init="fan_out")
+    assert not check_hypernet(model, vectors()).skipped
 
 
 def test_a_model_that_cannot_be_copied_is_told_why() -> None:
@@ -854,3 +864,11 @@ def test_the_report_says_why_samples_were_not_compared() -> None:
 def test_each_check_is_shown_to_fail() -> None:
     wrong = WRONG_HEADS + WRONG_ENCODINGS + WRONG_PRIMARIES + WRONG_MODELS
     assert {check for _, check, _ in wrong} | {"inputs", "samples"} == set(CHECKS)
+
+
+def test_an_extended_model_passes_with_a_blend_and_a_category() -> None:
+    model = built({"c": hl.Categorical(3), "d": hl.Categorical(4, (2,))})
+    model.extend("c", 2)
+    for c in (4, torch.tensor([0.2, 0.2, 0.2, 0.2, 0.2])):
+        report = check_hypernet(model, vectors(), c=c)
+        assert "samples" in report.passed

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hyperlight as hl
+from hyperlight.heads import ScaledWeight
 
 transformers = pytest.importorskip("transformers")
 
 B, T = 4, 9
+LOW_RANK = hl.LowRank(2)
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 16}
 CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -91,13 +93,14 @@ def t5(attention: str) -> nn.Module:
     )
 
 
-def _model(make: Callable[[str], nn.Module], attention: str) -> hl.HyperModel:
+def _model(
+    make: Callable[[str], nn.Module], attention: str, head: hl.Head = LOW_RANK
+) -> hl.HyperModel:
     torch.manual_seed(0)
     primary = make(attention).double().train()
     inputs = {"z": hl.Normal(3)}
-    return hl.hypernetize(
-        primary, inputs, hidden=(8,), head=hl.LowRank(2), init=hl.Relative(0.5)
-    ).double()
+    init = hl.Relative(0.5)
+    return hl.hypernetize(primary, inputs, hidden=(8,), head=head, init=init).double()
 
 
 def _gamma(seed: int = 0) -> Tensor:
@@ -137,6 +140,24 @@ def _close(a: Any, b: Any) -> None:
 
 
 TEXT = {"llama": llama, "gpt2": gpt2, "bert": bert}
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_scaled_weights_run_once_and_are_not_built(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _model(TEXT[name], "sdpa", hl.ChannelScale())
+    z, arguments = _gamma(), {"input_ids": _ids(0), "attention_mask": _right_padded()}
+    expected = _one_by_one(model, z, arguments)
+
+    def refuse(self: object) -> Tensor:
+        raise AssertionError("the matrix was built")
+
+    monkeypatch.setattr(ScaledWeight, "dense", refuse)
+    output = _main(model(**arguments, z=z, use_cache=False))
+    assert model.last_run.way == "batch", model.last_run
+    _close(output, expected)
+    _close(_gradients(model, output), _gradients(model, expected))
 
 
 @pytest.mark.parametrize("kind", ["no mask", "mask", "mask and checkpoints"])

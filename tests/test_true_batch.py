@@ -49,7 +49,7 @@ def _model(case: Case) -> hl.HyperModel:
         {"g": hl.Uniform(0.0, 1.0)},
         targets=case.targets(),
         hidden=(4,),
-        head=hl.LowRank(1) if case.low_rank else hl.Dense(),
+        head=hl.LowRank(1) if case.low_rank else (hl.Dense(), hl.ChannelScale())[case.seed % 2],
         init=hl.Relative(0.5),
         generator=torch.Generator().manual_seed(case.seed),
     )

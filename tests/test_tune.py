@@ -554,6 +554,94 @@ def test_arguments_that_do_not_fit_are_refused(
         hl.tune(model, lambda net: net().sum(), **arguments)
 
 
+# --- blends and gain ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_blend_is_found(dtype: torch.dtype) -> None:
+    """The embedding of a blend of unit vectors is its weights, divided by their norm."""
+    model = transparent(task=hl.Categorical(3)).to(dtype)
+    wanted = torch.tensor([0.2, 0.0, 0.8])
+    tuned = hl.tune(model, to((wanted / wanted.norm()).tolist()), task=torch.full((3,), 1 / 3))
+    assert tuned.inputs["task"].tolist() == pytest.approx(wanted.tolist(), abs=5e-3)
+    assert tuned.inputs["task"].dtype == dtype
+    assert tuned.history.shape == (4, 101)
+    model.hypernet.check(**tuned.inputs)
+    assert torch.equal(model(**tuned.inputs), model.bind(**tuned.inputs)())
+    held = hl.tune(
+        transparent(task=hl.Categorical(3), g=hl.Uniform()),
+        to([0.3, 0.6, 0.8, 0.0]),
+        fixed={"task": {0: 0.5, 1: 0.5}},
+    )
+    assert held.inputs["task"].tolist() == [0.5, 0.5, 0.0]
+    assert held.inputs["g"].item() == pytest.approx(0.3, abs=2e-3)
+
+
+def test_a_blend_is_found_for_every_sample() -> None:
+    model = looped(task=hl.Categorical(3))
+    wanted = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.1, 0.9]]).double()
+    directions = nn.functional.normalize(wanted, dim=-1)
+    tuned = hl.tune(
+        model, lambda net: (net() - directions).square().sum(-1), task=torch.full((2, 3), 1 / 3)
+    )
+    torch.testing.assert_close(tuned.inputs["task"].double(), wanted, atol=5e-3, rtol=0)
+    assert tuned.loss.shape == (2,)
+
+
+def test_without_a_blend_categories_are_tried_as_before() -> None:
+    model = transparent(task=hl.Categorical(3))
+    tuned = hl.tune(model, to([0.6, 0.8, 0.0]))
+    assert tuned.inputs["task"].item() == 1
+    assert tuned.history.shape == (3, 1)
+    alone = transparent(task=hl.Categorical(1))
+    with pytest.raises(hl.ConfigurationError, match="Nothing is left to tune"):
+        hl.tune(alone, to([0.5]), task=torch.ones(1))
+
+
+def test_other_runs_start_at_draws_of_the_simplex() -> None:
+    model = transparent(task=hl.Categorical(3, 2))
+    starts: list[Tensor] = []
+
+    def objective(net: nn.Module) -> Tensor:
+        starts.append(net().detach())
+        return net().sum()
+
+    hl.tune(model, objective, steps=1, restarts=3, task=torch.full((2, 3), 1 / 3))
+    first = torch.stack(starts[::2])
+    assert len({tuple(row.tolist()) for row in first}) == 3
+    again, starts = starts, []
+    hl.tune(model, objective, steps=1, restarts=3, task=torch.full((2, 3), 1 / 3))
+    assert all(torch.equal(a, b) for a, b in zip(again, starts, strict=True))
+
+
+def test_the_gain_is_found_and_held() -> None:
+    model = transparent(g=hl.Uniform(0.0, 1.0), h=hl.Uniform(0.0, 1.0))
+    tuned = hl.tune(model, to([0.75, 1.5]), gain=1.0, fixed={"g": 0.5})
+    assert tuned.inputs["gain"].item() * tuned.inputs["h"].item() == pytest.approx(1.5, abs=0.01)
+    assert tuned.inputs["gain"].item() == pytest.approx(1.5, abs=0.01)
+    assert tuned.loss.item() < 1e-4
+    theta = model.predict(**tuned.inputs)
+    assert next(iter(theta.values())).sum().item() == pytest.approx(2.25, abs=0.02)
+    held = hl.tune(model, to([0.6, 1.6]), fixed={"gain": 2.0})
+    assert held.inputs["gain"].item() == 2.0
+    assert held.inputs["g"].item() == pytest.approx(0.3, abs=2e-3)
+    each = hl.tune(
+        looped(g=hl.Uniform(0.0, 1.0)),
+        lambda net: (net()[:, 0] - torch.tensor([0.2, 2.0])).square(),
+        gain=torch.ones(2),
+        fixed={"g": 1.0},
+    )
+    assert each.inputs["gain"].tolist() == pytest.approx([0.2, 2.0], abs=0.02)
+    assert each.inputs["g"].shape == (2,)
+
+
+def test_a_gain_of_the_primary_is_not_tuned() -> None:
+    model = transparent(gain=hl.Uniform(0.0, 1.0))
+    assert hl.tune(model, to([0.3])).inputs["gain"].item() == pytest.approx(0.3, abs=2e-3)
+    with pytest.raises(hl.InputError, match="gain was 'a'"):
+        hl.tune(transparent(g=hl.Uniform(0.0, 1.0)), to([0.3]), gain="a")
+
+
 # --- the geometry of a simplex -----------------------------------------------------
 
 

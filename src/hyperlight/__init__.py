@@ -30,7 +30,7 @@ from .errors import (
     TransferError,
 )
 from .groups import parameter_groups
-from .heads import Chunked, Dense, Head, LowRank
+from .heads import ChannelScale, Chunked, Dense, Head, LowRank, PerLayer
 from .hypernet import HyperNet
 from .init import Initialization, Relative
 from .inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
@@ -66,6 +66,8 @@ __all__ = [
     "Head",
     "Dense",
     "LowRank",
+    "PerLayer",
+    "ChannelScale",
     "Chunked",
     # initialisation
     "Initialization",

@@ -655,7 +655,7 @@ def _copy(
     attributes["_modules"] = modules = held["_modules"].copy()
     for leaf, name in node.leaves:
         weight = tensors[name]
-        if isinstance(weight, LowRankWeight):
+        if not isinstance(weight, Tensor):
             if kind is _LowRankLinear and leaf == "weight":
                 parameters.pop(leaf, None)
                 attributes["_low_rank"] = weight

@@ -541,8 +541,12 @@ class _Axis:
         encoded = hypernet.encode(**{self.name: varied}, **self._held).norm(dim=-1)
         raw = _variation(widen(encoded)) > 0.01
         rows = list(self)
-        largest = max(_norm(hypernet(**rows[i])) for i in (0, len(rows) // 2, -1))
-        bare = _norm(self.model.theta0) < 0.1 * largest
+        theta0, head = self.model.theta0, hypernet.head
+        changes = (
+            head.change(theta0, hypernet.features(**rows[i])) for i in (0, len(rows) // 2, -1)
+        )
+        largest = max(map(_norm, changes))
+        bare = _norm(theta0) < 0.1 * largest
         diagnosis = f"{subject} varies along {self.name!r} by {100 * variation:.0f} %."
         if raw and _correlation(self.magnitude, size) >= _FOLLOWS:
             diagnosis = (

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import keyword
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from ._torch import buffers_kept, is_sharded
+from .categories import embedded, grow, replace_in, table_of
 from .encoded import Encoded, Encoder, UnitVectors, map_tensors
 from .encodings import CosSin, Encode, Encoding, find_encoding, is_normalized
-from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
+from .errors import (
+    ConfigurationError,
+    InputError,
+    check_integer,
+    did_you_mean,
+    listed,
+    sharded,
+)
 from .heads import Dense, Head, find_head
 from .init import Init, find_init, kaiming_fan_out_
-from .inputs import Categorical, Input, as_batch_shape, is_read
+from .inputs import Categorical, Input, as_batch_shape
 from .memory import refuse_oversize
 from .trunk import Activation, OwnTrunk, Trunk, apply, build_trunk
 from .widths import Directions, Hidden, find_widths
@@ -193,8 +201,8 @@ class HyperNet(nn.Module):
             if isinstance(space, Encoded):
                 vectors.append(self.encoders[name](value, batch_shape))
             elif space.discrete:
-                embedded = _embedded(next(embeddings), value)
-                vectors.append(embedded.reshape((*batch_shape, embedded.shape[-1] * space.numel)))
+                rows = embedded(name, next(embeddings), value)
+                vectors.append(rows.reshape((*batch_shape, rows.shape[-1] * space.numel)))
             else:
                 if is_normalized(self.encoding, len(numbers)):
                     # With a dimension: PyTorch (2.13) gives the tangent of a float32 scalar that
@@ -380,23 +388,73 @@ class HyperNet(nn.Module):
             for name, value in draws.items()
         }
 
+    def extend(
+        self,
+        name: str,
+        n: int = 1,
+        *,
+        like: Any = None,
+        optimizer: Optimizer | None = None,
+        generator: torch.Generator | None = None,
+    ) -> nn.Parameter:
+        """Add categories to an input: see :meth:`HyperModel.extend`."""
+        if name not in self.inputs:
+            raise InputError(
+                f"{name!r} is not an input of this hypernetwork; its inputs are "
+                f"{listed(self.inputs)}.{did_you_mean(name, self.inputs)}"
+            )
+        space = self.inputs[name]
+        if not isinstance(space, Categorical):
+            raise InputError(
+                f"Hypernetwork input {name!r} was declared as {space!r}, which has no categories "
+                "to add to; only a Categorical can be extended."
+            )
+        check_integer(f"extend({name!r}, n={{}})", n)
+        if is_sharded(self):
+            raise sharded("The hypernetwork is")
+        spaces = [other for other, kind in self.inputs.items() if kind.discrete]
+        embedding = self.embeddings[spaces.index(name)]
+        old = table_of(embedding, optimizer)
+        if like is not None:
+            rows = self._rows_like(name, space, embedding, like, n)
+        else:
+            rows = old.detach().new_empty(n, old.shape[-1])
+            if not rows.is_meta:
+                nn.init.normal_(rows, generator=generator)
+        new = grow(embedding, rows)
+        self.inputs = {**self.inputs, name: dataclasses.replace(space, n=space.n + n)}
+        if optimizer is not None:
+            replace_in(optimizer, old, new)
+        return new
+
+    @torch.no_grad()
+    def _rows_like(
+        self, name: str, space: Categorical, embedding: nn.Module, like: Any, n: int
+    ) -> Tensor:
+        """The embedding of a category or a blend, ``n`` times."""
+        one = dataclasses.replace(space, shape=())
+        try:
+            value = one.tensor(like, dtype=self.dtype, device=self.device)
+            one.check_values(value)
+        except InputError as error:
+            raise InputError(f"extend({name!r}): like {error}") from None
+        if one.batch_shape_of(value) not in ((), (n,)):
+            raise InputError(
+                f"extend({name!r}): like has batch shape {tuple(one.batch_shape_of(value))}; "
+                f"expected (), or ({n},) for one start of each new category."
+            )
+        if value.is_floating_point():
+            # As long as a fresh draw, so that a step turns it as far.
+            rows = embedded(name, embedding, value) * (space.features or 1) ** 0.5
+        else:
+            rows = embedding(value)
+        expanded: Tensor = rows.expand(n, rows.shape[-1])
+        return expanded
+
     def extra_repr(self) -> str:
         spaces = ", ".join(f"{name}={space!r}" for name, space in self.inputs.items())
         total = sum(shape.numel() for shape in self.shapes.values())
         return f"inputs: {spaces}\npredicts: {total:,} entries in {len(self.shapes)} tensors"
-
-
-def _embedded(embedding: nn.Module, category: Tensor) -> Tensor:
-    """The embedding at norm 1; NaN for a category that does not exist, where none is refused.
-
-    An index out of range is undefined in a graph: some count it from the end.
-    """
-    if is_read(category):
-        return F.normalize(embedding(category), dim=-1)
-    assert isinstance(embedding, nn.Embedding)
-    known = category.clamp(0, embedding.num_embeddings - 1)
-    embedded = F.normalize(embedding(known), dim=-1)
-    return embedded.masked_fill((known != category).unsqueeze(-1), math.nan)
 
 
 def _joined(parts: Sequence[Tensor], batch_shape: torch.Size) -> Tensor:

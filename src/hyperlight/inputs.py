@@ -17,7 +17,7 @@ import math
 import numbers
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -92,6 +92,10 @@ class Input(ABC):
         """The shape of one value, without batch dimensions."""
         return (self.shape,) if isinstance(self.shape, int) else self.shape
 
+    def shape_of(self, value: Tensor) -> tuple[int, ...]:
+        """The shape of one value in this tensor: the event shape, longer for blended categories."""
+        return self.event_shape
+
     @property
     def numel(self) -> int:
         """The number of scalars in one value."""
@@ -130,12 +134,12 @@ class Input(ABC):
 
     def batch_shape_of(self, value: Any) -> torch.Size:
         """The batch shape of a value that :meth:`tensor` gave."""
-        shape: torch.Size = value.shape[: value.ndim - len(self.event_shape)]
+        shape: torch.Size = value.shape[: value.ndim - len(self.shape_of(value))]
         return shape
 
     def expand(self, value: Any, batch_shape: Sequence[int]) -> Any:
         """The value with that batch shape, to which its own broadcasts."""
-        return value.expand((*batch_shape, *self.event_shape))
+        return value.expand((*batch_shape, *self.shape_of(value)))
 
     def calibrated(self, values: Any) -> Input:
         """The same input, scaled to values of yours: ``(N,) + event_shape``.
@@ -237,7 +241,7 @@ class Input(ABC):
         checked = is_read(value)
         if checked:
             self.check_values(value)
-        converted: Tensor = value.to(torch.int64 if self.discrete else dtype)
+        converted: Tensor = value.to(dtype if value.is_floating_point() else torch.int64)
         return converted if checked else self.nearest(converted)
 
     def _from_array(
@@ -254,9 +258,9 @@ class Input(ABC):
         return value.to(device, widest(device) if kind == torch.float64 else kind)
 
     def _check_tensor(self, value: Tensor, device: torch.device) -> None:
-        event = self.event_shape
+        event = self.shape_of(value)
         if self.discrete:
-            if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            if value.is_complex() or value.dtype == torch.bool:
                 raise InputError(
                     f"has dtype {value.dtype}; expected integers, since it was declared as "
                     f"{self!r}. Convert it with .long()."
@@ -272,9 +276,15 @@ class Input(ABC):
                 f".to({str(device)!r})."
             )
         if value.ndim < len(event) or value.shape[value.ndim - len(event) :] != event:
+            kind = ""
+            if self.discrete and value.is_floating_point():
+                kind = (
+                    f" Numbers of {value.dtype} are the weights of a blend, one for each category; "
+                    "categories are integers: convert them with .long()."
+                )
             raise InputError(
                 f"has shape {tuple(value.shape)}; expected {event}, or batch shape + {event}, "
-                f"since it was declared as {self!r}."
+                f"since it was declared as {self!r}.{kind}"
             )
 
     def check_number(self, value: float) -> None:
@@ -541,6 +551,16 @@ class Normal(_Unbounded):
         self._check()
 
 
+class _Gain(Normal):
+    """The factor of the change at run time: any number."""
+
+    def _outside(self, found: str) -> InputError:
+        return InputError(f"was {found}; expected a finite number, such as 1.5.")
+
+
+GAIN = _Gain()
+
+
 @dataclass(frozen=True, repr=False)
 class Vector(_Unbounded):
     """A vector made elsewhere, such as a text embedding; logistic to (0, 1).
@@ -699,10 +719,17 @@ class Simplex(Input):
 
 @dataclass(frozen=True)
 class Categorical(Input):
-    """One of ``n`` categories, such as a task, a site or a person.
+    """One of ``n`` categories, such as a task, a site or a person; or a blend of several.
 
     Values are integers from 0 to ``n - 1``. Each has a learned embedding in the hypernetwork,
     scaled to norm 1, so that all categories and encoded numbers weigh the same.
+
+    Floating-point values are blends: weights of all categories that are not negative and sum to
+    1, of shape ``batch_shape + event_shape + (n,)``. A blend has the weighted sum of the
+    embeddings, again scaled to norm 1. Opposite embeddings that cancel have no blend, and are
+    refused. A mapping names a few categories: ``{0: 0.3, 4: 0.7}``. Draws are never blends.
+
+    :meth:`HyperModel.extend` adds categories to a model.
 
     Args:
         n: the number of categories.
@@ -712,6 +739,12 @@ class Categorical(Input):
     >>> site = hl.Categorical(4)
     >>> site.sample((3,), generator=torch.Generator().manual_seed(0)).dtype
     torch.int64
+
+    >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"site": site})
+    >>> x = torch.ones(3, 2)
+    >>> half = model(x, site=torch.tensor([0.5, 0.0, 0.0, 0.5]))
+    >>> torch.equal(half, model(x, site={0: 0.5, 3: 0.5}))
+    True
     """
 
     n: int
@@ -746,19 +779,81 @@ class Categorical(Input):
     def _rounded(self, value: Tensor, dtype: torch.dtype | None) -> Tensor:
         return value
 
+    def shape_of(self, value: Tensor) -> tuple[int, ...]:
+        """The event shape; of a blend, with the number of categories behind it."""
+        blend = (self.n,) if value.is_floating_point() else ()
+        return self.event_shape + blend
+
+    def tensor(self, value: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Turn a category, or a blend of several, into a tensor: see :meth:`Input.tensor`."""
+        if isinstance(value, Mapping):
+            value = self._weights(value, dtype, device)
+        return super().tensor(value, dtype=dtype, device=device)
+
+    def _weights(
+        self, blend: Mapping[Any, Any], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """The weights of all categories, from those of a few by name."""
+        given = f"was {blend!r}"
+        if self.event_shape:
+            raise InputError(
+                f"{given}; expected a tensor of weights of shape {(*self.event_shape, self.n)}, "
+                f"since it was declared as {self!r}."
+            )
+        for category in blend:
+            if not (isinstance(category, int) and not isinstance(category, bool)):
+                raise InputError(
+                    f"{given}; expected categories and weights, as in {{0: 0.3, 1: 0.7}}."
+                )
+            self.check_number(category)
+        try:
+            parts = [
+                w.to(device, dtype)
+                if isinstance(w, Tensor)
+                else torch.full((), w, dtype=dtype, device=device)
+                for w in blend.values()
+            ]
+            weights = torch.stack(torch.broadcast_tensors(*parts), dim=-1)  # type: ignore[no-untyped-call]
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"{given}; expected a number for every category, or tensors of one batch shape."
+            ) from None
+        index = torch.tensor(list(blend), device=device)
+        return weights.new_zeros(*weights.shape[:-1], self.n).index_add(-1, index, weights)
+
     def nearest(self, value: Tensor) -> Tensor:
         """The value itself: no category is near to another.
 
-        One that does not exist makes features and weights NaN where it is not refused.
+        One that does not exist makes features and weights NaN where it is not refused, and so
+        does a blend whose weights do not sum to 1.
         """
-        return value
+        if not value.is_floating_point():
+            return value
+        return torch.where(self._sums_to_one(value), value, math.nan)
+
+    def _sums_to_one(self, blend: Tensor) -> Tensor:
+        """Whether weights are not negative and sum to 1: ``(..., 1)``."""
+        blend, slack = blend.detach(), _slack(blend.dtype)
+        error = (widen(blend).sum(dim=-1, keepdim=True) - 1.0).abs()
+        return (error <= self.n * slack) & (blend >= -slack).all(dim=-1, keepdim=True)
 
     def check_number(self, value: float) -> None:
         if not (0 <= value < self.n and value == int(value)):
             raise self._outside(f"{value:g}")
 
     def check_values(self, value: Tensor) -> None:
-        if value.numel():
+        if value.is_floating_point():
+            wrong = ~self._sums_to_one(value).squeeze(-1)
+            if bool(wrong.any()):
+                first = widen(value.detach()[wrong][0])
+                low, high = (float(end) for end in torch.aminmax(first))
+                raise InputError(
+                    f"was a blend with weights from {low:.6g} to {high:.6g} that sum to "
+                    f"{float(first.sum()):.6g}; expected weights that are not negative and sum to "
+                    f"1, one for each category, since it was declared as {self!r}. Divide them by "
+                    "their sum, or pass categories as integers."
+                )
+        elif value.numel():
             smallest, largest = (int(v) for v in torch.aminmax(value.detach()))
             if not 0 <= smallest <= largest < self.n:
                 raise self._outside(_range(smallest, largest))
@@ -766,5 +861,6 @@ class Categorical(Input):
     def _outside(self, found: str) -> InputError:
         return InputError(
             f"was {found}; expected categories, integers from 0 to {self.n - 1}, since it was "
-            f"declared as {self!r}. Pass one of them, or declare more categories in inputs={{...}}."
+            f"declared as {self!r}. Pass one of them, declare more categories in inputs={{...}}, "
+            "or add some with model.extend."
         )

@@ -18,7 +18,7 @@ from types import MappingProxyType
 import torch
 
 from .errors import MemoryLimitError
-from .heads import Chunked, Dense, Head, LowRank
+from .heads import Chunked, Dense, Head, LowRank, PerLayer
 
 # What training holds besides the parameters, in units of the trained ones: their gradient and
 # the optimizer's state.
@@ -182,6 +182,7 @@ _CANDIDATES: Mapping[str, Head] = MappingProxyType(
     {
         "hl.Dense()": Dense(),
         **{f"hl.LowRank({rank})": LowRank(rank) for rank in _RANKS},
+        "hl.PerLayer(rank=8)": PerLayer(rank=8),
         **{f"hl.Chunked({size})": Chunked(size) for size in (4096, 256)},
     }
 )

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ._torch import is_distributed, pytree
 from .bind import BindPlan
@@ -22,10 +23,10 @@ from .directions import truncated
 from .encoded import Encoded
 from .encodings import CosSin, Encode
 from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
-from .heads import Dense, Head, dense, find_head
+from .heads import Dense, Head, Weight, dense, find_head, scale_change
 from .hypernet import HyperNet
 from .init import Init, Zero, find_init
-from .inputs import Input
+from .inputs import GAIN, Input
 from .many import Many, Run, open_arguments, unwrap
 from .signatures import SignatureOfForward, SignedMethod, arguments_of, keyword, with_keywords
 from .summary import Summary, summarize
@@ -49,14 +50,26 @@ class HyperModel(nn.Module):
     Attributes:
         primary: the network that was given; it holds ``theta0`` under its own names.
         hypernet: the hypernetwork; it holds ``omega``.
+        takes_gain: whether ``gain`` in a call multiplies the change; otherwise it is an input, or
+            an argument of the primary.
 
     The signature of a model and of its ``forward`` is that of the primary's, with the inputs
     among its keywords: trainers read it to choose the columns of a data set.
 
+    Beside the inputs, ``forward``, :meth:`predict`, :meth:`bind`, :meth:`at` and :meth:`sweep`
+    take ``gain``, which multiplies the change: :math:`\theta = \theta^0 + gain \cdot h(\gamma)`. 1
+    changes nothing, and 0 gives the primary itself. It is a number or a tensor of batch shape
+    ``()`` or ``(B,)``, and is differentiated as the inputs are. An input called ``gain`` comes
+    before it. In ``forward`` and ``sweep`` so does an argument that the primary's forward names
+    ``gain`` (not one that it takes by ``**kwargs``): use ``model.bind(..., gain=1.5)(x)`` there.
+
     >>> import inspect
     >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
     >>> list(inspect.signature(model.forward).parameters)
-    ['input', 'scale']
+    ['input', 'scale', 'gain']
+    >>> x = torch.ones(3, 2)
+    >>> torch.equal(model(x, scale=0.3, gain=0.0), model.primary(x))
+    True
     """
 
     __signature__ = SignatureOfForward()
@@ -91,7 +104,10 @@ class HyperModel(nn.Module):
         self._sign()
 
     def _sign(self) -> None:
+        taken = {*self.inputs, *_keywords_of(self.primary)}
+        self.takes_gain = "gain" not in taken
         keywords = [keyword(name) for name in self.inputs]
+        keywords += [keyword("gain", default=1.0)] * self.takes_gain
         signature = with_keywords(arguments_of(self.primary), keywords)
         self.__dict__["_signed"] = vars(HyperModel)["forward"].signed(signature)
 
@@ -129,7 +145,8 @@ class HyperModel(nn.Module):
         Args:
             args: passed to the primary.
             kwargs: the inputs of the hypernetwork, by name, each a number or a tensor of
-                shape ``batch_shape + event_shape``. All others are passed to the primary.
+                shape ``batch_shape + event_shape``; and ``gain``, which multiplies the change.
+                All others are passed to the primary.
 
         Returns:
             What the primary returns for the batch: a scalar loss is that of the batch.
@@ -146,7 +163,7 @@ class HyperModel(nn.Module):
         >>> model.last_run
         Run(way='batch', reason='')
         """
-        theta0, features = self.theta0, self.hypernet.features(**self._take_inputs(kwargs))
+        theta0, (features, gain) = self.theta0, self._features(self._take_inputs(kwargs))
         if features.ndim > 2:
             raise InputError(
                 f"The inputs {listed(self.inputs)} have batch shape {tuple(features.shape[:-1])}; "
@@ -157,10 +174,10 @@ class HyperModel(nn.Module):
         if samples == 1:  # the batch is one sample: one set of weights
             opened = open_arguments(args, kwargs, 1, self.primary.forward)
             args, kwargs = opened.args, opened.kwargs
-            features = features[0]
+            features, gain = features[0], None if gain is None else gain[0]
         elif samples is None:
             args, kwargs = unwrap(args, kwargs)
-        theta = self.hypernet.head.add_to(theta0, features)
+        theta = self._weights(theta0, features, gain)
         if features.ndim == 1:
             network, left = self._plan.bind_watched(self.primary, theta)
             output, run = network(*args, **kwargs), Run("one")
@@ -243,12 +260,12 @@ class HyperModel(nn.Module):
 
         Args:
             gamma: every input, by name: a number, or a tensor of shape
-                ``batch_shape + event_shape``.
+                ``batch_shape + event_shape``; and ``gain``, if the change is to be multiplied.
 
         Raises:
             InputError: a name, type, shape, device or value that does not fit.
         """
-        theta = self.hypernet.head.add_to(self.theta0, self.hypernet.features(**gamma))
+        theta = self._weights(self.theta0, *self._features(gamma))
         return {name: dense(theta[name]) for name in self._names}
 
     def bind(self, **gamma: Any) -> Any:
@@ -268,7 +285,7 @@ class HyperModel(nn.Module):
         followed, the call raises. Outside of a call, its predicted parameters read as ``theta0``.
 
         Args:
-            gamma: every input, by name: batch shape ``()`` or ``(B,)``.
+            gamma: every input, by name: batch shape ``()`` or ``(B,)``; and ``gain``.
 
         Raises:
             InputError: as for :meth:`predict`, or the batch shape has several dimensions.
@@ -282,13 +299,13 @@ class HyperModel(nn.Module):
         >>> model.bind(scale=torch.rand(4) / 2)(torch.zeros(4, 2)).shape
         torch.Size([4, 1])
         """
-        theta0, features = self.theta0, self.hypernet.features(**gamma)
+        theta0, (features, gain) = self.theta0, self._features(gamma)
         if features.ndim > 2:
             raise InputError(
                 f"The inputs {listed(self.inputs)} have batch shape {tuple(features.shape[:-1])}; "
                 "expected () for one set of weights, or (B,) for one per sample."
             )
-        theta = self.hypernet.head.add_to(theta0, features)
+        theta = self._weights(theta0, features, gain)
         if features.ndim == 1:
             return self._plan.bind(self.primary, {name: dense(w) for name, w in theta.items()})
         return self._many.bind(self.primary, theta0, theta, features.shape[0])
@@ -301,7 +318,7 @@ class HyperModel(nn.Module):
         back. Its ``state_dict`` loads into any module of the primary's class.
 
         Args:
-            gamma: every input, by name, without batch dimensions.
+            gamma: every input, by name, without batch dimensions; and ``gain``.
 
         Raises:
             InputError: as for :meth:`bind`.
@@ -313,14 +330,14 @@ class HyperModel(nn.Module):
         True
         """
         with torch.no_grad():
-            features = self.hypernet.features(**gamma)
+            features, gain = self._features(gamma)
             if features.ndim > 1:
                 raise InputError(
                     f"The inputs {listed(self.inputs)} have batch shape "
                     f"{tuple(features.shape[:-1])}: that is several sets of weights, and a module "
                     "of its own holds one. Pass a single value for each input (batch shape ())."
                 )
-            theta = self.hypernet.head.add_to(self.theta0, features)
+            theta = self._weights(self.theta0, features, gain)
             values = {name: dense(theta[name]) for name in self._names}
             self._plan.bind(self.primary, values)  # refuses what has changed in the primary
             plain = _copied(self.primary, "model.at copies the primary")
@@ -338,8 +355,8 @@ class HyperModel(nn.Module):
         Args:
             args: passed to the primary, the same to each.
             kwargs: the inputs of the hypernetwork, by name, with batch shapes that broadcast
-                to at least one dimension, as in ``scale=torch.linspace(0, 1, 64)``. All
-                others are passed to the primary.
+                to at least one dimension, as in ``scale=torch.linspace(0, 1, 64)``; and ``gain``,
+                which may be swept as well. All others are passed to the primary.
 
         Returns:
             What the primary returns under each set, its tensors with the batch shape in front:
@@ -353,7 +370,7 @@ class HyperModel(nn.Module):
         >>> model.sweep(torch.rand(4, 2), scale=torch.linspace(0.0, 0.5, 7)).shape
         torch.Size([7, 4, 3])
         """
-        features = self.hypernet.features(**self._take_inputs(kwargs))
+        features, gain = self._features(self._take_inputs(kwargs))
         batch_shape = features.shape[:-1]
         if not batch_shape:
             raise InputError(
@@ -362,11 +379,62 @@ class HyperModel(nn.Module):
                 "call model(x, ...)."
             )
         theta0, flat = self.theta0, features.flatten(0, -2)
-        theta = self.hypernet.head.add_to(theta0, flat)
+        theta = self._weights(theta0, flat, None if gain is None else gain.flatten())
         output, run = self._many.sweep(self.primary, theta0, theta, len(flat), args, kwargs)
         if not torch.compiler.is_compiling():
             self.last_run = run
         return pytree.tree_map_only(Tensor, lambda t: t.unflatten(0, batch_shape), output)
+
+    def extend(
+        self,
+        name: str,
+        n: int = 1,
+        *,
+        like: Any = None,
+        optimizer: Optimizer | None = None,
+        generator: torch.Generator | None = None,
+    ) -> nn.Parameter:
+        """Add categories to an input: a task, a client, a person that comes later.
+
+        The input gets ``n`` more categories behind those that it has, each with an embedding. All
+        other parameters stay the same, and so do the predictions for all other values, bit for
+        bit. The input that was declared is not changed: ``model.inputs[name]`` is a new one.
+
+        The table of embeddings becomes a new parameter. An optimizer made before would go on with
+        the old one, and no embedding would be trained: pass it as ``optimizer``, or make a new
+        one. Wrap the model in ``DistributedDataParallel`` anew.
+
+        To train the new categories alone, give the table to an optimizer without weight decay: the
+        embeddings of other categories have no gradient, and stay as they are::
+
+            table = model.extend("client")
+            optimizer = torch.optim.Adam([table], lr=0.05)
+
+        Args:
+            name: a :class:`~hyperlight.Categorical` input.
+            n: how many categories to add.
+            like: where the new categories start: at a category (``3``) or a blend (``{0: 0.5, 3:
+                0.5}``, or what :func:`~hyperlight.tune` found), one for all or one for each. By
+                default the embeddings are drawn, as at the start.
+            optimizer: one that trains the model. It goes on with the new table in place of the
+                old, with its state; for the new categories that is zero.
+            generator: draws the embeddings; the default is PyTorch's own.
+
+        Returns:
+            The table of embeddings, ``(categories, features)``.
+
+        Raises:
+            InputError: the input is unknown or not categorical, or ``like`` does not fit it.
+            ConfigurationError: ``n`` is not a positive integer, ``optimizer`` does not train the
+                embeddings, or the model is a bound network or sharded.
+
+        >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"client": hl.Categorical(10)})
+        >>> before = model.predict(client=3)["weight"]
+        >>> table = model.extend("client", like=3)
+        >>> model.inputs["client"].n, torch.equal(model.predict(client=10)["weight"], before)
+        (11, True)
+        """
+        return self.hypernet.extend(name, n, like=like, optimizer=optimizer, generator=generator)
 
     def truncate(self, directions: int, values: Mapping[str, Any] | None = None) -> HyperModel:
         r"""A smaller model, in which weights move in the strongest ``directions`` alone.
@@ -413,7 +481,25 @@ class HyperModel(nn.Module):
         gamma = {name: kwargs.pop(name) for name in inputs if name in kwargs}
         if len(gamma) < len(inputs):
             self._refuse_missing(gamma, kwargs)
+        if self.takes_gain and "gain" in kwargs:
+            gamma["gain"] = kwargs.pop("gain")
         return gamma
+
+    def _features(self, gamma: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """What the head reads, and the gain if one is given, of one batch shape."""
+        gain = None if "gain" in self.inputs else gamma.pop("gain", None)
+        features = self.hypernet.features(**gamma)
+        if gain is None:
+            return features, None
+        gain = as_gain(gain, self.hypernet, features.shape[:-1])
+        return features.expand(*gain.shape, features.shape[-1]), gain
+
+    def _weights(
+        self, theta0: dict[str, Tensor], features: Tensor, gain: Tensor | None
+    ) -> dict[str, Weight]:
+        """The sum of ``theta0`` and the change, which the gain multiplies."""
+        theta = self.hypernet.head.add_to(theta0, features)
+        return theta if gain is None else scale_change(theta0, theta, gain)
 
     def _refuse_missing(self, gamma: Mapping[str, Any], others: Mapping[str, Any]) -> None:
         name = next(name for name in self.inputs if name not in gamma)
@@ -424,7 +510,25 @@ class HyperModel(nn.Module):
         )
 
 
-def _refuse_clashes(primary: nn.Module, inputs: Mapping[str, Input]) -> None:
+def as_gain(gain: Any, hypernet: HyperNet, batch_shape: torch.Size) -> Tensor:
+    """The gain as a tensor of the batch shape that it has together with the inputs."""
+    try:
+        value = GAIN.tensor(gain, dtype=hypernet.dtype, device=hypernet.device)
+    except InputError as error:
+        raise InputError(f"gain {error}") from None
+    try:
+        shape = torch.broadcast_shapes(batch_shape, value.shape)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        raise InputError(
+            f"gain has shape {tuple(value.shape)}, and the inputs {listed(hypernet.inputs)} have "
+            f"batch shape {tuple(batch_shape)}; expected shapes that broadcast, such as (8,) and "
+            "(8,), or () and (8,)."
+        ) from None
+    return value.expand(shape)
+
+
+def _keywords_of(primary: nn.Module) -> list[str]:
+    """The arguments of the primary's forward that can be passed by name."""
     own = [
         parameter.name
         for parameter in arguments_of(primary).parameters.values()
@@ -432,6 +536,11 @@ def _refuse_clashes(primary: nn.Module, inputs: Mapping[str, Input]) -> None:
     ]
     if isinstance(primary, HyperNet):
         own.extend(primary.inputs)
+    return own
+
+
+def _refuse_clashes(primary: nn.Module, inputs: Mapping[str, Input]) -> None:
+    own = _keywords_of(primary)
     for name in inputs:
         if name in own:
             raise ConfigurationError(
@@ -499,12 +608,14 @@ def hypernetize(
             glob over inputs: ``{"level": hl.CosSin(), "*": None}``.
         residual: whether predictions are changes to the primary's parameters.
         head: the hypernetwork's last layer: :class:`~hyperlight.Dense`,
-            :class:`~hyperlight.LowRank`, :class:`~hyperlight.Chunked`, one of your own, or
+            :class:`~hyperlight.LowRank`, :class:`~hyperlight.PerLayer`,
+            :class:`~hyperlight.ChannelScale`, :class:`~hyperlight.Chunked`, one of your own, or
             several by glob over names: ``{"*attn*": hl.LowRank(8), "*": hl.Dense()}``.
-        init: how the head starts: ``"relative"`` or ``hl.Relative(0.1)`` (the change is that
-            fraction of each tensor's own scale), ``"fan_out"`` (paper, section 5.2), ``"zero"``
-            (the model starts as the primary, bit for bit), ``"hyperfan_in"`` or
-            ``"hyperfan_out"`` (Chang et al. 2020), or a function of a tensor's name and shape.
+        init: how the head starts: ``"relative"`` or ``hl.Relative(0.1)`` (the change has that
+            fraction of each tensor's root mean square), ``"fan_out"`` (paper, section 5.2, with
+            predicted biases at zero), ``"zero"`` (the model starts as the primary, bit for bit),
+            ``"hyperfan_in"`` or ``"hyperfan_out"`` (Chang et al. 2020), or a function of a
+            tensor's name and shape.
             ``"auto"`` is ``"relative"``, or ``"fan_out"`` if there is no scale to measure
             (``residual=False``, or a primary on the meta device) or a head of your own has no
             :meth:`~hyperlight.Head.calibrate`.
@@ -547,6 +658,12 @@ def hypernetize(
             residual and head.calibrates and not any(t.device.type == "meta" for t in chosen)
         )
         init = "relative" if measurable else "fan_out"
+    if not residual and not head.stands_alone:
+        raise ConfigurationError(
+            "residual=False starts theta0 at zero, where a head that multiplies it (ChannelScale) "
+            "can change nothing. Use residual=True, or another head."
+        )
+    head.fit(primary, chosen)
     fitted = find_init(init).fit(primary, chosen)
     if not residual:
         if isinstance(fitted, Zero):

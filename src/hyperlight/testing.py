@@ -46,6 +46,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import pickle
 import re
 import warnings
@@ -62,7 +63,7 @@ from .encodings import Encoding, is_normalized
 from .errors import ConfigurationError, HyperLightError
 from .heads import dense
 from .hypernet import HyperNet
-from .init import FanOut, Given, Zero
+from .init import Given, Zero
 from .many import PerSample, Shared
 from .model import HyperModel
 from .targets import attribute
@@ -343,6 +344,10 @@ def _expect_spread(method: str, squares: Mapping[str, float], stds: Mapping[str,
         )
 
 
+# Biases start at zero with fan_out, and a head that ignores the spread would pass for them.
+_UNIT_NORM = Given(lambda name, shape: 1.0 / math.sqrt(max(shape.numel(), 1)))
+
+
 class _Measured(Given):
     measured = True
 
@@ -396,9 +401,24 @@ class _Checks:
         # Not the seeds of the features: the same draws in both would not be independent.
         return torch.Generator(self.hypernet.device).manual_seed(2**20 + seed)
 
+    def _theta0(self) -> dict[str, Tensor]:
+        """What the head alone is checked with: ones if it scales theta0, else zeros."""
+        hypernet, kind = (
+            self.hypernet,
+            torch.zeros if self.hypernet.head.stands_alone else torch.ones,
+        )
+        options: Any = {"dtype": hypernet.dtype, "device": hypernet.device}
+        return {name: kind(shape, **options) for name, shape in hypernet.shapes.items()}
+
+    def _change(self, gamma: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the hypernetwork predicts alone."""
+        if self.hypernet.head.stands_alone:
+            return dict(self.hypernet(**gamma))
+        return self.hypernet.head.change(self._theta0(), self.hypernet.features(**gamma))
+
     @torch.no_grad()
     def _squares(self, features: Tensor) -> dict[str, float]:
-        predicted = self.hypernet.head.predict(features)
+        predicted = self.hypernet.head.change(self._theta0(), features)
         return {name: float(t.double().square().mean()) for name, t in predicted.items()}
 
     def _same(self, other: _Checks, what: str) -> None:
@@ -500,14 +520,22 @@ class _Checks:
                 continue  # may have a dtype of its own
             _expect_kind(f"The parameter {name!r}", parameter, dtype, device)
         sizes, features = [shape.numel() for shape in shapes.values()], self._features(2, seed=0)
-        flat, parts = head(features), head.predict(features)
-        _expect_shape("The head's forward", flat, (2,), (sum(sizes),), "Concatenate along dim=-1.")
-        split = zip(parts.items(), flat.split(sizes, dim=-1), strict=True)
-        cut = {name: block.reshape_as(part) for (name, part), block in split}
-        zero = {n: torch.zeros(shape, dtype=dtype, device=device) for n, shape in shapes.items()}
-        sums = {name: dense(weight) for name, weight in head.add_to(zero, features).items()}
-        _expect_equal("The head's forward and predict() differ", cut, parts)
-        _expect_equal("The head's add_to() and predict() differ", sums, parts)
+        if head.stands_alone:
+            flat, parts = head(features), head.predict(features)
+            _expect_shape(
+                "The head's forward", flat, (2,), (sum(sizes),), "Concatenate along dim=-1."
+            )
+            split = zip(parts.items(), flat.split(sizes, dim=-1), strict=True)
+            cut = {name: block.reshape_as(part) for (name, part), block in split}
+            _expect_equal("The head's forward and predict() differ", cut, parts)
+            method = "predict"
+        else:
+            parts, method = head.change(self._theta0(), features), "change"
+        theta0 = self._theta0()
+        sums = {name: dense(weight) for name, weight in head.add_to(theta0, features).items()}
+        if not head.stands_alone:
+            parts = {name: theta0[name] + part for name, part in parts.items()}
+        _expect_equal(f"The head's add_to() and {method}() differ", sums, parts)
         counts = [head.parameter_count(name) for name in shapes]
         total = sum(parameter.numel() for parameter in head.parameters())
         own = sum(count or 0 for count in counts)
@@ -537,7 +565,7 @@ class _Checks:
             varied = self._gamma((16,), seed=3)[name]
             if all(bool((t == t[:1]).all()) for t in tensors_of(varied)):  # a single category
                 continue
-            for target, tensor in self.hypernet(**{**held, name: varied}).items():
+            for target, tensor in self._change({**held, name: varied}).items():
                 apart = (tensor - tensor[:1]).detach().abs().max()
                 _expect(
                     float(apart) > 1e-6 * float(tensor.detach().abs().max()),
@@ -576,7 +604,7 @@ class _Checks:
         fresh = self._copied()
         head, shapes = fresh.hypernet.head, fresh.hypernet.shapes
         scales = itertools.cycle((1.0, 4.0, 16.0))
-        stds = {n: FanOut().std(n, shape) * next(scales) for n, shape in shapes.items()}
+        stds = {n: _UNIT_NORM.std(n, shape) * next(scales) for n, shape in shapes.items()}
         entries = sum(shape.numel() for shape in shapes.values())
         resets, size = 64 if entries < 2**12 else 8, max(1, min(16, 2**22 // entries))
         squares = dict.fromkeys(shapes, 0.0)
@@ -587,7 +615,8 @@ class _Checks:
         _expect_spread("reset_parameters", squares, stds)
 
         head.reset_parameters(Zero(), fresh._generator(0))
-        at_zero = head(fresh._features(2, seed=0))
+        changes = head.change(self._theta0(), fresh._features(2, seed=0))
+        at_zero = torch.cat([change.flatten() for change in changes.values()])
         _expect(
             not bool(at_zero.any()),
             "With init='zero' predictions must be exactly zero, and they are not. Multiply by "
@@ -619,7 +648,7 @@ class _Checks:
         def drawn(fill: float, seed: int) -> dict[str, Tensor]:
             for parameter in head.parameters():
                 parameter.data.fill_(fill)
-            head.reset_parameters(FanOut(), fresh._generator(seed))
+            head.reset_parameters(_UNIT_NORM, fresh._generator(seed))
             return {name: value.detach().clone() for name, value in head.named_parameters()}
 
         first, again, other = drawn(1.0, 0), drawn(2.0, 0), drawn(1.0, 1)
@@ -816,7 +845,7 @@ class _Checks:
                 "parameters, or buffers with register_buffer.",
             )
         other = self._copied()
-        other.hypernet.head.reset_parameters(FanOut(), other._generator(5))
+        other.hypernet.head.reset_parameters(_UNIT_NORM, other._generator(5))
         for value in other.model.state_dict().values():
             if value.is_floating_point():
                 value.add_(1.0)

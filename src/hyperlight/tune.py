@@ -23,8 +23,8 @@ from .errors import (
     did_you_mean,
     listed,
 )
-from .inputs import Categorical, Input, Simplex
-from .model import HyperModel
+from .inputs import GAIN, Categorical, Input, Simplex
+from .model import HyperModel, as_gain
 from .precision import widen
 
 
@@ -33,8 +33,9 @@ class Tuned:
     """The best inputs that :func:`tune` saw.
 
     Attributes:
-        inputs: all inputs of the model, including those that were held:
-            ``model(x, **tuned.inputs)``. ``batch_shape + event_shape`` each.
+        inputs: all inputs of the model, including those that were held, and ``gain`` if it was
+            given: ``model(x, **tuned.inputs)``. ``batch_shape + event_shape`` each; with the
+            number of categories behind it for a blend.
         loss: the objective there, of shape ``batch_shape``; infinite for a sample
             whose objective was never finite.
         history: the objective at every point, ``(runs, steps + 1) + batch_shape``: one run per
@@ -94,10 +95,12 @@ def tune(
         generator: draws the starts of the other runs; by default one with a fixed seed, so that
             a result can be repeated.
         start: where the first run begins, by input name; by default at the median of the
-            space. An :class:`~hyperlight.Encoded` input is held at its start, or fixed. A discrete
-            input is held at its start; without one, every value of it is
-            tried, each with all restarts. An input with the name of an argument of this
-            function can be fixed, but has no start.
+            space. An :class:`~hyperlight.Encoded` input is held at its start, or fixed. A category
+            is held at its start; without one, every category is tried, each with all restarts. A
+            start with floating-point weights (:class:`Categorical`) is a blend, and the weights
+            are descended: ``task=torch.full((4,), 0.25)``. So is ``gain``, the factor of the
+            change, if it is given a start. An input with the name of an argument of this function
+            can be fixed, but has no start.
 
     Returns:
         The best inputs, their loss and the history.
@@ -125,10 +128,15 @@ def tune(
     _check_names(model, start, fixed)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
-        first = _first(model, {**fixed, **start})
+        first, batch_shape = _first(model, {**fixed, **start})
         spaces = {name: space for name, space in model.inputs.items() if name not in fixed}
         searched = {n: space for n, space in spaces.items() if not isinstance(space, Encoded)}
         free = {n: space for n, space in searched.items() if not space.discrete}
+        for name, space in spaces.items():
+            if isinstance(space, Categorical) and space.n > 1 and first[name].is_floating_point():
+                free[name] = Simplex(space.n)
+        if model.takes_gain and "gain" in first and "gain" not in fixed:
+            free["gain"] = GAIN
         tried = {n: space for n, space in spaces.items() if space.discrete and n not in start}
         raw = {n: first[n] for n, space in model.inputs.items() if isinstance(space, Encoded)}
         with torch.no_grad():
@@ -138,34 +146,18 @@ def tune(
                 f"Nothing is left to tune: of the inputs {listed(model.inputs)}, all are fixed, or "
                 "discrete and given. Leave one of them out."
             )
-        batch_shape = model.hypernet.batch_shape(**first)
         loss = torch.full(batch_shape, math.inf, device=model.hypernet.device)
         search = _Search(model, objective, free, dict(first), loss)
         for restart in range(restarts if free else 1):
-            drawn = _drawn(model, batch_shape, generator) if restart else first
-            begin = first | {name: drawn[name] for name in free}
+            begin = first | (_draw(model, free, batch_shape, generator) if restart else {})
             for chosen in _combinations(tried, first):
                 search.run(begin | chosen, steps if free else 0, lr)
         search.best |= raw
         return search.result()
 
 
-def _drawn(
-    model: HyperModel, batch_shape: torch.Size, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Draws of all inputs that may be searched."""
-    hypernet = model.hypernet
-    return {
-        name: space.sample(
-            batch_shape, generator=generator, dtype=hypernet.dtype, device=generator.device
-        ).to(hypernet.device)
-        for name, space in model.inputs.items()
-        if not isinstance(space, Encoded)
-    }
-
-
-def _first(model: HyperModel, held: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the first run begins: a value of every input for every sample."""
+def _first(model: HyperModel, held: Mapping[str, Any]) -> tuple[dict[str, Any], torch.Size]:
+    """Where the first run begins, a value of every input for every sample; and the batch shape."""
     for name, space in model.inputs.items():
         if isinstance(space, Encoded) and name not in held:
             raise InputError(
@@ -173,19 +165,47 @@ def _first(model: HyperModel, held: Mapping[str, Any]) -> dict[str, Any]:
                 f"fixed={{{name!r}: value}}."
             )
     begin = {n: median(space) for n, space in model.inputs.items() if n not in held} | dict(held)
+    gain = begin.pop("gain", None) if model.takes_gain else None
     model.hypernet.check(**begin)
-    batch_shape = model.hypernet.batch_shape(**begin)
+    values, batch_shape = model.hypernet.collect(begin), model.hypernet.batch_shape(**begin)
+    if gain is not None:
+        gain = as_gain(gain, model.hypernet, batch_shape)
+        batch_shape = gain.shape
     if len(batch_shape) > 1:
         raise InputError(
             f"The start values have batch shape {tuple(batch_shape)}; expected (), or (B,) for "
             "one value per sample."
         )
-    return {
+    first = {
         name: map_tensors(
             lambda tensor: tensor.detach().clone(), model.inputs[name].expand(value, batch_shape)
         )
-        for name, value in model.hypernet.collect(begin).items()
+        for name, value in values.items()
     }
+    return first if gain is None else first | {"gain": gain.detach().clone()}, batch_shape
+
+
+def _draw(
+    model: HyperModel,
+    free: Mapping[str, Input],
+    batch_shape: torch.Size,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Where another run begins: draws of what is free, but the gain, which begins where it did."""
+    hypernet = model.hypernet
+    drawn = {
+        name: space.sample(
+            batch_shape, generator=generator, dtype=hypernet.dtype, device=generator.device
+        ).to(hypernet.device)
+        for name, space in model.inputs.items()
+        if not isinstance(space, Encoded)
+    }
+    for name, space in model.inputs.items():
+        if space.discrete and name in free:  # a blend
+            shape, on = batch_shape + space.event_shape, generator.device
+            draw = free[name].sample(shape, generator=generator, dtype=hypernet.dtype, device=on)
+            drawn[name] = draw.to(hypernet.device)
+    return {name: drawn[name] for name in free if name in drawn}
 
 
 @dataclass
@@ -337,9 +357,10 @@ def _combinations(tried: dict[str, Input], first: dict[str, Tensor]) -> list[dic
 
 
 def _check_names(model: HyperModel, start: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    known = [*model.inputs, "steps", "lr", "restarts", "fixed", "generator"]
+    inputs = [*model.inputs, *["gain"] * model.takes_gain]
+    known = [*inputs, "steps", "lr", "restarts", "fixed", "generator"]
     for name in [*start, *fixed]:
-        if name not in model.inputs:
+        if name not in inputs:
             raise InputError(
                 f"{name!r} is neither an input of this model ({listed(model.inputs)}) nor an "
                 f"argument of tune.{did_you_mean(name, known)}"

@@ -154,6 +154,52 @@ def predict_chunked(head: hl.Chunked, features: Tensor) -> dict[str, Tensor]:
     return predicted
 
 
+def predict_per_layer(head: hl.PerLayer, features: Tensor) -> dict[str, Tensor]:
+    """The shared network, called for one tensor after another."""
+    index, found = 0, {}
+    for names, output in zip(head.kinds, head.outputs, strict=True):
+        for name in names:
+            x = head.first @ torch.cat([features, head.embedding[index]])
+            h = head.second @ (x * torch.sigmoid(x))
+            code = output @ (h / h.square().sum().sqrt())
+            shape = head.shapes[name]
+            rows, columns = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (0, 0)
+            r = head.rank or 0
+            if r and r * (rows + columns) < rows * columns:
+                left, right = code[: r * rows].view(rows, r), code[r * rows :].view(r, columns)
+                code = torch.stack([(left * column).sum(1) for column in right.T], dim=1)
+            found[name] = (head.scale[index] * code).reshape(shape)
+            index += 1
+    return {name: found[name] for name in head.shapes}
+
+
+def change_channel_scale(
+    head: hl.ChannelScale, features: Tensor, theta0: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """One output channel after another."""
+    found, start = {}, 0
+    for name, shape in head.shapes.items():
+        if len(shape) < 2:
+            size = math.prod(shape)
+            found[name] = (head.weight[start : start + size] @ features).reshape(shape)
+            start += size
+            continue
+        change = torch.zeros(shape, dtype=features.dtype)
+        dim, groups = head.channels.get(name, (0, 1))
+        for group in range(groups):
+            for channel in range(shape[dim]):
+                scale = head.weight[start] @ features
+                part = [slice(None)] * len(shape)
+                part[dim] = slice(channel, channel + 1)
+                if groups > 1:
+                    rows = shape[dim - 1] // groups
+                    part[dim - 1] = slice(group * rows, (group + 1) * rows)
+                change[tuple(part)] = theta0[name][tuple(part)] * scale
+                start += 1
+        found[name] = change
+    return found
+
+
 # --- many sets of weights ----------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ from .._version import __version__
 from ..encoded import Encoded
 from ..encodings import CosSin, Encode, Encodings, Identity
 from ..errors import FormatError, HyperLightError, did_you_mean, listed
-from ..heads import Chunked, Dense, Head, LowRank, Mixed
+from ..heads import ChannelScale, Chunked, Dense, Head, LowRank, Mixed, PerLayer
 from ..hypernet import HyperNet
 from ..inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
 from ..model import HyperModel
@@ -50,7 +50,7 @@ Description = dict[str, Any]
 # The classes that a file can name; any other is passed to load.
 _INPUTS = {c.__name__: c for c in (Uniform, LogUniform, Normal, Vector, Categorical, Simplex)}
 _ENCODINGS = {c.__name__: c for c in (CosSin, Identity)}
-_HEADS = {c.__name__: c for c in (Dense, LowRank, Chunked)}
+_HEADS = {c.__name__: c for c in (Dense, LowRank, PerLayer, ChannelScale, Chunked)}
 _PARTS: dict[str, Any] = {"encoding": _ENCODINGS, "head": _HEADS, "activation": ACTIVATIONS}
 
 # The kinds of values in the metadata, in the notation of kinds.fits.

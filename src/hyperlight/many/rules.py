@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .._torch import BatchNorm, canonical_mask, padding_of, pytree
 from ..errors import InputError
-from ..heads import LowRankWeight, Weight, dense
+from ..heads import LowRankWeight, ScaledWeight, Weight, dense
 from .track import COPIED, Axis, Lost
 
 
@@ -181,7 +181,8 @@ def multiply(
     """``x W^T + b`` with a weight for every sample.
 
     A low-rank weight is never multiplied out: the shared part is one product for the whole batch,
-    and the change is added to it in place of a second pass.
+    and the change is added to it in place of a second pass. A scaled one is shared by all samples,
+    whose outputs (or inputs, if its second dimension is scaled) are scaled.
 
     Args:
         x: ``(..., in)``.
@@ -191,8 +192,14 @@ def multiply(
         bias: ``(out,)`` if ``shared``, or ``(B, out)``.
         shared: whether all samples share the bias.
     """
+    if isinstance(weight, ScaledWeight):
+        if weight.dim == 1:
+            y = F.linear(_scaled(x, axis, weight, None, x.ndim - 1), weight.theta0)
+            return _affine(y, axis, None, _each(bias, samples, shared), y.ndim - 1)
+        y = F.linear(x, weight.theta0)
+        return _scaled(y, axis, weight, _each(bias, samples, shared), y.ndim - 1)
     u = _rows(x, axis, samples)
-    if not isinstance(weight, LowRankWeight):
+    if isinstance(weight, Tensor):
         if bias is None:
             return _from_rows(torch.bmm(u, weight.mT), x, axis)
         row = bias.expand(samples, 1, -1) if shared else bias.unsqueeze(1)
@@ -206,6 +213,15 @@ def multiply(
     if axis.dim == 0 and axis.outer == 1:
         return torch.baddbmm(y.reshape(*u.shape[:-1], -1), code, left.mT).reshape(y.shape)
     return y + _from_rows(torch.bmm(code, left.mT), x, axis)
+
+
+def _scaled(y: Tensor, axis: Axis, weight: ScaledWeight, bias: Tensor | None, at: int) -> Tensor:
+    """Scale the channels of each sample, and add ``(B, channels)``."""
+    return _affine(y, axis, (1.0 + weight.scale).to(y.dtype), bias, at)
+
+
+def _each(bias: Tensor | None, samples: int, shared: bool) -> Tensor | None:
+    return bias.expand(samples, -1) if bias is not None and shared else bias
 
 
 def _apply_linear(
@@ -225,6 +241,8 @@ def _apply_linear(
 def _turned(weight: Weight) -> Weight:
     if isinstance(weight, LowRankWeight):
         return LowRankWeight(weight.theta0.mT, weight.right.mT, weight.left.mT)
+    if isinstance(weight, ScaledWeight):
+        return ScaledWeight(weight.theta0.mT, weight.scale, 1 - weight.dim)
     return weight.mT
 
 
@@ -268,6 +286,11 @@ def embedding(layer: Layer, module: nn.Embedding, input: Tensor) -> Tensor:
     if isinstance(weight, LowRankWeight):
         code = F.embedding(flat, weight.left.flatten(0, 1))
         y = torch.baddbmm(F.embedding(rows, weight.theta0), code, weight.right)
+    elif isinstance(weight, ScaledWeight):
+        scale = weight.scale.unsqueeze(1)  # of the features, or of every row
+        if weight.dim == 0:
+            scale = F.embedding(flat, weight.scale.reshape(-1, 1))
+        y = F.embedding(rows, weight.theta0) * (1.0 + scale)
     else:
         y = F.embedding(flat, weight.flatten(0, 1))
     if module.padding_idx is not None:
@@ -356,7 +379,8 @@ _CONVOLVE_TRANSPOSED: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_tran
 def convolution(layer: Layer, module: Any, input: Tensor) -> Tensor:
     """Grouped: the samples stand beside the channels.
 
-    Of a low-rank weight the shared part is one convolution of the whole batch.
+    Of a low-rank weight the shared part is one convolution of the whole batch, and so is all of a
+    scaled one.
     """
     x, axis = _batch_first(layer, input)
     dims = len(module.kernel_size)
@@ -380,6 +404,9 @@ def convolution(layer: Layer, module: Any, input: Tensor) -> Tensor:
         change = torch.unflatten(change, 3, h.shape[3:])
         y = convolve(x, weight.theta0, None, *options) + merge(change, axis)
         return layer.give(_affine(y, axis, None, bias, 1), axis)
+    if isinstance(weight, ScaledWeight) and weight.dim == 0:
+        y = convolve(x, weight.theta0, None, *options, module.groups)
+        return layer.give(_scaled(y, axis, weight, bias, 1), axis)
     w = layer.weight(module, "weight")
     assert w is not None
     if axis.kind == COPIED and module.groups == 1:  # the same images: one convolution
@@ -404,9 +431,7 @@ def transposed_convolution(
     dims = len(module.kernel_size)
     if x.ndim != dims + 2 or output_size is not None:
         raise ByItself
-    w, bias = layer.weight(module, "weight"), layer.weight(module, "bias")
-    assert w is not None
-    u = split(x, axis, layer.samples)
+    weight, bias = layer.weights.get("weight"), layer.weight(module, "bias")
 
     def convolve(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Any:
         stride, padding, dilation, groups = options
@@ -414,6 +439,13 @@ def transposed_convolution(
         return transposed(x, w, b, stride, padding, module.output_padding, groups, dilation)
 
     options = (module.stride, module.padding, module.dilation)
+    by_channel = (1, module.groups)
+    if isinstance(weight, ScaledWeight) and (weight.dim, weight.groups) == by_channel:
+        y = convolve(x, weight.theta0, None, *options, module.groups)
+        return layer.give(_scaled(y, axis, weight, bias, 1), axis)
+    w = layer.weight(module, "weight")
+    assert w is not None
+    u = split(x, axis, layer.samples)
     y = _grouped(convolve, u, w, bias, options, module.groups)
     return layer.give(merge(y, axis), axis)
 
@@ -594,6 +626,10 @@ def _cut(weight: Weight, size: int) -> list[Any]:
             torch.split(weight.theta0, size), torch.split(weight.left, size, -2), strict=True
         )
         return [LowRankWeight(theta0, left, weight.right) for theta0, left in pairs]
+    if isinstance(weight, ScaledWeight):
+        theta0, scale = torch.split(weight.theta0, size), weight.scale
+        scales = torch.split(scale, size, -1) if weight.dim == 0 else [scale] * len(theta0)
+        return [ScaledWeight(t, s, weight.dim) for t, s in zip(theta0, scales, strict=True)]
     return list(torch.split(weight, size, -2))
 
 
