@@ -26,6 +26,7 @@ ORDER = [
     "precision",
     "inputs",
     "categories",
+    "encoded",
     "encodings",
     "targets",
     "init",
@@ -36,6 +37,7 @@ ORDER = [
     "bind",
     "memory",
     "widths",
+    "trunk",
     "hypernet",
     "directions",
     "summary",
@@ -120,7 +122,7 @@ def test_private_names_of_torch_stand_in_one_file() -> None:
 # The tables of nn.Module, with which it pickles itself; what pruning calls its parameter; and a
 # public method of named tuples.
 TABLES = {"_parameters", "_buffers", "_modules", "_forward_pre_hooks"}
-FOREIGN = {"bind": {*TABLES, "_tensor_name"}, "diagnostics": TABLES, "io.legacy": TABLES}
+FOREIGN = {"bind": {*TABLES, "_tensor_name"}, "io.legacy": TABLES}
 
 
 def test_private_attributes_of_other_libraries_are_read_in_one_file() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -377,3 +378,68 @@ def test_a_head_that_scales_theta0_has_a_verdict() -> None:
     )
     profile = hl.scale_profile(model)
     assert "Build the model with encoding=" in profile.verdict
+
+
+# --- over data ------------------------------------------------------------------------------
+
+
+def test_the_spread_is_the_deviation_of_the_weights_over_their_size() -> None:
+    model = hl.hypernetize(mlp(), {"z": hl.Vector(4)}).double()
+    z = torch.randn(12, 4, dtype=torch.float64)
+    profile = hl.scale_profile(model, values={"z": z})
+    with torch.no_grad():
+        rows = torch.cat([t.flatten(1) for t in model.predict(z=z).values()], dim=1)
+    expected = (rows.var(dim=0, correction=0).sum() / rows.square().mean(dim=0).sum()).sqrt()
+    assert profile.spread == pytest.approx(float(expected), rel=1e-9)
+    assert profile.std.shape == (12,)
+    assert torch.equal(profile.gamma, z[z.norm(dim=1).argsort()])
+    flat = hl.hypernetize(mlp(), {"z": hl.Vector(4)}, init="zero")
+    assert hl.scale_profile(flat).spread == 0.0
+
+
+def embeddings(count: int = 100) -> Tensor:
+    """As an untrained network gives them: small, and not what the space was declared for."""
+    return 0.05 * torch.randn(count, 64)
+
+
+def test_the_profile_says_that_data_condition_next_to_nothing() -> None:
+    data = embeddings()
+    for settings_ in ({}, {"encoding": hl.CosSin(per_input=True)}):
+        model = hl.hypernetize(mlp(), {"z": hl.Vector(64), "g": hl.Uniform()}, **settings_)
+        profile = hl.scale_profile(model, values={"z": data})
+        assert profile.spread < 0.005
+        assert re.search(r"'z' conditions next to nothing: .* by 0\.00\d+ of th", profile.verdict)
+        assert "spread by 0.05, and it was declared as Vector(shape=(64,)" in profile.verdict
+        assert "calibrate_on={'z': batch}" in profile.verdict
+        calibrated = hl.hypernetize(
+            mlp(), {"z": hl.Vector(64), "g": hl.Uniform()}, calibrate_on={"z": data}, **settings_
+        )
+        again = hl.scale_profile(calibrated, values={"z": embeddings()})
+        assert again.spread > 0.01
+        assert "conditions next to nothing" not in again.verdict
+    level = hl.hypernetize(mlp(), {"g": hl.Uniform(0.0, 100.0)})
+    verdict = hl.scale_profile(level, values={"g": torch.rand(9)}).verdict
+    assert "They fill a small part of Uniform(low=0.0, high=100.0" in verdict
+
+
+def test_a_model_that_starts_at_zero_is_not_blamed_on_its_data() -> None:
+    model = hl.hypernetize(mlp(), {"z": hl.Vector(64)}, init="zero")
+    verdict = hl.scale_profile(model, values={"z": embeddings()}).verdict
+    assert verdict.endswith("Over the given values the weights move by 0 of their size.")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"y": torch.rand(3)}, "'y' is not an input of this model; its inputs are 'z', 'g'"),
+        ({"z": torch.zeros(4)}, "'z' has batch shape () in values; expected (N,), of 2 or more"),
+        ({"z": torch.zeros(1, 4)}, "'z' has batch shape (1,) in values"),
+        ({"z": torch.zeros(9, 5)}, "'z' has shape (9, 5); expected (4,)"),
+        ({"z": torch.zeros(9, 4), "g": torch.rand(9)}, "say which one to vary"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(values: dict[str, Tensor], words: str) -> None:
+    model = hl.hypernetize(mlp(), {"z": hl.Vector(4), "g": hl.Uniform()})
+    with pytest.raises(hl.HyperLightError) as error:
+        hl.scale_profile(model, values=values)
+    assert words in str(error.value)

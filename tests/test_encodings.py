@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hyperlight as hl
+from tests.reference import naive_encoding
 
 unit = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40)
 
@@ -122,3 +123,68 @@ def test_encodings_and_heads_without_their_methods_cannot_be_made() -> None:
     for base in (hl.Encoding, hl.Head):
         with pytest.raises(TypeError, match="abstract"):
             type("Unfinished", (base,), {})()
+
+
+# --- several --------------------------------------------------------------------------------
+
+SEVERAL = {"a": hl.Uniform(0.0, 1.0), "z": hl.Normal(3), "b": hl.Uniform(0.0, 2.0)}
+
+
+@given(
+    a=st.floats(0.0, 1.0),
+    b=st.floats(0.0, 2.0),
+    z=st.lists(st.floats(-3.0, 3.0), min_size=3, max_size=3),
+)
+def test_every_input_has_the_encoding_of_its_pattern(a: float, b: float, z: list[float]) -> None:
+    """Those of one pattern together, weighted by their share of the scalars."""
+    net = hl.HyperNet(
+        {**SEVERAL, "c": hl.Categorical(4)},
+        {"w": (2,)},
+        hidden=(3,),
+        encoding={"z": hl.CosSin(), "*": hl.CosSin()},
+        dtype=torch.float64,
+    )
+    vector = torch.tensor(z, dtype=torch.float64)
+    found = net.encode(a=a, b=b, z=vector, c=1)
+    rows = [[1.0 / (1.0 + math.exp(-v)) for v in z], [a, b / 2.0]]
+    expected = [  # six inputs: three entries, two scalars, a category
+        math.sqrt(len(row) / 6) * v for row in rows for v in naive_encoding(row, "unit")
+    ]
+    assert found[:10].tolist() == pytest.approx(expected, abs=1e-9)
+    assert found.norm().item() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_one_input_may_stay_as_it_is() -> None:
+    net = hl.HyperNet(SEVERAL, {"w": (2,)}, encoding={"z": None, "?": hl.CosSin(per_input=True)})
+    z = torch.tensor([3.0, -7.0, 0.5])
+    encoded = net.encode(a=0.0, b=2.0, z=z)
+    expected = [3.0, -7.0, 0.5, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
+    assert encoded.tolist() == pytest.approx(expected, abs=1e-6)
+    assert not net.encoding.unit_norm
+
+
+def test_several_encodings_are_copied_trained_and_checked() -> None:
+    own = nn.Linear(3, 4)
+    model = hl.hypernetize(nn.Linear(2, 3), SEVERAL, encoding={"z": own, "*": hl.CosSin()})
+    assert model.hypernet.encoding.parts[0] is not own
+    assert not set(own.parameters()) & set(model.parameters())
+    assert "encoding.parts.0.weight" in model.hypernet.state_dict()
+    report = hl.testing.check_hypernet(model, torch.randn(4, 2))
+    assert "encoding" in report.passed
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ({}, "encoding was an empty mapping; expected globs over inputs and encodings"),
+        ({"a": 3, "*": None}, "encoding held 'a': 3; expected globs"),
+        ({"a": hl.CosSin}, "encoding held 'a': <class"),
+        ({"a": None}, "No pattern of encoding={...} matches the input 'z'; the patterns are 'a'."),
+        ({"*": None, "a": None}, "The pattern 'a' of encoding={...} gets none of the inputs"),
+        ({"c": None, "*": None}, "Categories and hl.Encoded inputs have no encoding"),
+    ],
+)
+def test_patterns_that_do_not_fit_are_refused(encoding: object, words: str) -> None:
+    with pytest.raises(hl.ConfigurationError) as error:
+        hl.HyperNet({**SEVERAL, "c": hl.Categorical(4)}, {"w": (2,)}, encoding=encoding)
+    assert words in str(error.value)

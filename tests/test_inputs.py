@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hyperlight as hl
+from tests.models import one_graph
 
 SPACES = [
     hl.Uniform(-2.0, 0.5),
@@ -283,6 +285,69 @@ def test_without_endpoints_draws_are_what_they_were() -> None:
 def test_every_input_says_its_shape(space: hl.Input, shape: tuple[int, ...]) -> None:
     assert space.shape == space.event_shape == shape
     assert space.sample((7,)).shape == (7, *shape)
+
+
+# --- Vector, measured on data ---------------------------------------------------------------
+
+
+def test_a_vector_takes_location_and_scale_of_every_entry_from_data() -> None:
+    data = torch.randn(500, 2, 2) * torch.tensor([[1e-3, 1.0], [3.0, 0.1]]) + 5.0
+    data[:, 0, 0] = 7.0  # never varies
+    net = hl.HyperNet({"z": hl.Vector((2, 2))}, {"w": (2,)}, calibrate_on={"z": data})
+    space = net.inputs["z"]
+    wide = data.double().flatten(1)
+    deviation = wide.std(dim=0, correction=0)
+    floor = 0.01 * float(deviation.square().mean().sqrt())
+    assert space.loc == pytest.approx(wide.mean(dim=0).tolist())
+    assert space.scale == pytest.approx([floor, *deviation[1:].tolist()])
+    assert repr(space) == f"Vector(shape=(2, 2), loc=(7, ...), scale=({floor:.4g}, ...))"
+    coordinate = space.standardize(data)[:, 1]
+    assert coordinate.mean(dim=0).tolist() == pytest.approx([0.0, 0.0], abs=1e-4)
+    assert coordinate.std(dim=0, correction=0).tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
+    drawn = space.sample(2000)[:, 1]
+    assert drawn.std(dim=0).tolist() == pytest.approx(deviation[2:].tolist(), rel=0.1)
+    torch.testing.assert_close(space.unstandardize(space.standardize(data)), data)
+
+
+def test_a_measured_vector_is_saved(tmp_path: Path) -> None:
+    net = hl.HyperNet({"z": hl.Vector(3)}, {"w": (2,)}, calibrate_on={"z": torch.randn(9, 3)})
+    hl.save(net, tmp_path / "m")
+    again, z = hl.load(tmp_path / "m"), torch.randn(5, 3)
+    assert again.inputs == net.inputs
+    assert torch.equal(again(z=z)["w"], net(z=z)["w"])
+
+
+@one_graph
+def test_a_measured_vector_compiles() -> None:
+    net = hl.HyperNet({"z": hl.Vector(3)}, {"w": (2,)}, calibrate_on={"z": torch.randn(9, 3)})
+    z = torch.randn(5, 3)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(z=z)["w"], net(z=z)["w"])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: hl.Vector(3, loc=[0.0, 1.0]),
+            "Vector(loc=...) had 2 numbers; expected one, or on",
+        ),
+        (lambda: hl.Vector(2, scale=(1.0, 0.0)), "Vector(scale=0.0): expected a scale above zero"),
+        (lambda: hl.Vector(2, loc=(1.0, math.nan)), "loc was nan; expected a finite number"),
+        (
+            lambda: hl.Vector(2).calibrated(torch.zeros(9, 3)),
+            "was given torch.Size([9, 3]) to calibrate on; expected a tensor of shape (N, 2)",
+        ),
+        (lambda: hl.Vector(2).calibrated([1.0]), "was given list to calibrate on"),
+        (lambda: hl.Vector(2).calibrated(torch.zeros(1, 2)), "was given 1 value to calibrate on"),
+        (lambda: hl.Vector(2).calibrated(torch.ones(5, 2)), "that are all the same"),
+        (lambda: hl.Normal(2).calibrated(torch.randn(5, 2)), "says where its values lie"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(make: object, words: str) -> None:
+    with pytest.raises(hl.ConfigurationError) as error:
+        make()
+    assert words in str(error.value)
 
 
 # --- Simplex --------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hyperlight as hl
-from hyperlight.hypernet import ACTIVATIONS
 from hyperlight.io import container, files
+from hyperlight.trunk import ACTIVATIONS
 from tests.models import PRIMARIES, Tied, convolutional, mlp, vectors
 from tests.reference.files import rewrite
 
@@ -75,6 +76,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "classical": {"encoding": None, "residual": False},
     "encoding alone": {"residual": False},
     "residual alone": {"encoding": None},
+    "several encodings": {"encoding": {"g*": hl.CosSin()}},
     "paper's encoding": {"encoding": hl.CosSin(per_input=True)},
     "low rank": {"head": hl.LowRank(1)},
     "chunked": {"head": hl.Chunked(5)},
@@ -265,6 +267,8 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
             "config": {"inplace": False, "negative_slope": 0.01},
         },
         "skip": False,
+        "trunk": None,
+        "encoders": None,
         "encoding": {"class": "CosSin", "config": {"per_input": False}},
         "head": {"class": "LowRank", "config": {"rank": 2}},
         "dtype": "float32",
@@ -276,7 +280,8 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_every_public_class_can_be_named_in_a_file() -> None:
-    public = [getattr(hl, name) for name in hl.__all__]
+    """Except an input that holds a module, which is code."""
+    public = [getattr(hl, name) for name in hl.__all__ if name != "Encoded"]
     for base, known in (
         (hl.Input, files._INPUTS),
         (hl.Encoding, files._ENCODINGS),
@@ -504,6 +509,26 @@ def test_no_numpy_is_needed(tmp_path: Path) -> None:
         "assert torch.equal(again(g=0.3)['w'], net(g=0.3)['w'])\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_encodings_by_input_come_back(tmp_path: Path) -> None:
+    inputs = {"a": hl.Uniform(0.0, 1.0), "z": hl.Normal(3)}
+    gamma = {"a": 0.3, "z": torch.randn(3)}
+    net = hl.HyperNet(inputs, {"w": (2,)}, encoding={"z": None, "?": hl.CosSin(per_input=True)})
+    hl.save(net, tmp_path / "m")
+    assert torch.equal(hl.load(tmp_path / "m")(**gamma)["w"], net(**gamma)["w"])
+    own = {"z": Fourier(3), "*": hl.CosSin()}
+    net = hl.HyperNet(inputs, {"w": (2,)}, encoding=own)
+    hl.save(net, tmp_path / "m")
+    words = re.escape(
+        "Pass it to load: encoding={'z': Fourier(...), '*': CosSin(per_input=False)}."
+    )
+    with pytest.raises(hl.FormatError, match=words):
+        hl.load(tmp_path / "m")
+    again = hl.load(tmp_path / "m", encoding=own)
+    assert torch.equal(again(**gamma)["w"], net(**gamma)["w"])
+    with pytest.raises(hl.FormatError, match="encoding was {'a': "):
+        hl.load(tmp_path / "m", encoding={"a": hl.CosSin(), "z": Fourier(3)})
 
 
 # --- settings of one's own ----------------------------------------------------------------

@@ -15,6 +15,7 @@ from .diagnostics import (
     scale_profile,
 )
 from .directions import DirectionProfile
+from .encoded import Encoded
 from .encodings import CosSin, Encoding, Identity
 from .errors import (
     BindError,
@@ -56,6 +57,7 @@ __all__ = [
     "Vector",
     "Categorical",
     "Simplex",
+    "Encoded",
     # encodings
     "Encoding",
     "CosSin",

@@ -14,7 +14,8 @@ from __future__ import annotations
 import functools
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -264,3 +265,23 @@ def ignored_in_ddp(module: nn.Module) -> list[str]:
 def ignore_in_ddp(module: nn.Module, names: list[str]) -> None:
     """Set them. Otherwise the dense gradient would be sent beside the factors."""
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
+
+
+# --- buffers ----------------------------------------------------------------------------
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Restore every buffer afterwards: the same tensor with the same values."""
+    kept = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffers, name, buffer, values in kept:
+                buffers[name] = buffer.copy_(values)

@@ -8,16 +8,24 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ._torch import buffers_kept
 from .bind import bind
 from .directions import DirectionProfile, measured
-from .errors import ConfigurationError, MissingExtraError, ObjectiveError, did_you_mean, listed
+from .encoded import Encoded, UnitVectors
+from .errors import (
+    ConfigurationError,
+    InputError,
+    MissingExtraError,
+    ObjectiveError,
+    did_you_mean,
+    listed,
+)
 from .hypernet import HyperNet
 from .inputs import Categorical, Input
 from .model import HyperModel
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
 _STEADY_SCALE = 0.2
 _STEADY_GRADIENT = 0.25
 _FOLLOWS = 0.8
+# Below these an input conditions next to nothing: of the weights' size, and of what draws do.
+_CONDITIONS, _OF_DRAWS = 0.005, 0.2
 _ENCODING, _RESIDUAL = "encoding=hl.CosSin()", "residual=True"
 
 
@@ -126,17 +136,21 @@ class ScaleProfile(_Profile):
 
     Attributes:
         input: the name of the input that was varied.
-        gamma: its values, ``(points,) + event_shape``.
-        magnitude: the Euclidean norm of each, ``(points,)``; 1 for categories.
+        gamma: its values, ``(points,) + event_shape``; their numbers, from 0, if the input is
+            :class:`~hyperlight.Encoded`.
+        magnitude: the Euclidean norm of each, ``(points,)``; 1 for categories and encoded inputs.
         std: standard deviation of all predicted weights at each, ``(points,)``.
         per_target: the same for every predicted tensor (for a single number, its
             absolute value).
         verdict: whether the model has the paper's problem, and what to change, in words.
+        spread: how much the input conditions: the standard deviation of the predicted weights
+            over its values, as a fraction of their own size (root mean squares).
     """
 
     std: Tensor
     per_target: dict[str, Tensor]
     verdict: str
+    spread: float = math.nan
     _label = "std of the predicted weights"
 
     @property
@@ -192,6 +206,7 @@ def scale_profile(
     input: str | None = None,
     *,
     points: int = 33,
+    values: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
 ) -> ScaleProfile:
     """Measure how the scale of the predicted weights follows an input (paper, section 3, fig. 1a).
@@ -207,10 +222,17 @@ def scale_profile(
     ``theta0`` with at least a tenth of the norm of the predicted change; or, if it has both, a
     smaller change.
 
+    Values that come from elsewhere (an encoder, an embedding) may differ from what the input
+    was declared for, and then condition next to nothing. Profile such an input over your data,
+    ``values={"image": batch}``. If they move the weights by less than 0.005 of their size, and by
+    less than a fifth of what draws of the space do, the verdict says so, and what to change.
+
     Args:
         model: the model, in any state of training.
-        input: the input to vary; optional if there is only one.
+        input: the input to vary; optional if there is only one, or one in ``values``.
         points: the number of values.
+        values: data by input, ``(N,) + event_shape``, in place of values from the space. Of inputs
+            that are held, the first is used.
         generator: draws the values of an input with an event shape; by default
             one with a fixed seed, so that profiles can be compared.
 
@@ -231,11 +253,19 @@ def scale_profile(
 section 3 of the paper, which makes training slow or unstable. Build the model with \
 encoding=hl.CosSin() and residual=True.
     """
-    axis = _Axis(model, input, points, generator)
-    std, *each = torch.stack([_stds(model.predict(**gamma)) for gamma in axis], dim=1).cpu()
-    verdict = axis.verdict("The scale of the predicted weights", std, _STEADY_SCALE)
+    with buffers_kept(model):
+        axis = _Axis(model, input, points, generator, values)
+        moved = _Spread()
+        columns = [_stds(moved.seen(model.predict(**gamma))) for gamma in axis]
+        std, *each = torch.stack(columns, dim=1).cpu()
+        verdict = axis.verdict("The scale of the predicted weights", std, _STEADY_SCALE)
+        if axis.given:
+            size = f"Over the given values the weights move by {moved.fraction:.2g} of their size."
+            verdict = axis.weak_verdict(moved.fraction) or f"{verdict} {size}"
     per_target = dict(zip(model.theta0, each, strict=True))
-    return ScaleProfile(axis.name, axis.values.cpu(), axis.magnitude, std, per_target, verdict)
+    return ScaleProfile(
+        axis.name, axis.values.cpu(), axis.magnitude, std, per_target, verdict, moved.fraction
+    )
 
 
 def gradient_profile(
@@ -245,6 +275,7 @@ def gradient_profile(
     input: str | None = None,
     *,
     points: int = 17,
+    values: Mapping[str, Any] | None = None,
     generator: torch.Generator | None = None,
 ) -> GradientProfile:
     r"""Measure how the gradient by the predicted weights follows an input (paper, figure 3c).
@@ -274,6 +305,7 @@ def gradient_profile(
         batches: what ``loss`` takes; iterated over once. A handful is enough.
         input: the input to vary; optional if there is only one.
         points: the number of values.
+        values: data by input in place of values from the space, as in :func:`scale_profile`.
         generator: draws the values of an input with an event shape; by default
             one with a fixed seed.
 
@@ -295,8 +327,8 @@ def gradient_profile(
     >>> profile.norm.shape
     torch.Size([17, 4])
     """
-    axis = _Axis(model, input, points, generator)
-    with _buffers_kept(model), torch.inference_mode(False), torch.enable_grad():
+    with buffers_kept(model), torch.inference_mode(False), torch.enable_grad():
+        axis = _Axis(model, input, points, generator, values)
         columns = [
             torch.stack([_target_norms(model, gamma, loss, batch) for gamma in axis], dim=1)
             for batch in batches
@@ -390,21 +422,30 @@ class _Axis:
     """The values of one input of a model, with all others held at their medians."""
 
     def __init__(
-        self, model: HyperModel, name: str | None, points: int, generator: torch.Generator | None
+        self,
+        model: HyperModel,
+        name: str | None,
+        points: int,
+        generator: torch.Generator | None,
+        given: Mapping[str, Any] | None = None,
     ) -> None:
-        inputs = model.inputs
-        if name is None and len(inputs) > 1:
+        inputs, given = model.inputs, given or {}
+        if name is None and len(inputs) > 1 and len(given) != 1:
             raise ConfigurationError(
                 f"The model has several inputs, {listed(inputs)}: say which one to vary."
             )
-        name = next(iter(inputs)) if name is None else name
-        if name not in inputs:
-            raise ConfigurationError(
-                f"{name!r} is not an input of this model; its inputs are {listed(inputs)}."
-                f"{did_you_mean(name, inputs)}"
-            )
+        name = next(iter(given if len(given) == 1 else inputs)) if name is None else name
+        for each in (name, *given):
+            if each not in inputs:
+                raise ConfigurationError(
+                    f"{each!r} is not an input of this model; its inputs are {listed(inputs)}."
+                    f"{did_you_mean(each, inputs)}"
+                )
         space, dtype = inputs[name], model.hypernet.dtype
-        if space.event_shape:
+        self.model, self.name, self.given = model, name, name in given
+        if self.given:
+            values = _data(model, name, given[name])
+        elif isinstance(space, Encoded) or space.event_shape:
             generator = torch.Generator().manual_seed(0) if generator is None else generator
             on = generator.device
             values = space.sample((points,), generator=generator, dtype=dtype, device=on)
@@ -412,17 +453,80 @@ class _Axis:
             values = torch.arange(space.n)
         else:
             values = space.grid(points, dtype=dtype)
-        magnitude = torch.ones(len(values)) if space.discrete else values.abs()
+        self._data = self._rows(name, values)
+        encoded = isinstance(space, Encoded)
+        magnitude = torch.ones(len(self._data)) if space.discrete or encoded else self._data.abs()
         if magnitude.ndim > 1:
             magnitude, order = magnitude.flatten(1).norm(dim=1).sort()
-            values = values[order]
-        self.model, self.name = model, name
-        self.values, self.magnitude = values.to(model.hypernet.device), magnitude.cpu()
-        self._held = {other: median(space) for other, space in inputs.items() if other != name}
+            self._data = self._data[order.to(self._data.device)]
+        self.values = torch.arange(len(self._data)) if encoded else self._data
+        self.magnitude = magnitude.cpu()
+        self._held = {
+            other: self._wrapped(other, self._rows(other, _data(model, other, given[other]))[0])
+            if other in given
+            else self._middle(other)
+            for other in inputs
+            if other != name
+        }
+
+    def _rows(self, name: str, values: Any) -> Tensor:
+        """The values of an input; of an encoded one what its network gives, computed once."""
+        if isinstance(self.model.inputs[name], Encoded):
+            with torch.no_grad():
+                return self.model.hypernet.unit_vectors(name, values).vectors
+        rows: Tensor = values.to(self.model.hypernet.device)
+        return rows
+
+    def _wrapped(self, name: str, rows: Tensor) -> Any:
+        return UnitVectors(rows) if isinstance(self.model.inputs[name], Encoded) else rows
+
+    def _middle(self, name: str) -> Any:
+        """The value at which an input is held."""
+        space = self.model.inputs[name]
+        if not isinstance(space, Encoded):
+            return median(space)
+        if space.examples is None:
+            raise ConfigurationError(
+                f"The input {name!r} has no value to be held at, since {space!r} has no examples. "
+                f"Pass some: values={{{name!r}: batch}}."
+            )
+        return self._wrapped(name, self._rows(name, space.examples)[0])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for value in self.values:
-            yield {self.name: value, **self._held}
+        for row in self._data:
+            yield {self.name: self._wrapped(self.name, row), **self._held}
+
+    def weak_verdict(self, fraction: float) -> str | None:
+        """What to change if the data condition far less than draws of the space do."""
+        if fraction >= _CONDITIONS:
+            return None
+        drawn = self.model.hypernet.draws(len(self._data))[self.name]
+        rows = drawn.vectors if isinstance(drawn, UnitVectors) else drawn
+        usual = _Spread()
+        for row in rows:
+            value = self._wrapped(self.name, row)
+            usual.seen(self.model.predict(**{self.name: value, **self._held}))
+        if fraction >= _OF_DRAWS * usual.fraction:
+            return None
+        space, name, data = self.model.inputs[self.name], self.name, self._data
+        said = (
+            f"{name!r} conditions next to nothing: over these values the weights move by "
+            f"{fraction:.2g} of their size; over draws of the space, by {usual.fraction:.2g}."
+        )
+        if isinstance(space, Encoded):
+            return (
+                f"{said} Its network gives nearly the same for all of them. Calibrate it on your "
+                f"data: hypernetize(..., calibrate_on={{{name!r}: batch}})."
+            )
+        if space.bounded or space.discrete:
+            return f"{said} They fill a small part of {space!r}: declare the part that you use."
+        mean, deviation = (float(m) for m in (data.mean(), widen(data).std(dim=0).mean()))
+        return (
+            f"{said} They lie at {mean:.2g} and spread by {deviation:.2g}, and it was declared as "
+            f"{space!r}. Declare it as hl.Vector and calibrate it on your data, "
+            f"hypernetize(..., calibrate_on={{{name!r}: batch}}); or pass the network that makes "
+            "them as an hl.Encoded input."
+        )
 
     @torch.no_grad()
     def verdict(self, subject: str, size: Tensor, steady: float) -> str:
@@ -433,7 +537,8 @@ class _Axis:
         if variation < steady:
             return f"{subject} does not follow {self.name!r}: nothing to change."
         hypernet = self.model.hypernet
-        encoded = hypernet.encode(**{self.name: self.values}, **self._held).norm(dim=-1)
+        varied = self._wrapped(self.name, self._data)
+        encoded = hypernet.encode(**{self.name: varied}, **self._held).norm(dim=-1)
         raw = _variation(widen(encoded)) > 0.01
         rows = list(self)
         theta0, head = self.model.theta0, hypernet.head
@@ -458,21 +563,45 @@ class _Axis:
         )
 
 
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Restore every buffer afterwards: the same tensor with the same values."""
-    kept = [
-        (module._buffers, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+def _data(model: HyperModel, name: str, given: Any) -> Any:
+    """Values of an input from a user's data, checked: ``(N,) + event_shape``."""
+    space, hypernet = model.inputs[name], model.hypernet
     try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffers, name, buffer, values in kept:
-                buffers[name] = buffer.copy_(values)
+        values = space.tensor(given, dtype=hypernet.dtype, device=hypernet.device)
+        batch_shape = space.batch_shape_of(values)
+        if len(batch_shape) != 1 or batch_shape[0] < 2:
+            raise InputError(
+                f"has batch shape {tuple(batch_shape)} in values; expected (N,), of 2 or more."
+            )
+    except InputError as error:
+        raise InputError(f"Hypernetwork input {name!r} {error}") from None
+    return values
+
+
+class _Spread:
+    """How far weights move, as a fraction of their size: both root mean squares."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # of the differences from the first
+        self._squares, self._sizes, self._count = 0.0, 0.0, 0
+
+    def seen(self, theta: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take one set of weights into account; return it."""
+        self._first = self._first or theta
+        self._count += 1
+        self._sizes += _norm(theta) ** 2
+        apart = {name: t - self._first[name] for name, t in theta.items()}
+        self._squares += _norm(apart) ** 2
+        self._sums = {n: self._sums[n] + t if self._sums else t for n, t in apart.items()}
+        return theta
+
+    @property
+    def fraction(self) -> float:
+        if not self._sizes:
+            return 0.0
+        variance = self._squares - _norm(self._sums) ** 2 / self._count
+        return math.sqrt(max(variance, 0.0) / self._sizes)
 
 
 def _variation(size: Tensor) -> float:

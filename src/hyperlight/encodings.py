@@ -7,12 +7,18 @@ It is given the inputs mapped to [0, 1], or as the user passed them if it says
 
 from __future__ import annotations
 
+import copy
+import fnmatch
 import math
 from abc import ABCMeta, abstractmethod
+from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .errors import ConfigurationError, did_you_mean, listed
 
 
 class Encoding(nn.Module, metaclass=ABCMeta):  # ABC as a base would fix where it must stand
@@ -108,3 +114,84 @@ class Identity(Encoding):
 
     def forward(self, gamma: Tensor) -> Tensor:
         return torch.cat([gamma, torch.zeros_like(gamma)], dim=-1)
+
+
+class Encodings(nn.Module):
+    """Several encodings by glob over the inputs, joined; the first match counts.
+
+    Made if ``encoding`` is a mapping: ``encoding={"level": hl.CosSin(), "*": None}``. Inputs of
+    one pattern are encoded together. If every encoding has norm 1, so have all together: each is
+    weighted by its share of the scalars.
+
+    Args:
+        encodings: encodings by glob over input names; ``None`` leaves the inputs as they are.
+        sizes: the number of scalars of every input that is encoded, in order.
+    """
+
+    def __init__(self, encodings: Mapping[str, nn.Module | None], sizes: Mapping[str, int]) -> None:
+        super().__init__()
+        expected = "expected globs over inputs and encodings, as in {'level': hl.CosSin()}."
+        for pattern, encoding in encodings.items():
+            if not isinstance(pattern, str) or not isinstance(encoding, (nn.Module, NoneType)):
+                raise ConfigurationError(f"encoding held {pattern!r}: {encoding!r}; {expected}")
+        if not encodings:
+            raise ConfigurationError(f"encoding was an empty mapping; {expected}")
+        self.patterns = tuple(encodings)
+        self.parts = nn.ModuleList(find_encoding(each, {}) for each in encodings.values())
+        self.sizes = tuple(sizes.values())
+        self.groups = tuple(self._match(name) for name in sizes)
+        for group, pattern in enumerate(self.patterns):
+            if group not in self.groups:
+                raise ConfigurationError(
+                    f"The pattern {pattern!r} of encoding={{...}} gets none of the inputs "
+                    f"{listed(sizes)}: it matches none, or those before it took them all. "
+                    "Categories and hl.Encoded inputs have no encoding."
+                    f"{did_you_mean(pattern, sizes)}"
+                )
+        self.unit_norm = all(getattr(part, "unit_norm", False) for part in self.parts)
+
+    def _match(self, name: str) -> int:
+        for group, pattern in enumerate(self.patterns):
+            if fnmatch.fnmatchcase(name, pattern):
+                return group
+        raise ConfigurationError(
+            f"No pattern of encoding={{...}} matches the input {name!r}; the patterns are "
+            f"{listed(self.patterns)}. Add '*' for all that is left."
+        )
+
+    def forward(self, u: Tensor) -> Tensor:
+        columns = torch.split(u, list(self.sizes), dim=-1)
+        encoded = []
+        for group, part in enumerate(self.parts):
+            own = torch.cat(
+                [c for c, g in zip(columns, self.groups, strict=True) if g == group], -1
+            )
+            weight = (own.shape[-1] / u.shape[-1]) ** 0.5 if self.unit_norm else 1.0
+            encoded.append(part(own) * weight)
+        return torch.cat(encoded, dim=-1)
+
+    def extra_repr(self) -> str:
+        return f"patterns={list(self.patterns)}"
+
+
+Encode = nn.Module | Mapping[str, nn.Module | None] | None
+"""An encoding, none (the classical formulation), or several by glob over the inputs."""
+
+
+def find_encoding(encoding: Encode, sizes: Mapping[str, int]) -> nn.Module:
+    """A copy of the given encoding, or of several as one, for inputs of so many scalars."""
+    if isinstance(encoding, Mapping):
+        return Encodings(encoding, sizes)
+    if encoding is not None and not isinstance(encoding, nn.Module):
+        raise ConfigurationError(
+            f"encoding was {encoding!r}; expected a module such as CosSin(), None for the "
+            "classical formulation, or a mapping of globs over inputs to these."
+        )
+    return Identity() if encoding is None else copy.deepcopy(encoding)
+
+
+def is_normalized(encoding: nn.Module, index: int) -> bool:
+    """Whether an encoding is given its input of that index in [0, 1], and not as it is."""
+    if isinstance(encoding, Encodings):
+        encoding = encoding.parts[encoding.groups[index]]
+    return bool(getattr(encoding, "normalized", True))

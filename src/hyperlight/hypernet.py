@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import itertools
 import keyword
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._torch import is_sharded
+from ._torch import buffers_kept, is_sharded
 from .categories import embedded, grow, replace_in, table_of
-from .encodings import CosSin, Encoding, Identity
+from .encoded import Encoded, Encoder, UnitVectors, map_tensors
+from .encodings import CosSin, Encode, Encoding, find_encoding, is_normalized
 from .errors import (
     ConfigurationError,
     InputError,
@@ -25,27 +24,11 @@ from .errors import (
     sharded,
 )
 from .heads import Dense, Head, find_head
-from .init import Init, find_init, gain_of, kaiming_fan_out_
+from .init import Init, find_init, kaiming_fan_out_
 from .inputs import Categorical, Input, as_batch_shape
 from .memory import refuse_oversize
+from .trunk import Activation, OwnTrunk, Trunk, apply, build_trunk
 from .widths import Directions, Hidden, find_widths
-
-Activation = str | nn.Module | Callable[[], nn.Module]
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "leaky_relu": nn.LeakyReLU,
-    "relu": nn.ReLU,
-    "prelu": nn.PReLU,
-    "elu": nn.ELU,
-    "selu": nn.SELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "mish": nn.Mish,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "identity": nn.Identity,
-}
 
 
 class HyperNet(nn.Module):
@@ -74,13 +57,21 @@ class HyperNet(nn.Module):
         activation: a name, a module (copied for every layer) or a class of one.
         encoding: a module from ``(..., d)`` to ``(..., output_size(d))``; ``None`` is the
             classical formulation (:class:`~hyperlight.Identity`). It is given all inputs but
-            categories, which have embeddings.
+            categories, which have embeddings, and :class:`~hyperlight.Encoded` ones. Or several
+            by glob over inputs: ``{"level": hl.CosSin(), "*": None}``.
         head: the last layer, or several by glob over names.
         init: the initialisation of the head: ``"fan_out"``, ``"zero"``, ``"hyperfan_in"``,
             ``"hyperfan_out"``, an object such as ``hl.Relative(0.1, scales={...})``, or a
             function of a tensor's name and shape that returns a standard deviation. ``None``
             leaves all parameters uninitialised, for values that are loaded next.
         skip: residual connections in the trunk.
+        trunk: layers of your own in place of ``hidden``, ``activation`` and ``skip``: a module
+            from ``(B, encoded)`` to ``(B, K)``, or a function that makes one for the size
+            ``encoded``. It is used as it is; :meth:`reset_parameters` leaves it alone unless it
+            has a method of that name.
+        calibrate_on: values from your data, ``(N,) + event_shape``, by input, for those that are
+            :class:`~hyperlight.Encoded` or :class:`~hyperlight.Vector`. They tell where values
+            lie and how far they spread.
         dtype: of its parameters; the default is :func:`torch.get_default_dtype`.
         device: of its parameters.
         generator: draws the initial weights; the default is PyTorch's own.
@@ -94,6 +85,9 @@ class HyperNet(nn.Module):
     {'w': (5, 3, 2), 'b': (5, 3)}
     """
 
+    # The inputs hold encoders as they were given; what runs are those in ``encoders``.
+    shared_when_bound = frozenset(("inputs",))
+
     def __init__(
         self,
         inputs: Mapping[str, Input],
@@ -102,29 +96,27 @@ class HyperNet(nn.Module):
         hidden: Hidden = "auto",
         directions: Directions = "auto",
         activation: Activation = "leaky_relu",
-        encoding: nn.Module | None = CosSin(),
+        encoding: Encode = CosSin(),
         head: Head | Mapping[str, Head] = Dense(),
         init: Init | None = "fan_out",
         skip: bool = False,
+        trunk: OwnTrunk | None = None,
+        calibrate_on: Mapping[str, Any] | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.inputs = _checked_inputs(inputs)
+        self.inputs = _calibrated(_checked_inputs(inputs), calibrate_on or {})
         self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         if not self.shapes:
             raise ConfigurationError("shapes was empty; expected at least one tensor to predict.")
-        if encoding is not None and not isinstance(encoding, nn.Module):
-            raise ConfigurationError(
-                f"encoding was {encoding!r}; expected a module such as CosSin(), "
-                "or None for the classical formulation."
-            )
         found = None if init is None else find_init(init)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         device = torch.get_default_device() if device is None else torch.device(device)
 
-        self.encoding = Identity() if encoding is None else copy.deepcopy(encoding)
+        numbers = {name: space.numel for name, space in self.inputs.items() if _is_number(space)}
+        self.encoding = find_encoding(encoding, numbers)
         self.encoding.to(device=device, dtype=dtype)
         categories = [space for space in self.inputs.values() if isinstance(space, Categorical)]
         sizes = [(space.n, space.features or 1) for space in categories]
@@ -135,19 +127,32 @@ class HyperNet(nn.Module):
             else nn.Embedding(*size, _weight=torch.empty(size, dtype=dtype, device=device))
             for size in sizes
         )
-        size = sum(space.numel for space in self.inputs.values() if not space.discrete)
+        self.encoders = nn.ModuleDict(
+            {
+                name: Encoder(name, space, dtype, device)
+                for name, space in self.inputs.items()
+                if isinstance(space, Encoded)
+            }
+        )
+        size = sum(numbers.values())
         encoded = _output_size(self.encoding, size, dtype, device) if size else 0
         encoded += sum(space.numel * (space.features or 1) for space in categories)
-        # Weighted by their numbers, encoded numbers and embeddings have norm 1 together.
-        total = size + sum(space.numel for space in categories)
+        encoded += sum(space.features for _, space, _ in self._encoded())
+        # Weighted by their numbers, encoded numbers and unit vectors have norm 1 together.
+        total = size + sum(space.numel for space in categories) + len(self.encoders)
         unit = getattr(self.encoding, "unit_norm", False)
         self._number_weight = (size / total) ** 0.5 if unit else 1.0
-        self._category_weight = total**-0.5 if unit else 1.0
+        self._vector_weight = total**-0.5 if unit else 1.0
         last = find_head(head)
+        own = None
+        if trunk is not None:
+            _refuse_beside_trunk(hidden, activation, skip)
+            own, last_size = build_trunk(trunk, encoded, dtype, device)
+            hidden = (last_size,)
         widths = find_widths(hidden, directions, self.inputs.values(), self.shapes)
         layers, r = (encoded, *widths.hidden), widths.directions(last)
         refuse_oversize(last, layers, widths.directions, self.shapes, dtype=dtype, device=device)
-        self.trunk = Trunk(encoded, widths.hidden, activation, skip, dtype, device)
+        self.trunk: Any = own or Trunk(encoded, widths.hidden, activation, skip, dtype, device)
         self.projection = (
             nn.Linear(layers[-1], r, bias=False, dtype=dtype, device=device) if r else None
         )
@@ -179,39 +184,59 @@ class HyperNet(nn.Module):
         """What the head reads: ``batch_shape + (K,)``."""
         if is_sharded(self):
             raise sharded("The hypernetwork is")
-        features: Tensor = self.trunk(self.encode(**gamma))
+        features = self._hidden(self.encode(**gamma))
         if self.projection is not None:
-            features = _apply(self.projection, features)
+            features = apply(self.projection, features)
         return features
 
     def encode(self, **gamma: Any) -> Tensor:
         r"""What the first layer reads: :math:`E(\gamma)`, ``batch_shape + (encoded,)``."""
         values = self.collect(gamma)
-        normalized = getattr(self.encoding, "normalized", True)
         embeddings = iter(self.embeddings)
         numbers: list[Tensor] = []
-        categories: list[Tensor] = []
+        vectors: list[Tensor] = []
         for name, space in self.inputs.items():
             value = values[name]
-            batch_shape, size = _batch_shape(space, value), space.numel
-            if space.discrete:
-                value = embedded(name, next(embeddings), value)
-                size *= value.shape[-1]
-            elif normalized:
-                # With a dimension: PyTorch (2.13) gives the tangent of a float32 scalar that meets
-                # a number in float64.
-                value = space.normalize(value if value.ndim else value.reshape(1))
-            (categories if space.discrete else numbers).append(value.reshape((*batch_shape, size)))
+            batch_shape = space.batch_shape_of(value)
+            if isinstance(space, Encoded):
+                vectors.append(self.encoders[name](value, batch_shape))
+            elif space.discrete:
+                rows = embedded(name, next(embeddings), value)
+                vectors.append(rows.reshape((*batch_shape, rows.shape[-1] * space.numel)))
+            else:
+                if is_normalized(self.encoding, len(numbers)):
+                    # With a dimension: PyTorch (2.13) gives the tangent of a float32 scalar that
+                    # meets a number in float64.
+                    value = space.normalize(value if value.ndim else value.reshape(1))
+                numbers.append(value.reshape((*batch_shape, space.numel)))
         if len(values) > 1:
             batch_shape = self._common_batch_shape(values)
         parts = [self.encoding(_joined(numbers, batch_shape))] if numbers else []
-        if categories:
+        if vectors:
             parts = [part * self._number_weight for part in parts]
-            parts += [part * self._category_weight for part in categories]
+            parts += [vector * self._vector_weight for vector in vectors]
         return _joined(parts, batch_shape)
 
-    def collect(self, gamma: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _hidden(self, encoded: Tensor) -> Tensor:
+        """The last hidden layer; a trunk of the user's own sees one batch dimension."""
+        if isinstance(self.trunk, Trunk):
+            hidden: Tensor = self.trunk(encoded)
+            return hidden
+        hidden = self.trunk(encoded.reshape((-1, encoded.shape[-1])))
+        return hidden.reshape((*encoded.shape[:-1], hidden.shape[-1]))
+
+    def _encoded(self) -> Iterator[tuple[str, Encoded, Encoder]]:
+        """The inputs that pass through networks, with these."""
+        for name, encoder in self.encoders.items():
+            space = self.inputs[name]
+            assert isinstance(space, Encoded)
+            assert isinstance(encoder, Encoder)
+            yield name, space, encoder
+
+    def collect(self, gamma: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs as tensors on the device of the hypernetwork, in declared order.
+
+        Only the value of an :class:`~hyperlight.Encoded` input may be several, as it was given.
 
         Args:
             gamma: every input, by name: a number, or a tensor of shape
@@ -258,12 +283,25 @@ class HyperNet(nn.Module):
             except InputError as error:
                 raise InputError(f"Hypernetwork input {name!r} {error}") from None
 
+    def unit_vectors(self, name: str, value: Any) -> UnitVectors:
+        """What the network of an input gives for a value, to pass in its place many times.
+
+        Raises:
+            InputError: the value does not fit.
+        """
+        space = self.inputs[name]
+        try:
+            value = space.tensor(value, dtype=self.dtype, device=self.device)
+        except InputError as error:
+            raise InputError(f"Hypernetwork input {name!r} {error}") from None
+        return UnitVectors(self.encoders[name](value, space.batch_shape_of(value)))
+
     def batch_shape(self, **gamma: Any) -> torch.Size:
         """The batch shape that the inputs have together; ``()`` for one set of weights."""
         return self._common_batch_shape(self.collect(gamma))
 
-    def _common_batch_shape(self, values: Mapping[str, Tensor]) -> torch.Size:
-        shapes = {name: _batch_shape(self.inputs[name], value) for name, value in values.items()}
+    def _common_batch_shape(self, values: Mapping[str, Any]) -> torch.Size:
+        shapes = {name: self.inputs[name].batch_shape_of(value) for name, value in values.items()}
         try:
             return torch.Size(torch.broadcast_shapes(*shapes.values()))  # type: ignore[no-untyped-call]
         except RuntimeError:
@@ -287,7 +325,7 @@ class HyperNet(nn.Module):
 
     def sample(
         self, batch_shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Draw every input from its space: ``{name: batch_shape + event_shape}``.
 
         A single number of draws, such as 32, is the batch shape ``(32,)``. Draws are on the device
@@ -296,32 +334,59 @@ class HyperNet(nn.Module):
         """
         shape = as_batch_shape(batch_shape)
         drawn_on = self.device if generator is None else generator.device
-        return {
-            name: space.sample(shape, generator=generator, dtype=self.dtype, device=drawn_on).to(
-                self.device
-            )
-            for name, space in self.inputs.items()
-        }
+        draws = {}
+        for name, space in self.inputs.items():
+            try:
+                drawn = space.sample(shape, generator=generator, dtype=self.dtype, device=drawn_on)
+            except InputError as error:
+                raise InputError(f"Hypernetwork input {name!r} {error}") from None
+            draws[name] = map_tensors(lambda tensor: tensor.to(self.device), drawn)
+        return draws
 
     def reset_parameters(
         self, init: Init = "fan_out", generator: torch.Generator | None = None
     ) -> None:
-        """Draw all parameters anew, as at construction.
+        """Draw all parameters anew, as at construction, and measure the examples of encoders.
 
-        On the meta device construction draws nothing: call this after ``to_empty``.
+        The weights of modules of your own, encoders and a trunk, stay as they are. On the meta
+        device construction draws nothing: call this after ``to_empty``.
         """
         found = find_init(init)
-        self.trunk.reset_parameters(generator)
+        if isinstance(self.trunk, Trunk):
+            self.trunk.reset_parameters(generator)
+        elif hasattr(self.trunk, "reset_parameters"):
+            self.trunk.reset_parameters()
         if self.projection is not None:
             kaiming_fan_out_(self.projection.weight, 1.0, generator)
         for embedding in self.embeddings:
             assert isinstance(embedding, nn.Embedding)
             nn.init.normal_(embedding.weight, generator=generator)
+        for _, space, encoder in self._encoded():
+            encoder.calibrate(space)
         self.head.reset_parameters(found, generator)
         if found.measured:
-            with torch.no_grad():
-                draws = self.sample((1024,), generator=torch.Generator().manual_seed(0))
-                self.head.calibrate(self.features(**draws), found)
+            with torch.no_grad(), buffers_kept(self):
+                self.head.calibrate(
+                    self.features(**self.draws(256 if self.encoders else 1024)), found
+                )
+
+    def draws(self, count: int) -> dict[str, Any]:
+        """So many draws of all inputs, always the same, to measure on.
+
+        Unlike :meth:`sample`, it draws unit vectors for encoders without examples.
+        """
+        generator = torch.Generator().manual_seed(0)
+        without = {name: e for name, space, e in self._encoded() if space.examples is None}
+        draws: dict[str, Any] = {
+            name: without[name].random_vectors(count, generator)
+            if name in without
+            else space.sample((count,), generator=generator, dtype=self.dtype, device="cpu")
+            for name, space in self.inputs.items()
+        }
+        return {
+            name: map_tensors(lambda tensor: tensor.to(self.device), value)
+            for name, value in draws.items()
+        }
 
     def extend(
         self,
@@ -373,9 +438,9 @@ class HyperNet(nn.Module):
             one.check_values(value)
         except InputError as error:
             raise InputError(f"extend({name!r}): like {error}") from None
-        if _batch_shape(one, value) not in ((), (n,)):
+        if one.batch_shape_of(value) not in ((), (n,)):
             raise InputError(
-                f"extend({name!r}): like has batch shape {tuple(_batch_shape(one, value))}; "
+                f"extend({name!r}): like has batch shape {tuple(one.batch_shape_of(value))}; "
                 f"expected (), or ({n},) for one start of each new category."
             )
         if value.is_floating_point():
@@ -390,90 +455,6 @@ class HyperNet(nn.Module):
         spaces = ", ".join(f"{name}={space!r}" for name, space in self.inputs.items())
         total = sum(shape.numel() for shape in self.shapes.values())
         return f"inputs: {spaces}\npredicts: {total:,} entries in {len(self.shapes)} tensors"
-
-
-def _apply(layer: nn.Module, x: Tensor) -> Tensor:
-    """Apply a linear layer; one that was exchanged, such as a quantized one, takes no vectors."""
-    if type(layer) is nn.Linear or x.ndim > 1:
-        y: Tensor = layer(x)
-        return y
-    return _apply(layer, x.unsqueeze(0)).squeeze(0)
-
-
-class Trunk(nn.Module):
-    r"""Fully connected layers, each followed by the activation (paper, eq. 1).
-
-    .. math:: x^{(k+1)} = \phi(W^{(k)} x^{(k)} + b^{(k)})
-
-    With ``skip``, every layer whose input and output agree in size adds its input to its output;
-    the paper's proportionality (eq. 3) holds for these too.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        hidden: Sequence[int],
-        activation: Activation,
-        skip: bool,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        super().__init__()
-        sizes = [inputs, *hidden]
-        self.skip = skip
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b, dtype=dtype, device=device) for a, b in itertools.pairwise(sizes)
-        )
-        self.activations = nn.ModuleList(_activation(activation, dtype, device) for _ in hidden)
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Kaiming initialisation in fan-out mode, biases at zero (paper, section 5.2)."""
-        for layer, activation in zip(self.layers, self.activations, strict=True):
-            assert isinstance(layer, nn.Linear)
-            kaiming_fan_out_(layer.weight, gain_of(activation), generator)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer, activation in zip(self.layers, self.activations, strict=True):
-            y = _activated(activation, _apply(layer, x))
-            x = x + y if self.skip and y.shape == x.shape else y
-        return x
-
-    def extra_repr(self) -> str:
-        return "skip=True" if self.skip else ""
-
-
-def _activated(activation: nn.Module, x: Tensor) -> Tensor:
-    """Apply the activation; a PReLU with several slopes takes dimension 1 for the features."""
-    several = isinstance(activation, nn.PReLU) and activation.num_parameters > 1
-    rows = x.reshape(-1, x.shape[-1]) if several else x
-    y: Tensor = activation(rows)
-    return y.reshape(x.shape) if several else y
-
-
-def _activation(given: Activation, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    if isinstance(given, str):
-        if given not in ACTIVATIONS:
-            raise ConfigurationError(
-                f"activation was {given!r}; expected one of {listed(ACTIVATIONS, most=99)}, or a "
-                f"module such as torch.nn.LeakyReLU(0.2).{did_you_mean(given, ACTIVATIONS)}"
-            )
-        made: object = ACTIVATIONS[given]()
-    else:
-        try:
-            made = copy.deepcopy(given) if isinstance(given, nn.Module) else given()
-        except TypeError:  # a function of a tensor
-            made = given
-    if not isinstance(made, nn.Module):
-        raise ConfigurationError(
-            f"activation gave {made!r}; expected a name, a torch.nn.Module or a class of one. "
-            "Instead of torch.nn.functional.elu pass torch.nn.ELU."
-        )
-    return made.to(device=device, dtype=dtype)
-
-
-def _batch_shape(space: Input, value: Tensor) -> torch.Size:
-    return value.shape[: value.ndim - len(space.shape_of(value))]
 
 
 def _joined(parts: Sequence[Tensor], batch_shape: torch.Size) -> Tensor:
@@ -493,15 +474,45 @@ def _checked_inputs(inputs: Mapping[str, Input]) -> dict[str, Input]:
                 f"Hypernetwork input {name!r} cannot be a keyword argument; expected a name such "
                 "as 'scale'."
             )
-        if name == "self":
-            raise ConfigurationError("A hypernetwork input cannot be called 'self'; rename it.")
+        reserved = isinstance(space, Encoded) and hasattr(nn.ModuleDict, name)
+        if name == "self" or reserved:
+            raise ConfigurationError(f"A hypernetwork input cannot be called {name!r}; rename it.")
         if not isinstance(space, Input):
             raise ConfigurationError(
                 f"Hypernetwork input {name!r} was declared as {space!r}; expected a space such as "
-                "hl.Uniform(0.0, 1.0), hl.LogUniform(1e-4, 1.0), hl.Normal(32), hl.Vector(768) or "
-                "hl.Categorical(10)."
+                "hl.Uniform(0.0, 1.0), hl.LogUniform(1e-4, 1.0), hl.Normal(32), hl.Vector(768), "
+                "hl.Categorical(10) or hl.Encoded(module, features=64)."
             )
     return dict(inputs)
+
+
+def _is_number(space: Input) -> bool:
+    """Whether the encoding is given an input; categories and encoders have unit vectors."""
+    return not space.discrete and not isinstance(space, Encoded)
+
+
+def _calibrated(inputs: dict[str, Input], values: Mapping[str, Any]) -> dict[str, Input]:
+    for name in values:
+        if name not in inputs:
+            raise ConfigurationError(
+                f"calibrate_on held {name!r}, which is not an input; the inputs are "
+                f"{listed(inputs)}.{did_you_mean(name, inputs)}"
+            )
+        try:
+            inputs[name] = inputs[name].calibrated(values[name])
+        except (ConfigurationError, InputError) as error:
+            raise ConfigurationError(f"Hypernetwork input {name!r} {error}") from None
+    return inputs
+
+
+def _refuse_beside_trunk(hidden: Hidden, activation: Activation, skip: bool) -> None:
+    given = {"hidden": hidden != "auto", "activation": activation != "leaky_relu", "skip": skip}
+    names = [name for name, changed in given.items() if changed]
+    if names:
+        raise ConfigurationError(
+            f"trunk was given beside {listed(names)}, which say how the library builds one. Leave "
+            "them out, and make the layers in your trunk."
+        )
 
 
 def _output_size(encoding: nn.Module, size: int, dtype: torch.dtype, device: torch.device) -> int:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ._torch import draw_gamma, is_batched, is_traced
 from .errors import ConfigurationError, InputError, check_integer
-from .precision import widen, widest
+from .precision import rms, widen, widest
 
 # Rounding that a value may carry past the end of its space, in units of the machine epsilon:
 # float32(1e-4) is smaller than 1e-4, also once it was cast to float64.
@@ -131,6 +131,26 @@ class Input(ABC):
     @abstractmethod
     def quantile(self, p: Tensor) -> Tensor:
         """The value below which a fraction ``p`` of the distribution lies, entry by entry."""
+
+    def batch_shape_of(self, value: Any) -> torch.Size:
+        """The batch shape of a value that :meth:`tensor` gave."""
+        shape: torch.Size = value.shape[: value.ndim - len(self.shape_of(value))]
+        return shape
+
+    def expand(self, value: Any, batch_shape: Sequence[int]) -> Any:
+        """The value with that batch shape, to which its own broadcasts."""
+        return value.expand((*batch_shape, *self.shape_of(value)))
+
+    def calibrated(self, values: Any) -> Input:
+        """The same input, scaled to values of yours: ``(N,) + event_shape``.
+
+        Raises:
+            ConfigurationError: the input says itself where its values lie.
+        """
+        raise ConfigurationError(
+            f"says where its values lie, as it was declared as {self!r}; expected an input that "
+            "takes it from data, hl.Encoded or hl.Vector. Leave it out of calibrate_on."
+        )
 
     def sample(
         self,
@@ -335,6 +355,33 @@ def is_read(value: Tensor) -> bool:
     )
 
 
+@torch.no_grad()
+def spread_of(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every column of ``(N, columns)``, to divide by.
+
+    A column that hardly varies beside the others has a hundredth of their deviation.
+
+    Raises:
+        ConfigurationError: there are fewer than two rows, they are all the same, or not finite.
+    """
+    wide = widen(values.detach())
+    if len(wide) < 2:
+        raise ConfigurationError(
+            f"was given {len(wide)} value to calibrate on; expected at least 2. A hundred are "
+            "enough."
+        )
+    mean, deviation = wide.mean(dim=0), wide.std(dim=0, correction=0)
+    typical, size = float(rms(deviation)), float(rms(wide))
+    if not math.isfinite(size):
+        raise ConfigurationError("was given values to calibrate on that give NaN or infinity.")
+    if typical <= 1e-6 * size:
+        raise ConfigurationError(
+            f"was given {len(wide)} values to calibrate on that are all the same to the "
+            "hypernetwork, so nothing can depend on them."
+        )
+    return mean, deviation.clamp_min(1e-2 * typical)
+
+
 class _Interval(Input):
     """An input between two ends; uniform in its standardized coordinate."""
 
@@ -448,8 +495,8 @@ class LogUniform(_Interval):
 class _Unbounded(Input):
     """An input on the whole real line; the logistic function of ``(value - loc) / scale``."""
 
-    loc: float
-    scale: float
+    loc: Any
+    scale: Any
 
     def _check(self) -> None:
         object.__setattr__(self, "shape", _event_shape(self.shape))
@@ -463,11 +510,19 @@ class _Unbounded(Input):
     def support(self) -> tuple[float, float]:
         return -math.inf, math.inf
 
+    def _moments(self, like: Tensor) -> tuple[Any, Any]:
+        """Location and scale: numbers, or tensors in the dtype and on the device of ``like``."""
+        return self.loc, self.scale
+
     def standardize(self, value: Tensor) -> Tensor:
-        return (value - self.loc) / self.scale
+        loc, scale = self._moments(value)
+        coordinate: Tensor = (value - loc) / scale
+        return coordinate
 
     def unstandardize(self, coordinate: Tensor) -> Tensor:
-        return self.loc + self.scale * coordinate
+        loc, scale = self._moments(coordinate)
+        value: Tensor = loc + scale * coordinate
+        return value
 
     def quantile(self, p: Tensor) -> Tensor:
         # ndtri(0) is -inf: a draw of exactly 0 is moved by half a step of torch.rand.
@@ -506,19 +561,22 @@ class _Gain(Normal):
 GAIN = _Gain()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Vector(_Unbounded):
     """A vector made elsewhere, such as a text embedding; logistic to (0, 1).
 
     State where its entries lie and how far they spread: entries that are small compared with
-    ``scale`` all land near 0.5 and hardly condition anything. :meth:`sample` draws from the
-    Gaussian of that ``loc`` and ``scale``, which is good for a trial run; train on vectors of
-    your own.
+    ``scale`` all land near 0.5 and hardly condition anything. Or let both be measured on data,
+    entry by entry: ``hypernetize(..., calibrate_on={"z": batch})``. For vectors that a network
+    makes while it trains, use :class:`~hyperlight.Encoded`.
+
+    :meth:`sample` draws from the Gaussian of that ``loc`` and ``scale``, which is good for a
+    trial run; train on vectors of your own.
 
     Args:
         shape: the number of entries, or an event shape.
-        loc: where the entries lie.
-        scale: how far they spread.
+        loc: where the entries lie: a number, or one for every entry.
+        scale: how far they spread: a number, or one for every entry.
 
     >>> embedding = hl.Vector(768, scale=768 ** -0.5)   # entries of a unit-norm vector
     >>> embedding.event_shape
@@ -526,15 +584,57 @@ class Vector(_Unbounded):
     """
 
     shape: int | tuple[int, ...]
-    loc: float = 0.0
-    scale: float = 1.0
+    loc: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
-        self._check()
+        object.__setattr__(self, "shape", _event_shape(self.shape))
         if self.event_shape == ():
             raise ConfigurationError(
                 "Vector(()) has no entries; give their number, or use Normal() for a scalar."
             )
+        for name in ("loc", "scale"):
+            given: Any = getattr(self, name)
+            entries = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+            if entries != (given,):
+                object.__setattr__(self, name, entries)
+                if len(entries) != self.numel:
+                    raise ConfigurationError(
+                        f"Vector({name}=...) had {len(entries)} numbers; expected one, or one for "
+                        f"each of the {self.numel} entries."
+                    )
+            for entry in entries:
+                _finite("Vector", **{name: entry})
+                if name == "scale" and not entry > 0.0:
+                    raise ConfigurationError(f"Vector(scale={entry}): expected a scale above zero.")
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}=({value[0]:.4g}, ...)" if isinstance(value, tuple) else f"{name}={value}"
+            for name, value in (("loc", self.loc), ("scale", self.scale))
+        )
+        return f"Vector(shape={self.shape}, {', '.join(shown)})"
+
+    def _moments(self, like: Tensor) -> tuple[Any, Any]:
+        loc, scale = (
+            torch.tensor(value, dtype=like.dtype, device=like.device).reshape(self.event_shape)
+            if isinstance(value, tuple)
+            else value
+            for value in (self.loc, self.scale)
+        )
+        return loc, scale
+
+    def calibrated(self, values: Any) -> Vector:
+        """The same input, with the mean and the deviation of values of yours, entry by entry."""
+        event = self.event_shape
+        if not isinstance(values, Tensor) or values.ndim < 1 or values.shape[1:] != event:
+            found = values.shape if isinstance(values, Tensor) else type(values).__name__
+            raise ConfigurationError(
+                f"was given {found} to calibrate on; expected a tensor of shape (N, "
+                f"{', '.join(map(str, event))}), since it was declared as {self!r}."
+            )
+        mean, deviation = spread_of(values.flatten(1))
+        return Vector(event, tuple(mean.tolist()), tuple(deviation.tolist()))
 
 
 @dataclass(frozen=True)

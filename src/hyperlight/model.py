@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,16 +20,18 @@ from torch.optim import Optimizer
 from ._torch import is_distributed, pytree
 from .bind import BindPlan
 from .directions import truncated
-from .encodings import CosSin
+from .encoded import Encoded
+from .encodings import CosSin, Encode
 from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
 from .heads import Dense, Head, Weight, dense, find_head, scale_change
-from .hypernet import Activation, HyperNet
+from .hypernet import HyperNet
 from .init import Init, Zero, find_init
 from .inputs import GAIN, Input
 from .many import Many, Run, open_arguments, unwrap
 from .signatures import SignatureOfForward, SignedMethod, arguments_of, keyword, with_keywords
 from .summary import Summary, summarize
 from .targets import Targets, attribute, select
+from .trunk import Activation, OwnTrunk
 from .widths import Directions, Hidden
 
 
@@ -237,10 +240,11 @@ class HyperModel(nn.Module):
 
     def sample(
         self, batch_shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Draw every input from its space: ``{name: batch_shape + event_shape}``.
 
-        A single number of draws, such as 32, is the batch shape ``(32,)``.
+        A single number of draws, such as 32, is the batch shape ``(32,)``. An
+        :class:`~hyperlight.Encoded` input is drawn from its examples.
 
         >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
         >>> model.sample(generator=torch.Generator().manual_seed(0))["scale"].shape
@@ -554,11 +558,13 @@ def hypernetize(
     hidden: Hidden = "auto",
     directions: Directions = "auto",
     activation: Activation = "leaky_relu",
-    encoding: nn.Module | None = CosSin(),
+    encoding: Encode = CosSin(),
     residual: bool = True,
     head: Head | Mapping[str, Head] = Dense(),
     init: Init = "auto",
     skip: bool = False,
+    trunk: OwnTrunk | None = None,
+    calibrate_on: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
@@ -598,7 +604,8 @@ def hypernetize(
             goes by the inputs if ``hidden`` is ``"auto"``: 16 for one or two scalars. ``None``
             lets the head read the last hidden layer itself, as in the paper.
         activation: of the hidden layers: a name, a module or a class of one.
-        encoding: what the inputs are mapped to; ``None`` leaves them as they are.
+        encoding: what the inputs are mapped to; ``None`` leaves them as they are. Or several by
+            glob over inputs: ``{"level": hl.CosSin(), "*": None}``.
         residual: whether predictions are changes to the primary's parameters.
         head: the hypernetwork's last layer: :class:`~hyperlight.Dense`,
             :class:`~hyperlight.LowRank`, :class:`~hyperlight.PerLayer`,
@@ -613,6 +620,13 @@ def hypernetize(
             (``residual=False``, or a primary on the meta device) or a head of your own has no
             :meth:`~hyperlight.Head.calibrate`.
         skip: residual connections between the hidden layers.
+        trunk: hidden layers of your own, in place of ``hidden``, ``activation`` and ``skip``: a
+            module from ``(B, encoded)`` to ``(B, K)``, or a function that makes one for the size
+            ``encoded``. It is used as it is, and starts as you made it.
+        calibrate_on: values from your data by input, ``(N,) + event_shape``; a hundred are enough.
+            Give them for every :class:`~hyperlight.Encoded` input, whose module they are centred
+            and scaled with, and for a :class:`~hyperlight.Vector` to have its location and scale
+            measured.
         dtype: of the hypernetwork; the default is that of the predicted parameters.
         device: of the hypernetwork; the default is that of the predicted parameters. On
             ``"meta"`` nothing is allocated, and :meth:`HyperModel.summary` gives the sizes.
@@ -625,6 +639,10 @@ def hypernetize(
         ConfigurationError: a setting cannot be built.
         TargetError: ``targets`` does not fit the primary.
         BindError: the primary holds references that cannot be followed.
+
+    Warns:
+        UserWarning: an :class:`~hyperlight.Encoded` input has no examples, so that it may hardly
+            change the weights at first.
 
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
     >>> model = hl.hypernetize(net, inputs={"scale": hl.Uniform(0.0, 0.5)})
@@ -677,10 +695,22 @@ def hypernetize(
         head=head,
         init=fitted,
         skip=skip,
+        trunk=trunk,
+        calibrate_on=calibrate_on,
         dtype=dtype,
         device=device,
         generator=generator,
     )
+    without = [
+        n for n, s in hypernet.inputs.items() if isinstance(s, Encoded) and s.examples is None
+    ]
+    if without and hypernet.device.type != "meta":
+        warnings.warn(
+            f"Nothing is known of the values of {listed(without)}. What a network gives for them "
+            "may hardly differ, and then they hardly change the weights at first. Pass some of "
+            f"your data: calibrate_on={{{without[0]!r}: batch}}. hl.scale_profile measures it.",
+            stacklevel=2,
+        )
     return HyperModel(primary, hypernet)
 
 

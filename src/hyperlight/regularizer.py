@@ -90,8 +90,13 @@ class OutputRegularizer(nn.Module):
         self.subset = subset
         self._reference = _Reference(model)
         for name, value in model.hypernet.collect(gammas).items():
-            shape = batch_shape + model.inputs[name].shape_of(value)
-            self.register_buffer(f"gamma_{name}", value.detach().expand(shape).clone())
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"Hypernetwork input {name!r} has several tensors as a value, which the "
+                    "regularizer does not keep. Pass them as one, the mask as one more feature."
+                )
+            value = model.inputs[name].expand(value.detach(), batch_shape)
+            self.register_buffer(f"gamma_{name}", value.clone())
         with torch.no_grad():
             self.register_buffer("theta", self._predicted(slice(None)))
 

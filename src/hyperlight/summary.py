@@ -63,16 +63,19 @@ class Summary:
         primary: the primary with all its parameters, predicted or not.
         trunk: the hypernetwork without its head: encoding, hidden layers and projection.
         head: its last layer.
+        encoders: the networks of :class:`~hyperlight.Encoded` inputs, without parameters that
+            are the primary's as well.
     """
 
     rows: tuple[Row, ...]
     primary: Part
     trunk: Part
     head: Part
+    encoders: Part = Part(0, 0, 0)
 
     @property
-    def _parts(self) -> tuple[Part, Part, Part]:
-        return self.primary, self.trunk, self.head
+    def _parts(self) -> tuple[Part, Part, Part, Part]:
+        return self.primary, self.encoders, self.trunk, self.head
 
     @property
     def predicted(self) -> int:
@@ -138,6 +141,11 @@ class Summary:
         parts = [
             ("part", "parameters", "bytes"),
             ("primary", *sizes(self.primary.parameters, self.primary.bytes)),
+            *(
+                ("encoders", *sizes(part.parameters, part.bytes))
+                for part in (self.encoders,)
+                if part.parameters
+            ),
             ("trunk", *sizes(self.trunk.parameters, self.trunk.bytes)),
             ("head", *head),
             ("all", *sizes(self.parameters, self.bytes)),
@@ -182,8 +190,9 @@ def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _part(modules: Iterable[nn.Module]) -> Part:
-    held = [p for module in modules for p in module.parameters()]
+def _part(modules: Iterable[nn.Module], apart_from: nn.Module | None = None) -> Part:
+    others = set(apart_from.parameters()) if apart_from is not None else set()
+    held = {p: None for module in modules for p in module.parameters() if p not in others}
     return Part(
         parameters=sum(p.numel() for p in held),
         bytes=sum(p.nbytes for p in held),
@@ -212,6 +221,7 @@ def summarize(hypernet: HyperNet, primary: nn.Module) -> Summary:
     return Summary(
         rows=tuple(rows),
         primary=_part([primary]),
-        trunk=_part(part for name, part in hypernet.named_children() if name != "head"),
+        trunk=_part(p for n, p in hypernet.named_children() if n not in ("head", "encoders")),
         head=_part([hypernet.head]),
+        encoders=_part([hypernet.encoders], apart_from=primary),
     )

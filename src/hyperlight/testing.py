@@ -58,7 +58,8 @@ import torch
 from torch import Tensor, nn
 
 from ._torch import pytree
-from .encodings import Encoding
+from .encoded import Encoded, map_tensors, tensors_of
+from .encodings import Encoding, is_normalized
 from .errors import ConfigurationError, HyperLightError
 from .heads import dense
 from .hypernet import HyperNet
@@ -186,6 +187,12 @@ def check_hypernet(model: HyperModel | HyperNet, *args: Any, **kwargs: Any) -> C
             "check_hypernet was given arguments of a primary's forward for a HyperNet, which has "
             "no primary. Leave them out, or check the HyperModel."
         )
+    for name, space in model.inputs.items():
+        if isinstance(space, Encoded) and space.examples is None:
+            raise ConfigurationError(
+                f"check_hypernet draws values of all inputs, and {name!r}, {space!r}, has no "
+                f"examples. Build the model with calibrate_on={{{name!r}: batch}}."
+            )
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     report, failures, checks = CheckReport(), {}, None
     with torch.random.fork_rng(sorted(devices, key=str)), torch.enable_grad():
@@ -258,6 +265,11 @@ def _joined(ones: list[Tensor], whole: Tensor) -> Tensor:
         d for d in range(ones[0].ndim) if whole.ndim > d and whole.shape[d] != ones[0].shape[d]
     ]
     return torch.cat(ones, apart[0]) if apart else ones[0]
+
+
+def _at(gamma: Mapping[str, Any], index: Any) -> dict[str, Any]:
+    """The inputs of one sample, or of several."""
+    return {n: map_tensors(lambda tensor: tensor[index], value) for n, value in gamma.items()}
 
 
 @torch.no_grad()
@@ -358,14 +370,14 @@ class _Checks:
             raise _SkippedError("a HyperNet has no primary")
         return self.model
 
-    def _gamma(self, batch: Sequence[int] = (), seed: int = 0) -> dict[str, Tensor]:
+    def _gamma(self, batch: Sequence[int] = (), seed: int = 0) -> dict[str, Any]:
         return self.hypernet.sample(batch, generator=torch.Generator().manual_seed(seed))
 
-    def _grid(self) -> dict[str, Tensor]:
+    def _grid(self) -> dict[str, Any]:
         """All inputs over their spaces, including the ends: batch shape (5,)."""
         gamma, dtype, device = self._gamma((5,)), self.hypernet.dtype, self.hypernet.device
         for name, space in self.hypernet.inputs.items():
-            if not space.discrete:
+            if not space.discrete and not isinstance(space, Encoded):
                 gamma[name] = space.grid(5, dtype=dtype, device=device)
         return gamma
 
@@ -417,6 +429,9 @@ class _Checks:
 
     def inputs(self) -> None:
         for name, space in self.hypernet.inputs.items():
+            if isinstance(space, Encoded):
+                self._expect_encoder(name, space)
+                continue
             for batch in _BATCHES:
                 value, fix = self._gamma(batch)[name], "Correct sample() or event_shape."
                 _expect_shape(f"A draw of {name!r}", value, batch, space.event_shape, fix)
@@ -430,18 +445,34 @@ class _Checks:
                     "[0, 1] (paper, section 4; arXiv:2304.07645). Correct standardize or support.",
                 )
 
+    def _expect_encoder(self, name: str, space: Encoded) -> None:
+        for batch in _BATCHES:
+            found = space.batch_shape_of(space.tensor(self._gamma(batch)[name], **self._kind()))
+            _expect(
+                found == batch, f"A draw of {name!r} has batch shape {found}; expected {batch}."
+            )
+
+    def _kind(self) -> dict[str, Any]:
+        return {"dtype": self.hypernet.dtype, "device": self.hypernet.device}
+
     def encoding(self) -> None:
         hypernet, encoding, gamma = self.hypernet, self.hypernet.encoding, self._grid()
-        numbers = {name: space for name, space in hypernet.inputs.items() if not space.discrete}
+        numbers = {
+            name: space
+            for name, space in hypernet.inputs.items()
+            if not space.discrete and not isinstance(space, Encoded)
+        }
         if not numbers:
-            raise _SkippedError("all inputs are categories, which have embeddings")
+            raise _SkippedError("all inputs are categories or encoded, which have unit vectors")
         seen: list[tuple[Tensor, Tensor]] = []
         with encoding.register_forward_hook(lambda _, args, out: seen.append((args[0], out))):
             hypernet.encode(**gamma)
         _expect(len(seen) == 1, f"It was called {len(seen)} times by encode(); expected once.")
         ((given, encoded),) = seen
-        normalized = getattr(encoding, "normalized", True)
-        values = [s.normalize(gamma[n]) if normalized else gamma[n] for n, s in numbers.items()]
+        asked = [is_normalized(encoding, index) for index in range(len(numbers))]
+        pairs = zip(numbers.items(), asked, strict=True)
+        values = [s.normalize(gamma[n]) if wanted else gamma[n] for (n, s), wanted in pairs]
+        normalized = all(asked)
         expected = torch.cat([value.reshape(5, -1) for value in values], dim=-1)
         what = "mapped to [0, 1]" if normalized else "as the user passes them"
         _expect(
@@ -485,6 +516,8 @@ class _Checks:
             _expect_kind(what, tensor, self.theta0[name].dtype if self.theta0 else dtype, device)
             _expect_finite(what, tensor)
         for name, parameter in hypernet.named_parameters():
+            if name.startswith("encoders."):
+                continue  # may have a dtype of its own
             _expect_kind(f"The parameter {name!r}", parameter, dtype, device)
         sizes, features = [shape.numel() for shape in shapes.values()], self._features(2, seed=0)
         if head.stands_alone:
@@ -513,15 +546,14 @@ class _Checks:
         )
 
     def batches(self) -> None:
-        inputs, shapes = self.hypernet.inputs, self.hypernet.shapes
+        shapes = self.hypernet.shapes
         for batch in _BATCHES:
             gamma = self._gamma(batch, seed=1)
             together, fix = self._predict(gamma), "Work on the last dimension only."
             for name, tensor in together.items():
                 _expect_shape(f"{name!r}", tensor, batch, shapes[name], fix)
-            rows = {n: value.reshape((-1, *inputs[n].event_shape)) for n, value in gamma.items()}
-            count = math.prod(batch)
-            loop = [self._predict({n: value[i] for n, value in rows.items()}) for i in range(count)]
+            indices = list(itertools.product(*map(range, batch)))
+            loop = [self._predict(_at(gamma, index)) for index in indices]
             apart = {name: torch.stack([one[name] for one in loop]) for name in together}
             flat = {name: tensor.reshape_as(apart[name]) for name, tensor in together.items()}
             what = f"A batch of shape {batch} must equal the loop over it, and they differ"
@@ -531,7 +563,7 @@ class _Checks:
         held = self._gamma(seed=2)
         for name in held:
             varied = self._gamma((16,), seed=3)[name]
-            if bool((varied == varied[:1]).all()):  # a single category
+            if all(bool((t == t[:1]).all()) for t in tensors_of(varied)):  # a single category
                 continue
             for target, tensor in self._change({**held, name: varied}).items():
                 apart = (tensor - tensor[:1]).detach().abs().max()
@@ -655,8 +687,8 @@ class _Checks:
         model, size = self._hypermodel(), self._batch_size()
         gamma, spaces = self._gamma((size,), seed=7), self.hypernet.inputs
         for name, value in self.given.items():
-            one = torch.as_tensor(value, device=self.hypernet.device)
-            gamma[name] = one.expand(size, *spaces[name].shape_of(one))
+            one = spaces[name].tensor(value, **self._kind())
+            gamma[name] = spaces[name].expand(one, (size,))
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         ran = ""
         for order in (range(size), range(size - 1, -1, -1)):  # then in reverse, as another batch
@@ -728,7 +760,7 @@ class _Checks:
         return min(size, _SAMPLES)
 
     def _of_samples(
-        self, model: HyperModel, which: Sequence[int] | int, gamma: Mapping[str, Tensor]
+        self, model: HyperModel, which: Sequence[int] | int, gamma: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         """The model's outputs for these samples, each with its own set; or for one of them."""
         rows = [which] if isinstance(which, int) else list(which)
@@ -743,7 +775,7 @@ class _Checks:
 
         args, kwargs = pytree.tree_map(chosen, (self.args, self.kwargs))
         index = which if isinstance(which, int) else rows
-        own = {name: value[index] for name, value in gamma.items()}
+        own = _at(gamma, index)
         before = torch.get_rng_state()
         tensors = _tensors(model(*args, **kwargs, **own))
         if not torch.equal(torch.get_rng_state(), before):
@@ -834,7 +866,9 @@ class _Checks:
         for name, tensor in found.items():
             _expect_kind(f"{name!r}, predicted after model.to({other}),", tensor, other, device)
         what = f"model.to({other}) must change predictions by rounding only; they differ"
-        _expect_equal(what, found, self._predict(gamma), room=4.0)  # the inputs are rounded, too
+        # The inputs are rounded, too, and an encoder's outputs are small apart from their mean.
+        room = 100.0 if self.hypernet.encoders else 4.0
+        _expect_equal(what, found, self._predict(gamma), room=room)
 
     def determinism(self) -> None:
         gamma = {**self._gamma(), **self.given}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .diagnostics import check_loss, gradients, median
+from .encoded import Encoded, UnitVectors, map_tensors
 from .errors import (
     ConfigurationError,
     InputError,
@@ -42,7 +43,7 @@ class Tuned:
             objective or its gradient was not finite.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     loss: Tensor
     history: Tensor
 
@@ -94,11 +95,12 @@ def tune(
         generator: draws the starts of the other runs; by default one with a fixed seed, so that
             a result can be repeated.
         start: where the first run begins, by input name; by default at the median of the
-            space. A category is held at its start; without one, every category is tried, each
-            with all restarts. A start with floating-point weights (:class:`Categorical`) is a
-            blend, and the weights are descended: ``task=torch.full((4,), 0.25)``. So is ``gain``,
-            the factor of the change, if it is given a start. An input with the name of an
-            argument of this function can be fixed, but has no start.
+            space. An :class:`~hyperlight.Encoded` input is held at its start, or fixed. A category
+            is held at its start; without one, every category is tried, each with all restarts. A
+            start with floating-point weights (:class:`Categorical`) is a blend, and the weights
+            are descended: ``task=torch.full((4,), 0.25)``. So is ``gain``, the factor of the
+            change, if it is given a start. An input with the name of an argument of this function
+            can be fixed, but has no start.
 
     Returns:
         The best inputs, their loss and the history.
@@ -128,13 +130,17 @@ def tune(
     with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
         first, batch_shape = _first(model, {**fixed, **start})
         spaces = {name: space for name, space in model.inputs.items() if name not in fixed}
-        free = {n: space for n, space in spaces.items() if not space.discrete}
+        searched = {n: space for n, space in spaces.items() if not isinstance(space, Encoded)}
+        free = {n: space for n, space in searched.items() if not space.discrete}
         for name, space in spaces.items():
             if isinstance(space, Categorical) and space.n > 1 and first[name].is_floating_point():
                 free[name] = Simplex(space.n)
         if model.takes_gain and "gain" in first and "gain" not in fixed:
             free["gain"] = GAIN
         tried = {n: space for n, space in spaces.items() if space.discrete and n not in start}
+        raw = {n: first[n] for n, space in model.inputs.items() if isinstance(space, Encoded)}
+        with torch.no_grad():
+            first |= {name: model.hypernet.unit_vectors(name, value) for name, value in raw.items()}
         if not free and not tried:
             raise ConfigurationError(
                 f"Nothing is left to tune: of the inputs {listed(model.inputs)}, all are fixed, or "
@@ -146,12 +152,19 @@ def tune(
             begin = first | (_draw(model, free, batch_shape, generator) if restart else {})
             for chosen in _combinations(tried, first):
                 search.run(begin | chosen, steps if free else 0, lr)
+        search.best |= raw
         return search.result()
 
 
-def _first(model: HyperModel, held: Mapping[str, Any]) -> tuple[dict[str, Tensor], torch.Size]:
+def _first(model: HyperModel, held: Mapping[str, Any]) -> tuple[dict[str, Any], torch.Size]:
     """Where the first run begins, a value of every input for every sample; and the batch shape."""
-    begin = {**{name: median(space) for name, space in model.inputs.items()}, **held}
+    for name, space in model.inputs.items():
+        if isinstance(space, Encoded) and name not in held:
+            raise InputError(
+                f"Input {name!r} is a value of yours, {space!r}, and is not searched. Pass it: "
+                f"fixed={{{name!r}: value}}."
+            )
+    begin = {n: median(space) for n, space in model.inputs.items() if n not in held} | dict(held)
     gain = begin.pop("gain", None) if model.takes_gain else None
     model.hypernet.check(**begin)
     values, batch_shape = model.hypernet.collect(begin), model.hypernet.batch_shape(**begin)
@@ -164,7 +177,9 @@ def _first(model: HyperModel, held: Mapping[str, Any]) -> tuple[dict[str, Tensor
             "one value per sample."
         )
     first = {
-        name: value.detach().expand(batch_shape + model.inputs[name].shape_of(value)).clone()
+        name: map_tensors(
+            lambda tensor: tensor.detach().clone(), model.inputs[name].expand(value, batch_shape)
+        )
         for name, value in values.items()
     }
     return first if gain is None else first | {"gain": gain.detach().clone()}, batch_shape
@@ -178,7 +193,13 @@ def _draw(
 ) -> dict[str, Tensor]:
     """Where another run begins: draws of what is free, but the gain, which begins where it did."""
     hypernet = model.hypernet
-    drawn = model.sample(batch_shape, generator=generator)
+    drawn = {
+        name: space.sample(
+            batch_shape, generator=generator, dtype=hypernet.dtype, device=generator.device
+        ).to(hypernet.device)
+        for name, space in model.inputs.items()
+        if not isinstance(space, Encoded)
+    }
     for name, space in model.inputs.items():
         if space.discrete and name in free:  # a blend
             shape, on = batch_shape + space.event_shape, generator.device
@@ -194,11 +215,11 @@ class _Search:
     model: HyperModel
     objective: Callable[[Any], Tensor]
     spaces: Mapping[str, Input]
-    best: dict[str, Tensor]
+    best: dict[str, Any]
     loss: Tensor
     history: list[Tensor] = field(default_factory=list)
 
-    def run(self, begin: dict[str, Tensor], steps: int, lr: float) -> None:
+    def run(self, begin: dict[str, Any], steps: int, lr: float) -> None:
         """Descend from there, and keep what is better than before."""
         points = {
             name: _project(space, space.standardize(widen(begin[name]))).requires_grad_()
@@ -238,13 +259,15 @@ class _Search:
         record += [torch.full_like(self.loss, math.nan)] * (steps + 1 - len(record))
         self.history.append(torch.stack(record))
 
-    def _keep(self, gamma: Mapping[str, Tensor], loss: Tensor, alive: Tensor) -> Tensor:
+    def _keep(self, gamma: Mapping[str, Any], loss: Tensor, alive: Tensor) -> Tensor:
         """Remember the point for samples that it is the best for; the losses to record."""
         self.loss = self.loss.to(torch.promote_types(self.loss.dtype, loss.dtype))
         loss = torch.where(alive, loss.to(self.loss.dtype), math.nan)
         better = loss.isfinite() & (loss < self.loss)
         self.loss = torch.where(better, loss, self.loss)
         for name, value in gamma.items():
+            if isinstance(value, UnitVectors):
+                continue  # of a value that is held
             self.best[name] = _where(better, value.detach(), self.best[name])
         return loss
 
@@ -358,5 +381,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _shown(value: Tensor) -> str:
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"{type(value).__name__} of tensors"
     return f"{float(value):.4g}" if value.ndim == 0 else f"tensor{tuple(value.shape)}"

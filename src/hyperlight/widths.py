@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from .encoded import Encoded
 from .errors import ConfigurationError, check_integer
 from .heads import Head
 from .inputs import Input
@@ -35,7 +36,8 @@ def directions_for(inputs: Iterable[Input]) -> int:
 
     .. math:: r = \min(128, 8 \lceil (8 + 2 s + c / 2 + e / 2) / 8 \rceil)
 
-    for ``s`` scalars, ``c`` categories in all and ``e`` entries of inputs with an event shape.
+    for ``s`` scalars, ``c`` categories in all and ``e`` entries of inputs with an event shape, or
+    features of encoded ones.
 
     >>> from hyperlight.widths import directions_for
     >>> directions_for([hl.Uniform(0.0, 1.0)]), directions_for([hl.Categorical(50)])
@@ -43,7 +45,9 @@ def directions_for(inputs: Iterable[Input]) -> int:
     """
     wanted = 8.0
     for space in inputs:
-        if space.discrete:
+        if isinstance(space, Encoded):
+            wanted += space.features / 2
+        elif space.discrete:
             low, high = space.support
             wanted += space.numel * (high - low + 1) / 2
         else:

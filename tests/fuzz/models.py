@@ -68,6 +68,38 @@ def _read_hypernet(folder: Path) -> Any:
     return dict(hypernet.state_dict()), hypernet(**_gamma(hypernet))
 
 
+def _parts(seed: int) -> dict[str, Any]:
+    """Code that a file does not hold: an encoder and a trunk."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        examples = torch.rand(5, 2)
+        encoder = hl.Encoded(nn.Linear(2, 3), 3, examples=examples)
+        return {"inputs": {"read": encoder}, "trunk": nn.Linear(3 + 4 + 4, 4)}
+
+
+def _make_parts(folder: Path, variant: int) -> None:
+    own = _parts(variant)
+    inputs = {**own["inputs"], "vector": hl.Vector(2), "scale": hl.Uniform(0.0, 1.0, 2)}
+    with torch.random.fork_rng():
+        torch.manual_seed(variant)
+        hypernet = hl.HyperNet(
+            inputs,
+            {"w": (2,)},
+            encoding={"v*": hl.CosSin(), "*": None},
+            trunk=own["trunk"],
+            calibrate_on={"vector": torch.rand(5, 2)},
+        )
+    hl.save(hypernet, folder / "hypernet.safetensors")
+
+
+def _read_parts(folder: Path) -> Any:
+    own = _parts(2)
+    modules = nn.ModuleList([own["inputs"]["read"].module, own["trunk"]])
+    with untouched(modules):
+        hypernet = hl.load(folder / "hypernet.safetensors", **own)
+    return dict(hypernet.state_dict()), hypernet(**_gamma(hypernet))
+
+
 def _make_hub(folder: Path, variant: int) -> None:
     hub.save_pretrained(_model(variant), folder, frozen=False)
 
@@ -117,6 +149,7 @@ MODELS = (
         "load-hypernet", _make_hypernet, _read_hypernet, FILES, formats.SAFETENSORS,
         **formats.SEALED,
     ),
+    Reader("load-parts", _make_parts, _read_parts, FILES, formats.SAFETENSORS, **formats.SEALED),
     Reader("hub", _make_hub, _read_hub, FILES, formats.SAFETENSORS, **formats.SEALED),
     Reader(
         "from-hyperlight", _make_old, _read_old, ("state.json",), (formats.values,), named=False,

@@ -2,6 +2,8 @@
 
 from .twins import (
     copied_primary,
+    naive_encoded,
+    naive_encoding,
     naive_features,
     naive_predictions,
     naive_theta_gradients,
@@ -10,6 +12,8 @@ from .twins import (
 
 __all__ = [
     "copied_primary",
+    "naive_encoded",
+    "naive_encoding",
     "naive_features",
     "naive_predictions",
     "naive_theta_gradients",

@@ -242,3 +242,21 @@ def loop_over_copies(
         else:
             found.append(torch.stack(column))
     return found
+
+
+def naive_encoded(rows: list[list[float]], examples: list[list[float]]) -> list[list[float]]:
+    """What networks gave for values and examples, in unit vectors: every sum written out."""
+    columns = list(zip(*examples, strict=True))
+    means = [sum(column) / len(column) for column in columns]
+    deviations = [
+        math.sqrt(sum((v - mean) ** 2 for v in column) / len(column))
+        for column, mean in zip(columns, means, strict=True)
+    ]
+    typical = math.sqrt(sum(d**2 for d in deviations) / len(deviations))
+    floors = [max(d, 0.01 * typical) for d in deviations]
+    found = []
+    for row in rows:
+        scaled = [(v - m) / d for v, m, d in zip(row, means, floors, strict=True)]
+        norm = math.sqrt(sum(v**2 for v in scaled))
+        found.append([v / norm for v in scaled])
+    return found

@@ -4,8 +4,8 @@ The tensors are the state of the hypernetwork, named ``hypernet.*``, and of the 
 (:math:`\theta^0`, its other parameters and its buffers), named ``primary.*``. The metadata holds
 one JSON object under the key ``hyperlight``: the name and version of the format, the version of
 the library, the inputs, the predicted names and shapes, the settings of the hypernetwork, and the
-classes and settings of the primary's modules. Code is not saved: pass a primary of the same
-architecture to :func:`load`.
+classes and settings of the primary's modules, of encoders and of a trunk of one's own. Code is not
+saved: pass modules of the same architecture to :func:`load`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from torch import Tensor, nn
 
 from .._torch import is_distributed, is_wrapper
 from .._version import __version__
-from ..encodings import CosSin, Identity
+from ..encoded import Encoded
+from ..encodings import CosSin, Encode, Encodings, Identity
 from ..errors import FormatError, HyperLightError, did_you_mean, listed
 from ..heads import ChannelScale, Chunked, Dense, Head, LowRank, Mixed, PerLayer
-from ..hypernet import ACTIVATIONS, Activation, HyperNet
+from ..hypernet import HyperNet
 from ..inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
 from ..model import HyperModel
+from ..trunk import ACTIVATIONS, Activation, OwnTrunk, Trunk
 from . import container
 from .container import CODES, feed, in_words
 from .kinds import fits, read_json
@@ -40,7 +42,7 @@ from .state import check_values, differences, empty_hypernet, load_in_place, own
 from .structure import Structure, structural_differences, structure_of
 
 FORMAT = "hyperlight"
-VERSION = 3  # version 1 had no checksum and no structure, version 2 no directions
+VERSION = 3  # 1 had no checksum and no structure; 2 no directions, trunk, encoders
 
 FilePath = str | os.PathLike[str]
 Description = dict[str, Any]
@@ -54,17 +56,20 @@ _PARTS: dict[str, Any] = {"encoding": _ENCODINGS, "head": _HEADS, "activation": 
 # The kinds of values in the metadata, in the notation of kinds.fits.
 _SIZE, _WIDTH = range(2**63), range(1, 2**63)
 _PART: Description = {"class": str, "config": (dict, NoneType)}
-_PART["heads"] = ([[str, _PART]], NoneType)
+_PART["heads"] = _PART["encodings"] = ([[str, _PART]], NoneType)  # by pattern
+_STRUCTURE: dict[Any, Any] = {str: [str, {str: object}]}
 _METADATA: Description = {
     "format": (str, NoneType),
     "primary": (str, NoneType),
-    "structure": ({str: [str, {str: object}]}, NoneType),
+    "structure": (_STRUCTURE, NoneType),
     "inputs": {str: _PART},
     "shapes": {str: [_SIZE]},
     "hidden": [_WIDTH],
     "directions": (_WIDTH, NoneType),
     "activation": (_PART, NoneType),
     "skip": bool,
+    "trunk": (_STRUCTURE, NoneType),
+    "encoders": ({str: _STRUCTURE}, NoneType),
     "encoding": _PART,
     "head": _PART,
     "dtype": str,
@@ -75,7 +80,7 @@ _METADATA: Description = {
 
 
 # The version of the format that a part came with; all others are in every file.
-_SINCE = {"structure": 2, "directions": 3}
+_SINCE = {"structure": 2, "directions": 3, "trunk": 3, "encoders": 3}
 
 
 class LoadSettings(TypedDict, total=False):
@@ -83,8 +88,9 @@ class LoadSettings(TypedDict, total=False):
 
     device: torch.device | str | None
     inputs: Mapping[str, Input] | None
-    encoding: nn.Module | None
+    encoding: Encode
     head: Head | Mapping[str, Head] | None
+    trunk: OwnTrunk | None
     activation: Activation | None
     strict: bool
 
@@ -177,8 +183,9 @@ def load(
     *,
     device: torch.device | str | None = None,
     inputs: Mapping[str, Input] | None = None,
-    encoding: nn.Module | None = None,
+    encoding: Encode = None,
     head: Head | Mapping[str, Head] | None = None,
+    trunk: OwnTrunk | None = None,
     activation: Activation | None = None,
     strict: bool = False,
 ) -> HyperModel | HyperNet:
@@ -186,19 +193,24 @@ def load(
 
     Nothing is unpickled and no random numbers are drawn. The file is checked first, its checksum
     before anything else. Then :math:`\theta^0` and the buffers are copied into the primary in
-    place. After an error the primary is unchanged. Code in the primary's methods is not compared.
+    place. After an error the primary and the modules of
+    encoded inputs are unchanged. Code in methods is not compared.
 
     Args:
         path: the file.
         primary: a network of the saved architecture, with any weights; it becomes
             ``model.primary``. None if the file holds a hypernetwork alone.
         device: the device for the model and its primary; the default is the primary's.
-        inputs: the inputs whose class is your own, by name.
+        inputs: the inputs whose class is your own, by name, and those that are
+            :class:`~hyperlight.Encoded`: pass their modules as they were built for training, with
+            any weights. They are used as they are, and get the saved weights.
         encoding: the encoding, if its class is your own.
         head: the head, if it is or contains one of your own.
+        trunk: the trunk, if it is your own: as it was built for training, with any weights.
         activation: the activation, if HyperLight has no name for it.
-        strict: refuse a primary whose modules have other classes or settings (activation, padding,
-            stride) than those that were saved, and files without a checksum, instead of warning.
+        strict: refuse a primary, encoder or trunk whose modules have other classes or settings
+            (activation, padding, stride) than those that were saved, and files without a checksum,
+            instead of warning.
 
     Returns:
         The model, or the hypernetwork if there is no primary.
@@ -226,11 +238,13 @@ def load(
         _check_kind(about, primary)
         if device is not None:
             torch.empty(0, device=device)  # fails before anything is moved
-        hypernet = _rebuild(about, inputs or {}, given, under("hypernet.", tensors))
+        own = under("hypernet.", tensors)
+        hypernet = _rebuild(about, inputs or {}, given, trunk, own)
+        doubts += _compare_parts(hypernet, about)
         values = under("primary.", tensors)
         if primary is not None:
             _check_primary(primary, values, about)
-            doubts += _compare_structure(primary, about)
+            doubts += _compare_primary(primary, about)
         if strict and doubts:
             raise FormatError(
                 f"{' Also, '.join(doubts)} Pass strict=False to load it all the same."
@@ -238,11 +252,14 @@ def load(
     for doubt in doubts:
         warnings.warn(f"{path}: {doubt}", stacklevel=2)
     model: HyperModel | HyperNet = hypernet
-    if primary is not None:
+    if primary is None:
+        hypernet.load_state_dict(own)
+    else:
         parameters = dict(primary.named_parameters(remove_duplicate=False))
         home = parameters.get(next(iter(hypernet.shapes)))
         with _naming(path):
             model = HyperModel(primary, hypernet if home is None else hypernet.to(home.device))
+            hypernet.load_state_dict(own)
             load_in_place(primary, values)
     _warn_of_values(model, f"{path}: the weights")
     return model.to(device)
@@ -280,21 +297,28 @@ def _warn_of_values(model: HyperModel | HyperNet, what: str) -> None:
 
 def _describe(hypernet: HyperNet) -> Description:
     """The arguments of the constructor, except ``init``."""
-    activations = [_described(module, ACTIVATIONS) for module in hypernet.trunk.activations]
+    trunk, ours = hypernet.trunk, isinstance(hypernet.trunk, Trunk)
+    activations = [_described(m, ACTIVATIONS) for m in trunk.activations] if ours else []
     if any(other != activations[0] for other in activations):  # replaced after construction
         names = ", ".join(activation["class"] for activation in activations)
         activations = [{"class": names, "config": None, "own": True}]
     return {
         "inputs": {name: _described(space, _INPUTS) for name, space in hypernet.inputs.items()},
         "shapes": {name: list(shape) for name, shape in hypernet.shapes.items()},
-        "hidden": [layer.out_features for layer in hypernet.trunk.layers],
+        "hidden": [layer.out_features for layer in trunk.layers] if ours else [],
         "directions": None if hypernet.projection is None else hypernet.projection.out_features,
         "activation": activations[0] if activations else None,
-        "skip": hypernet.trunk.skip,
+        "skip": trunk.skip if ours else False,
+        "trunk": None if ours else structure_of(trunk),
+        "encoders": _structures(hypernet.encoders) or None,
         "encoding": _described(hypernet.encoding, _ENCODINGS),
         "head": _described(hypernet.head, _HEADS),
         "dtype": dtype_name(hypernet.dtype),
     }
+
+
+def _structures(encoders: nn.ModuleDict) -> dict[str, Structure]:
+    return {name: structure_of(encoders.get_submodule(f"{name}.module")) for name in encoders}
 
 
 def _described(part: Any, known: Mapping[str, type]) -> Description:
@@ -307,13 +331,18 @@ def _described(part: Any, known: Mapping[str, type]) -> Description:
         pairs = [list(pair) for pair in zip(part.patterns, heads, strict=True)]
         description |= {"config": {}, "heads": pairs}
         own = any("own" in head for head in heads)
+    elif type(part) is Encodings:
+        encodings = [_described(each, known) for each in part.parts]
+        pairs = [list(pair) for pair in zip(part.patterns, encodings, strict=True)]
+        description |= {"config": {}, "encodings": pairs}
+        own = any("own" in each for each in encodings)
     return {**description, "own": True} if own else description
 
 
 def _arguments(part: Any, known: Mapping[str, type]) -> Any:
     """The arguments of the constructor as JSON holds them, or None if it cannot."""
     arguments: Any = None
-    if known is _INPUTS and dataclasses.is_dataclass(part):
+    if known is _INPUTS and dataclasses.is_dataclass(part) and not isinstance(part, Encoded):
         arguments = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
     elif known is ACTIVATIONS and type(part) in known.values():
         arguments = {name: getattr(part, name) for name in getattr(part, "__constants__", ())}
@@ -331,19 +360,22 @@ def _shown(part: Description | None) -> str:
         return "none"
     if part.get("config") is None:
         return f"{part['class']}(...)"
-    if part.get("heads"):
-        heads = (f"{pattern!r}: {_shown(head)}" for pattern, head in part["heads"])
-        return f"{{{', '.join(heads)}}}"
-    return f"{part['class']}({', '.join(f'{k}={v!r}' for k, v in part['config'].items())})"
+    if several := part.get("heads") or part.get("encodings"):
+        parts = (f"{pattern!r}: {_shown(each)}" for pattern, each in several)
+        return f"{{{', '.join(parts)}}}"
+    module = "module, " if part["class"] == "Encoded" else ""
+    return f"{part['class']}({module}{', '.join(f'{k}={v!r}' for k, v in part['config'].items())})"
 
 
 def _rebuild(
     about: Description,
     inputs: Mapping[str, Input],
     given: Mapping[str, Any],
+    trunk: OwnTrunk | None,
     values: Mapping[str, Tensor],
 ) -> HyperNet:
-    """The hypernetwork that a file describes, on the CPU, with the values in the file."""
+    """The hypernetwork that a file describes, on the CPU, for the values in the file."""
+    _check_trunk(about, trunk)
     _check_layers(about["hidden"], values)
     for name in inputs:
         if name not in about["inputs"]:
@@ -355,36 +387,59 @@ def _rebuild(
         name: inputs[name] if name in inputs else _make(part, _INPUTS, f"inputs={{{name!r}: %s}}")
         for name, part in about["inputs"].items()
     }
+    for name, space in spaces.items():
+        if isinstance(space, Encoded):
+            spaces[name] = space.restored(about["inputs"][name]["config"] or {})
+    for name in inputs:
+        _check_same(f"input {name!r}", _described(spaces[name], _INPUTS), about["inputs"][name])
     parts = {
         role: _make(about[role], _PARTS[role], f"{role}=%s") if part is None else part
         for role, part in given.items()
     }
-    sizes = {key: about[key] for key in ("shapes", "hidden", "skip")}
     settings = {
-        **sizes,
+        "shapes": about["shapes"],
         "directions": about.get("directions"),
         **parts,
         "dtype": _dtype_of(about["dtype"]),
     }
+    if trunk is None:
+        settings |= {"hidden": about["hidden"], "skip": about["skip"]}
+    else:
+        del settings["activation"]
     with in_words("the hypernetwork that it describes cannot be made"):
-        if all(part is None for part in given.values()):
+        if trunk is None and all(part is None for part in given.values()):
             # Without memory first: a small file may describe a large model.
             described = empty_hypernet(spaces, **copy.deepcopy(settings), device="meta")
             _check_values(described, values)
-        hypernet = empty_hypernet(spaces, **settings)
-        if given["activation"] is None:
+        hypernet = empty_hypernet(spaces, trunk=trunk, **settings)
+        if given["activation"] is None and trunk is None:
             _try_activations(hypernet)
     built = _describe(hypernet)
-    checks = [(role, built[role], about[role]) for role, part in given.items() if part is not None]
-    checks += [(f"input {n!r}", built["inputs"][n], about["inputs"][n]) for n in inputs]
-    for name, found, expected in checks:
-        if found != expected:
-            raise FormatError(
-                f"{name} was {_shown(found)}; expected {_shown(expected)}, as in the file."
-            )
+    for role, part in given.items():
+        if part is not None:
+            _check_same(role, built[role], about[role])
     _check_values(hypernet, values)
-    hypernet.load_state_dict(values)
     return hypernet
+
+
+def _check_same(what: str, found: Description, expected: Description) -> None:
+    if found != expected:
+        raise FormatError(
+            f"{what} was {_shown(found)}; expected {_shown(expected)}, as in the file."
+        )
+
+
+def _check_trunk(about: Description, trunk: OwnTrunk | None) -> None:
+    """Compare whether there is a trunk of the user's own."""
+    saved = about.get("trunk")
+    if saved is not None and trunk is None:
+        name = saved[""][0] if "" in saved else "Module"
+        raise FormatError(
+            f"the trunk, a {name} of your own, cannot be stored in a file. Pass it to load: "
+            f"trunk={name}(...)."
+        )
+    if saved is None and trunk is not None:
+        raise FormatError("trunk was given, and the saved model has none of its own; leave it out.")
 
 
 def _check_layers(hidden: list[int], values: Mapping[str, Tensor]) -> None:
@@ -416,8 +471,8 @@ def _make(part: Description | None, known: Mapping[str, Callable[..., Any]], arg
         raise FormatError(
             f"the class {name} cannot be stored in a file. Pass it to load: {argument % shown}."
         )
-    if part.get("heads"):
-        return {pattern: _make(head, known, argument) for pattern, head in part["heads"]}
+    if several := part.get("heads") or part.get("encodings"):
+        return {pattern: _make(each, known, argument) for pattern, each in several}
     if name not in known:
         raise FormatError(
             f"it names {shown}, which this version of HyperLight does not know; it knows "
@@ -469,7 +524,11 @@ def _check_savable(state: Mapping[str, Any], hypernet: HyperNet) -> None:
             kind = "quantized" if tensor.is_quantized else f"of layout {tensor.layout}"
             raise FormatError(f"{name!r} is {kind}; only dense tensors can be saved.")
     floats = {n: t for n, t in hypernet.state_dict().items() if t.is_floating_point()}
-    odd = [name for name, tensor in floats.items() if tensor.dtype != hypernet.dtype]
+    odd = [
+        name
+        for name, tensor in floats.items()
+        if tensor.dtype != hypernet.dtype and not name.startswith("encoders.")
+    ]
     if odd:
         raise FormatError(
             f"The hypernetwork has dtype {hypernet.dtype}, but {listed(odd)} have another. Convert "
@@ -611,17 +670,32 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a is b or fingerprint(a) == fingerprint(b)
 
 
-def _compare_structure(primary: nn.Module, about: Description) -> list[str]:
+def _compare_primary(primary: nn.Module, about: Description) -> list[str]:
     """Say in a sentence how the primary differs from the saved one, if it does."""
     saved: Structure | None = about["structure"] if about.get("structure") else None
     own = structure_of(primary)
     if saved is None:  # version 1 has the class alone
         saved = {"": [about["primary"], {}], **{name: part for name, part in own.items() if name}}
-    words = structural_differences(saved, own)
+    return _compared(saved, own, "primary")
+
+
+def _compare_parts(hypernet: HyperNet, about: Description) -> list[str]:
+    """Say so of the encoders and of a trunk of the user's own, a sentence each."""
+    words, saved = [], about.get("encoders") or {}
+    for name, own in _structures(hypernet.encoders).items():
+        if name in saved:
+            words += _compared(saved[name], own, f"encoder of {name!r}")
+    if about.get("trunk") is not None:
+        words += _compared(about["trunk"], structure_of(hypernet.trunk), "trunk")
+    return words
+
+
+def _compared(saved: Structure, own: Structure, what: str) -> list[str]:
+    words = structural_differences(saved, own, what)
     if not words:
         return []
     more = f" and {len(words) - 4} more" if words[4:] else ""
     return [
-        f"the given primary differs from the one that was saved, and may compute something else: "
+        f"the given {what} differs from the one that was saved, and may compute something else: "
         f"{'; '.join(words[:4])}{more}. Build it as it was when it was saved."
     ]

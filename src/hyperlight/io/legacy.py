@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..encodings import CosSin
 from ..errors import FormatError, did_you_mean, listed
-from ..hypernet import ACTIVATIONS
 from ..inputs import Input, Simplex, Uniform
 from ..model import HyperModel
+from ..trunk import ACTIVATIONS
 from .container import in_words
 from .state import differences, empty_hypernet, load_in_place, own_tensors, under
 

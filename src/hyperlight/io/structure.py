@@ -56,12 +56,14 @@ def _plain(value: Any) -> Any:
     return None
 
 
-def structural_differences(found: Mapping[str, Any], own: Structure) -> list[str]:
-    """Say how the structure in a file differs from that of the primary, a phrase each."""
+def structural_differences(
+    found: Mapping[str, Any], own: Structure, what: str = "primary"
+) -> list[str]:
+    """Say how the structure in a file differs from that of a given module, a phrase each."""
     words = []
     lacks = {
         "file": [n for n in own if n not in found],
-        "primary": [n for n in found if n not in own],
+        what: [n for n in found if n not in own],
     }
     for where, names in lacks.items():
         if names:
@@ -70,7 +72,7 @@ def structural_differences(found: Mapping[str, Any], own: Structure) -> list[str
         if name not in own:
             continue
         here, given = own[name]
-        label = repr(name) if name else "the primary itself"
+        label = repr(name) if name else f"the {what} itself"
         if kind != here:
             words.append(f"{label} is a {kind} in the file, a {here} here")
             continue

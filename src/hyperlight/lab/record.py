@@ -282,8 +282,8 @@ def _profile_record(profile: ScaleProfile | None) -> dict[str, Any] | None:
 def _read_profile(record: dict[str, Any] | None) -> ScaleProfile | None:
     if record is None:
         return None
-    values = {
-        name: torch.tensor(record[name], dtype=torch.float64)
-        for name in ("gamma", "magnitude", "std")
-    }
-    return ScaleProfile(input=record["input"], verdict=record["verdict"], per_target={}, **values)
+    values = (
+        torch.tensor(record[name], dtype=torch.float64) for name in ("gamma", "magnitude", "std")
+    )
+    gamma, magnitude, std = values
+    return ScaleProfile(record["input"], gamma, magnitude, std, {}, record["verdict"])
