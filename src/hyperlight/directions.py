@@ -21,7 +21,6 @@ from .heads import Dense, Head, Mixed
 from .hypernet import HyperNet
 from .precision import widest
 
-_DRAWS = 1024
 # A model whose last direction has more of an average direction's energy than this had too few of
 # them in every case that was measured.
 _FULL = 0.01
@@ -80,7 +79,7 @@ class DirectionProfile:
 
 @torch.no_grad()
 def measured(hypernet: HyperNet, values: Mapping[str, Any] | None = None) -> DirectionProfile:
-    """The profile of a hypernetwork, over the given values or 1024 draws."""
+    """The profile of a hypernetwork, over the given values or :meth:`HyperNet.draws`."""
     features = _features(hypernet, values)
     gram = _gram(hypernet.head, features.dtype)
     if not bool(gram.isfinite().all() and features.isfinite().all()):
@@ -159,7 +158,7 @@ def _features(hypernet: HyperNet, values: Mapping[str, Any] | None) -> Tensor:
     """What the head reads over the inputs, ``(draws, K)``, in the widest precision."""
     _dense_parts(hypernet.head)
     if values is None:
-        values = hypernet.sample((_DRAWS,), generator=torch.Generator().manual_seed(0))
+        values = hypernet.draws()
     features = hypernet.features(**values)
     if features.ndim != 2:
         shape = tuple(features.shape[:-1])

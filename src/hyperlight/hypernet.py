@@ -366,15 +366,16 @@ class HyperNet(nn.Module):
         self.head.reset_parameters(found, generator)
         if found.measured:
             with torch.no_grad(), buffers_kept(self):
-                self.head.calibrate(
-                    self.features(**self.draws(256 if self.encoders else 1024)), found
-                )
+                self.head.calibrate(self.features(**self.draws()), found)
 
-    def draws(self, count: int) -> dict[str, Any]:
+    def draws(self, count: int | None = None) -> dict[str, Any]:
         """So many draws of all inputs, always the same, to measure on.
 
-        Unlike :meth:`sample`, it draws unit vectors for encoders without examples.
+        Unlike :meth:`sample`, it draws unit vectors for encoders without examples. The default is
+        1024 draws, or 256 if each passes through a network.
         """
+        if count is None:
+            count = 256 if self.encoders else 1024
         generator = torch.Generator().manual_seed(0)
         without = {name: e for name, space, e in self._encoded() if space.examples is None}
         draws: dict[str, Any] = {
