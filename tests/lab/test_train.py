@@ -599,12 +599,13 @@ def test_mip_learns_where_the_classical_formulation_does_not(fabric: Fabric, see
     settings = Training(steps=100, evaluate_every=100, lr=3e-4)
     runs = {name: _whole(task, name, seed, settings, fabric) for name in ("classical", "mip")}
     accuracy = {name: run.points[-1].figures["accuracy"] for name, run in runs.items()}
-    # Over seeds 0 to 2: MIP 93 to 94 %, classical 10 to 12 %.
+    # Over seeds 0 to 2: MIP 91 to 96 %, classical 21 to 27 %.
     assert accuracy["mip"] > 80.0
     assert accuracy["classical"] < 50.0
-    for when in ("initial", "final"):
+    # Classical: 0.60 at the start, and 0.38 to 0.42 in the end.
+    for when, least in (("initial", 0.5), ("final", 0.3)):
         assert getattr(runs["mip"], when).variation < 0.05
-        assert getattr(runs["classical"], when).variation > 0.4
+        assert getattr(runs["classical"], when).variation > least
 
 
 @pytest.mark.parametrize("seed", [0, 1])
