@@ -737,6 +737,15 @@ def test_trial_steps_measure_what_is_exact_for_a_dense_head(
     assert found[1] == pytest.approx(found[0], rel=0.04)
 
 
+def test_an_optimizer_that_is_tried_has_neither_decay_nor_factored_gradients() -> None:
+    model = hl.hypernetize(Gelu(), SPACE, hidden=(8, 12))
+    expected = rates_of(model, 1.0, rule=Lion)
+    kept_by = hl.optim.SGD(model.parameters(), lr=1e-3)
+    decaying = functools.partial(Lion, weight_decay=100.0)
+    assert rates_of(model, 1.0, rule=decaying) == pytest.approx(expected)
+    assert kept_by is not None
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head", HEADS)
 def test_rates_are_alike_in_every_dtype(head: str, dtype: torch.dtype) -> None:

@@ -372,12 +372,12 @@ def _measure_head(
         units[i].factor = _slow(growth * reach[i], len(beside(i, gates)))
 
     # Their moves do not simply add up: scale them so that all together go as far as they should.
+    free = entries.spread({name: float(t.requires_grad) for name, t in theta0.items()})
     together = []
     for seed, f in enumerate(features):
         before, steps, plain = started if seed == middle else start(f, seed)
         size = entries.mean(plain)
         moved = moves(f, before, {i: step * units[i].factor for i, step in enumerate(steps)})
-        free = entries.read({n: torch.full_like(t, t.requires_grad) for n, t in theta0.items()})
         together.append((0.5 * free * plain / size, moved / size))
     scale = _solve(lambda x: sum(entries.mean(a + x * b) for a, b in together) / len(together))
     for i in leads:
@@ -473,7 +473,6 @@ def _gradients(
 
 def _step(parameter: Tensor, gradient: Tensor, rule: Rule) -> Tensor:
     """The first step of an optimizer at rate 1."""
-    gradient = gradient.to_dense()
     if rule == "adam":
         return -gradient.sign()
     if rule == "sgd":
@@ -572,6 +571,11 @@ class _Entries:
         return torch.cat(
             [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
         )
+
+    def spread(self, numbers: Mapping[str, float]) -> Tensor:
+        """The same number for all sampled entries of a tensor."""
+        parts = [torch.full(index.shape, numbers[name]) for name, index in self.index.items()]
+        return torch.cat(parts).to(next(iter(self.index.values())).device)
 
     def by_name(self, values: Tensor) -> dict[str, float]:
         """The sum of absolute values over every tensor."""
