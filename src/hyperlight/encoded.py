@@ -375,6 +375,11 @@ def map_tensors(function: Callable[[Any], Any], value: Any) -> Any:
     return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
 
 
+def row_of(value: Any, index: int) -> Any:
+    """One of many values."""
+    return map_tensors(lambda tensor: tensor[index], value)
+
+
 def tensors_of(value: Any) -> list[Tensor]:
     """The tensors of a value."""
     if isinstance(value, Mapping):

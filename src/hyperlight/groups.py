@@ -1,27 +1,50 @@
-"""Parameter groups that keep the learning rate of the plain network right."""
+"""Parameter groups that keep the learning rate of the plain network right.
+
+Read :func:`parameter_groups` first. ``_units`` says which parameters have a rate of their own,
+``_measure`` sets the rates: those of the head by how far a step of it moves the predicted weights,
+those of the trunk by how much a step changes the features.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .encoded import row_of
 from .errors import ConfigurationError, did_you_mean, listed
+from .heads import Dense, Head, Mixed
+from .hypernet import HyperNet
 from .model import HyperModel
 from .precision import widen
 
+Rule = Literal["adam", "sgd"] | Callable[..., torch.optim.Optimizer]
+
 _GROUPS = ("theta0", "trunk", "head", "unpredicted")
-_DRAWS = 256
+# Draws of the inputs for means of the features, and for trial steps.
+_DRAWS, _TRIALS = 256, 4
+# Entries of a predicted tensor that a mean is taken over: enough for about 2 %.
+_SAMPLE = 4096
+# How many samples a random gradient is the sum of. In gradients of real batches, too, few
+# directions dominate: more or fewer make bilinear heads too fast or too slow.
+_RANK = 3
+# The same for optimizers that even out the directions, such as Muon: there is no end to them, but
+# they fade.
+_FADING_RANK = 64
+# The mean size of a weight, where there is nothing to measure it on.
+_TYPICAL_WEIGHT = 0.05
 
 
 def parameter_groups(
     model: HyperModel,
     lr: float,
     *,
-    rule: Literal["adam", "sgd"] = "adam",
+    rule: Rule = "adam",
     weight_decay: float | Mapping[str, float] = 0.0,
 ) -> list[dict[str, Any]]:
     r"""Split the parameters into groups that keep the plain network's learning rate right.
@@ -32,67 +55,123 @@ def parameter_groups(
 
         optimizer = torch.optim.Adam(hl.parameter_groups(model, lr=1e-3))
 
-    A predicted weight is :math:`\theta^0 + W f`, with a dense head :math:`W` and features
-    :math:`f`. A step of Adam moves every entry of :math:`W` by up to the rate, and so the weight by
-    up to :math:`|f|_1` times the rate. A step of SGD moves the weight by :math:`|f|_2^2` times the
-    rate times its gradient. Both factors grow with the width of the hypernetwork, so the head's
-    rate is divided by them:
+    The rates are measured on the model at the time of the call. Every part takes a small step
+    from random gradients, at small, middling and large features. Then it is put back. Together,
+    ``theta0`` and the head move a predicted weight as far as a step of the plain network would,
+    on average over the inputs:
 
-    =============== ========================================== ==================================
-    group           parameters                                 learning rate
-    =============== ========================================== ==================================
-    ``theta0``      of the primary, if predicted               ``lr / 2``
-    ``trunk``       of the hypernetwork, except the head       ``lr / 2``
-    ``head``        of the head                                ``lr / 2``, over :math:`|f|_1`
-                                                               (``rule="adam"``) or
-                                                               :math:`|f|_2^2` (``rule="sgd"``)
-    ``unpredicted`` others of the primary (normalisation)      ``lr``
-    =============== ========================================== ==================================
+    =============== ================================== ========================================
+    group           parameters                         learning rate
+    =============== ================================== ========================================
+    ``theta0``      of the primary, if predicted       ``lr / 2``
+    ``trunk``       of the hypernetwork but its head;  at most ``lr / 2``, so that all layers
+                    a group for every layer            together change the features, relative
+                                                       to their size, half as fast as a step
+                                                       changes the plain network's weights
+    ``head``        of the head; a group for every     so that the head moves a predicted
+                    tensor                             weight by half of a plain step
+    ``unpredicted`` others of the primary              ``lr``
+                    (normalisation)
+    =============== ================================== ========================================
 
-    ``theta0`` and the head have half the rate because their steps add up; if one of them is
-    frozen, the other has all of it. The trunk has half so that the features keep about the size
-    for which the head's rate was computed.
+    If ``theta0`` or the head is frozen, the other one has all of the step. For a
+    :class:`~hyperlight.Dense` head, :math:`\theta = \theta^0 + W f`, the measurement is exact. A
+    step of Adam moves every entry of :math:`W` by the rate, and so the weight by
+    :math:`\|f\|_1` times the rate; SGD moves it by :math:`\|f\|_2^2` times the rate:
 
-    Together ``theta0`` and a :class:`Dense` head then move a predicted weight as far as a step of
-    the plain network would, on average over the inputs (unless gradients are as small as Adam's
-    ``eps``). With :class:`LowRank` this holds for the entries of the two factors; their product
-    moves with both. What the trunk moves comes on top, and grows with the width: the study
-    ``rates`` measures it.
+    .. math:: \eta_W = \frac{\eta}{2 \operatorname{mean} \|f\|_1}
+        \quad \text{or} \quad \frac{\eta}{2 \operatorname{mean} \|f\|_2^2},
+        \qquad
+        \eta_l = \frac{\eta}{2 L\, r_l \operatorname{mean} |\theta|}
 
-    The size of the features is a mean over draws of the inputs, always the same ones, at the
-    time of the call. First freeze what should not be trained, and call it before training.
+    for the ``L`` layers of the trunk, where :math:`r_l` is the relative change of the features in
+    a step of layer ``l`` at rate 1. The trunk has no more, because what it moves grows with the
+    head during training. For the same reason, tensors inside a head that multiply others of the
+    head, such as the embeddings of :class:`~hyperlight.Chunked`, are held back as the trunk is. An
+    input's encoder, a network of several layers, has one rate.
+
+    Call it on the model that training begins with, after freezing what should not be trained.
+    Nothing is changed: neither parameters, gradients and modes, nor the state of the random number
+    generators. On the meta device the rates are estimated from shapes alone.
+
+    **Schedulers** that multiply the rates keep their proportions. Those that set a rate themselves
+    need one for each group::
+
+        rates = [group["lr"] for group in optimizer.param_groups]
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=1000)
+
+    **Where it is less exact.** It is right on average over the inputs: with features of very
+    different size, some inputs move farther than others. With SGD, heads that multiply predicted
+    factors are within a factor of two. Without an encoding, features grow with the input, and so do
+    the steps. Gradients as small as Adam's ``eps`` shorten its steps. What must differ between
+    inputs is learned more slowly than with one high rate for all parameters.
 
     Args:
         model: the model; parameters that do not require gradients are left out.
         lr: the rate that is right for the plain network.
-        rule: how the optimizer scales a step: ``"adam"`` by the size of the gradients (also
-            AdamW and the like), ``"sgd"`` not at all.
-        weight_decay: for all groups, or by group name (0 for those not named). It is set in every
-            group, in place of the optimizer's own default. AdamW multiplies it by the rate of
-            the group.
+        rule: how the optimizer makes a step of a gradient. ``"adam"`` if the size of the
+            gradient does not matter (AdamW, Lion), ``"sgd"`` if it does, with or without
+            momentum. Any other by its class, such as ``torch.optim.Adafactor``, or by a function
+            of ``(parameters, lr)`` that makes the optimizer: its first step is tried.
+        weight_decay: for all groups, or by the first word of their names (0 for those not named).
+            It is set in every group, in place of the optimizer's own default. AdamW multiplies it
+            by the rate of the group.
 
     Returns:
         The groups that are not empty, in the order of the table, for any optimizer of
         :mod:`torch.optim` and any scheduler: dicts with ``name``, ``params``, ``lr`` and
-        ``weight_decay``. A tied parameter is in one group only.
+        ``weight_decay``. Where a part has several groups, a path follows the name, as in
+        ``trunk.layers.0``. A tied parameter is in one group only.
 
     Raises:
-        ConfigurationError: an argument is invalid, there is nothing to train, or the head's
-            features are zero or not finite.
+        ConfigurationError: an argument is invalid, there is nothing to train, the features are
+            zero, or values are not finite.
 
     >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
     >>> groups = hl.parameter_groups(model, lr=1e-3, weight_decay={"theta0": 1e-4})
-    >>> [(group["name"], group["lr"]) for group in groups if group["name"] != "head"]
-    [('theta0', 0.0005), ('trunk', 0.0005)]
+    >>> [group["name"] for group in groups]
+    ['theta0', 'trunk.layers.0', 'trunk.layers.1', 'head']
+    >>> groups[0]["lr"], groups[0]["weight_decay"]
+    (0.0005, 0.0001)
     >>> optimizer = torch.optim.AdamW(groups)
     """
+    _check(lr, rule)
+    decays = _checked_decays(weight_decay)
+    units = _units(model)
+    if not units:
+        raise ConfigurationError(
+            "No parameter of the model requires a gradient: there is nothing to train. Unfreeze "
+            "a part of it: model.hypernet.requires_grad_(True)."
+        )
+    if any(p.is_meta for p in model.parameters()):
+        _estimate(model, units, rule)
+    else:
+        with _alone(model.hypernet):
+            _measure(model, units, rule)
+    several = {name: sum(unit.group == name for unit in units) > 1 for name in _GROUPS}
+    return [
+        {
+            "name": f"{unit.group}.{unit.path}" if several[unit.group] else unit.group,
+            "params": unit.parameters,
+            "lr": lr * float(f"{unit.factor:.3g}"),  # the same in all processes of a run
+            "weight_decay": decays[unit.group],
+        }
+        for unit in units
+    ]
+
+
+def _check(lr: float, rule: object) -> None:
     if not 0.0 < lr < math.inf:
         raise ConfigurationError(f"lr was {lr!r}; expected a positive rate, such as 1e-3.")
-    if rule not in ("adam", "sgd"):
+    if rule not in ("adam", "sgd") and not callable(rule):
         raise ConfigurationError(
-            f"rule was {rule!r}; expected 'adam' (also for AdamW) or 'sgd' (also with momentum)."
+            f"rule was {rule!r}; expected 'adam' (also for AdamW, Lion and the like), 'sgd' (also "
+            "with momentum), or a class of optimizers such as torch.optim.Muon."
             f"{did_you_mean(str(rule), ('adam', 'sgd'))}"
         )
+
+
+def _checked_decays(weight_decay: float | Mapping[str, float]) -> dict[str, float]:
     if not isinstance(weight_decay, Mapping):
         weight_decay = dict.fromkeys(_GROUPS, weight_decay)
     for name, decay in weight_decay.items():
@@ -105,45 +184,426 @@ def parameter_groups(
             raise ConfigurationError(
                 f"weight_decay of {name!r} was {decay!r}; expected zero or a positive number."
             )
-    # A tied parameter is the head's if it can be: the smaller rate is the safe one.
-    owners: dict[str, Iterable[Tensor]] = {
-        "head": model.hypernet.head.parameters(),
-        "trunk": model.hypernet.parameters(),
-        "theta0": model.theta0.values(),
-        "unpredicted": model.parameters(),
-    }
-    members: dict[str, list[Tensor]] = {}
+    return dict.fromkeys(_GROUPS, 0.0) | dict(weight_decay)
+
+
+# --- which parameters have a rate of their own -------------------------------------------
+
+
+@dataclass
+class _Unit:
+    """Parameters that share a rate, which is ``factor`` times that of the plain network."""
+
+    group: str
+    path: str
+    parameters: list[Tensor]
+    encoder: bool = False
+    factor: float = 1.0
+
+
+def _units(model: HyperModel) -> list[_Unit]:
+    """theta0, every layer of the trunk, every tensor of the head, and the rest, in this order.
+
+    A tied parameter is the head's if it can be: the smaller rate is the safe one.
+    """
+    net = model.hypernet
+    candidates = [_Unit("head", name, [p]) for name, p in net.head.named_parameters()]
+    candidates += _layers(net)
+    candidates.append(_Unit("theta0", "", [*model.theta0.values()]))
+    candidates.append(_Unit("unpredicted", "", [*model.parameters()]))
+    units: list[_Unit] = []
     seen: set[Tensor] = set()
-    for name, parameters in owners.items():
-        members[name] = [p for p in parameters if p.requires_grad and p not in seen]
-        seen.update(members[name])
-    if not seen:
-        raise ConfigurationError(
-            "No parameter of the model requires a gradient: there is nothing to train. Unfreeze "
-            "a part of it: model.hypernet.requires_grad_(True)."
-        )
-    each = lr / 2 if members["theta0"] and members["head"] else lr
-    rates = {"theta0": each, "trunk": lr / 2, "head": each, "unpredicted": lr}
-    if members["head"]:
-        rates["head"] /= _feature_size(model, rule)
-    decays = dict.fromkeys(_GROUPS, 0.0) | dict(weight_decay)
-    return [
-        {"name": name, "params": group, "lr": rates[name], "weight_decay": decays[name]}
-        for name in _GROUPS
-        if (group := members[name])
-    ]
+    for unit in candidates:
+        unit.parameters = [p for p in unit.parameters if p.requires_grad and p not in seen]
+        seen.update(unit.parameters)
+        if unit.parameters:
+            units.append(unit)
+    return sorted(units, key=lambda unit: _GROUPS.index(unit.group))
 
 
-@torch.no_grad()
-def _feature_size(model: HyperModel, rule: str) -> float:
-    """How far a step of size 1 of a dense head moves a prediction, on average over the inputs."""
-    draws = model.sample((_DRAWS,), generator=torch.Generator().manual_seed(0))
-    features = widen(model.hypernet.features(**draws))
-    moved = features.abs() if rule == "adam" else features.square()
-    size = float(moved.sum(dim=-1).mean())
-    if not 0.0 < size < math.inf:
+def _layers(net: HyperNet) -> Iterator[_Unit]:
+    """The layers of the trunk, the embeddings, and every encoder as a whole."""
+    for name, child in net.named_children():
+        if name == "trunk":
+            leaves = [(path, m) for path, m in child.named_modules() if not [*m.children()]]
+            for path, module in [*leaves, (name, child)]:  # and what a leaf does not hold
+                yield _Unit("trunk", path or name, [*module.parameters()])
+        elif name != "head":
+            inside = isinstance(child, nn.ModuleList | nn.ModuleDict)
+            for key, module in child.named_children() if inside else [("", child)]:
+                holders = [m for m in module.modules() if [*m.parameters(recurse=False)]]
+                path = f"{name}.{key}".removesuffix(".")
+                yield _Unit("trunk", path, [*module.parameters()], encoder=len(holders) > 1)
+
+
+# --- the measurement ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _alone(net: HyperNet) -> Iterator[None]:
+    """Evaluation mode, and none of the caller's contexts that change what is computed."""
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(net.device.type, enabled=False),
+        ):
+            net.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _measure(model: HyperModel, units: Sequence[_Unit], rule: Rule) -> None:
+    """Set the factors of all units."""
+    net, theta0 = model.hypernet, model.theta0
+    draws = net.draws(_DRAWS)
+    features = net.features(**draws)
+    norms = widen(features).norm(dim=-1)
+    _check_finite("The features that the head reads have", norms.mean(), positive=True)
+    # Features may differ in size over the inputs: trials with small, middling and large ones.
+    trials = norms.argsort()[_DRAWS // (2 * _TRIALS) :: _DRAWS // _TRIALS].tolist()
+
+    moved: set[str] = set()  # tensors that the head moves
+    for part in _parts(net.head):
+        owned = set(part.parameters())
+        tensors = [u for u in units if u.group == "head" and u.parameters[0] in owned]
+        if not tensors:
+            continue
+        moved.update(part.shapes)
+        own = {name: theta0[name] for name in part.shapes}
+        if type(part) is Dense and isinstance(rule, str):
+            f = widen(features)
+            reach = (f.abs() if rule == "adam" else f.square()).sum(-1).mean()
+            tensors[0].factor = _share_of_head(own) / float(reach)
+        else:
+            _measure_head(part, tensors, features[trials], own, rule)
+
+    for unit in units:
+        if unit.group == "theta0":
+            trained = {name: t for name, t in theta0.items() if t.requires_grad}
+            shared = sum(t.numel() for name, t in trained.items() if name in moved)
+            unit.factor = 1.0 - shared / (2 * sum(t.numel() for t in trained.values()))
+
+    layers = [unit for unit in units if unit.group == "trunk"]
+    if layers:
+        gammas = [{name: row_of(values, i) for name, values in draws.items()} for i in trials]
+        _measure_trunk(net, layers, gammas, features[trials], theta0, rule)
+
+
+def _check_finite(what: str, size: Tensor | float, *, positive: bool = False) -> float:
+    size = float(size)
+    if not math.isfinite(size) or (positive and size == 0.0):
         raise ConfigurationError(
-            f"The features that the head reads have size {size:g} on average over the inputs; "
-            "expected a positive number. Check the hypernetwork's weights, activation and encoding."
+            f"{what} size {size:g} on average over the inputs; expected a positive number. Check "
+            "the weights of the model, the activation and the encoding."
         )
     return size
+
+
+# --- the head
+
+
+def _parts(head: Head) -> list[Head]:
+    """The heads that predict tensors of their own."""
+    if type(head) is not Mixed:
+        return [head]
+    return [inner for part in head.heads() for inner in _parts(part)]
+
+
+def _share_of_head(theta0: Mapping[str, Tensor]) -> float:
+    """What theta0 leaves to the head: half where both move a weight, and else all."""
+    trained = sum(t.numel() for t in theta0.values() if t.requires_grad)
+    return 1.0 - trained / (2 * sum(t.numel() for t in theta0.values()))
+
+
+def _measure_head(
+    head: Head, units: Sequence[_Unit], features: Tensor, theta0: Mapping[str, Tensor], rule: Rule
+) -> None:
+    """Set the factors of a head's tensors by trial steps.
+
+    Tensors of a head multiply each other or add up. Of those that move the same predicted tensor,
+    the one that moves it farthest leads: it gets the share of the head. The others are judged as
+    the layers of the trunk are: what they multiply grows during training.
+    """
+    entries = _Entries(head.shapes, features.device)
+    parameters = [unit.parameters[0] for unit in units]
+
+    def start(f: Tensor, seed: int) -> tuple[Tensor, list[Tensor], Tensor]:
+        """What is predicted; a step of every tensor; that of the plain network."""
+        gradient = _gradient(theta0, rule, seed)
+        with torch.enable_grad():
+            predicted = head.change(theta0, f)
+            found = _gradients(
+                [*predicted.values()], parameters, [gradient[n].to(t) for n, t in predicted.items()]
+            )
+        steps = [_step(p, g, rule) for p, g in zip(parameters, found, strict=True)]
+        return entries.read(predicted), steps, _plain_step(entries, theta0, gradient, rule)
+
+    def moves(f: Tensor, before: Tensor, step: Mapping[int, Tensor]) -> Tensor:
+        """How far the predictions move in a step of some tensors."""
+        with _moved([parameters[i] for i in step], list(step.values())) as scale:
+            return (entries.read(head.change(theta0, f)) - before) / scale
+
+    middle = len(features) // 2
+    before, steps, plain = started = start(features[middle], middle)
+    change = _check_finite("The predictions of the head have", entries.mean(before))
+    growth = max(1.0, entries.mean(before + entries.read(theta0)) / change) if change else 1.0
+    wanted = entries.by_name(plain)
+    reached: list[dict[str, float]] = []
+    for i, step in enumerate(steps):
+        found = entries.by_name(moves(features[middle], before, {i: step}))
+        least = 1e-3 * max(found[name] / max(wanted[name], 1e-30) for name in found)
+        reached.append({name: v for name, v in found.items() if v > least * wanted[name]})
+    reach = [sum(found.values()) / (sum(wanted[n] for n in found) or 1.0) for found in reached]
+
+    def beside(i: int, those: Iterable[int]) -> list[int]:
+        return [j for j in those if i == j or reached[i].keys() & reached[j].keys()]
+
+    every = range(len(units))
+    leads = [
+        i for i in every if reach[i] > 0 and reach[i] == max(reach[j] for j in beside(i, every))
+    ]
+    gates = [i for i in every if i not in leads]
+    for i in leads:
+        units[i].factor = _share_of_head(theta0) / (reach[i] * len(beside(i, leads)))
+    for i in gates:
+        units[i].factor = _slow(growth * reach[i], len(beside(i, gates)))
+
+    # Their moves do not simply add up: scale them so that all together go as far as they should.
+    free = entries.spread({name: float(t.requires_grad) for name, t in theta0.items()})
+    together = []
+    for seed, f in enumerate(features):
+        before, steps, plain = started if seed == middle else start(f, seed)
+        size = entries.mean(plain)
+        moved = moves(f, before, {i: step * units[i].factor for i, step in enumerate(steps)})
+        together.append((0.5 * free * plain / size, moved / size))
+    scale = _solve(lambda x: sum(entries.mean(a + x * b) for a, b in together) / len(together))
+    for i in leads:
+        units[i].factor *= scale
+    for i in gates:
+        units[i].factor = min(0.5, units[i].factor * scale)
+
+
+def _solve(distance: Callable[[float], float]) -> float:
+    """The factor at which a distance that grows with it is 1; 1 if nothing moves."""
+    high = 1.0
+    while distance(high) < 1.0:
+        high *= 2.0
+        if high > 1e6:
+            return 1.0
+    low = 0.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if distance(middle) < 1.0 else (low, middle)
+    return high
+
+
+# --- the trunk
+
+
+def _measure_trunk(
+    net: HyperNet,
+    layers: Sequence[_Unit],
+    gammas: Sequence[Mapping[str, Tensor]],
+    features: Tensor,
+    theta0: Mapping[str, Tensor],
+    rule: Rule,
+) -> None:
+    """Set the factors of the trunk's layers by the relative change of the features in a step.
+
+    A change of the features moves all predicted weights, the farther the larger the head's
+    weights have grown. So it is judged with W f as large as theta: relative to their size, all
+    layers together change the features half as fast as a step changes the plain network's weights.
+    """
+    entries = _Entries(net.shapes, features.device)
+    middle = len(features) // 2
+    predicted = entries.read(net.head.change(theta0, features[middle]))
+    size = _check_finite(
+        "The predicted weights have", entries.mean(predicted + entries.read(theta0))
+    )
+    gradient = _gradient(theta0, rule, 0)
+    plain = entries.mean(_plain_step(entries, theta0, gradient, rule))
+    norm = float(widen(features).norm(dim=-1).mean())
+    # The gradient that reaches the features, if the head is a random matrix with W f as large.
+    pull = _norm([*gradient.values()]) * size * math.sqrt(features.shape[-1]) / norm
+    generator = torch.Generator().manual_seed(0)
+    changes = [0.0] * len(layers)
+    for gamma in gammas:
+        with torch.enable_grad():
+            f = net.features(**gamma)
+        direction = nn.functional.normalize(torch.randn(f.shape, generator=generator), dim=-1)
+        parameters = [p for unit in layers for p in unit.parameters]
+        found = iter(_gradients([f], parameters, [(direction * (pull or 1.0)).to(f)]))
+        for i, unit in enumerate(layers):
+            steps = [_step(p, next(found), rule) for p in unit.parameters]
+            with _moved(unit.parameters, steps) as scale:
+                change = float((net.features(**gamma) - f).float().norm()) / norm
+            changes[i] += change / (scale * plain * len(gammas))
+    count = max(1, sum(not unit.encoder for unit in layers))
+    # What an encoder says differs between inputs, and so do its moves: they add up less, and it is
+    # judged with W f as large as at the start.
+    start = max(0.1, min(1.0, entries.mean(predicted) / size)) if size else 1.0
+    for unit, change in zip(layers, changes, strict=True):
+        reach = change * size
+        unit.factor = _slow(reach * start, 1) if unit.encoder else _slow(reach, count)
+
+
+def _slow(reach: float, count: int) -> float:
+    """A factor for one of several tensors that act through others: never more than a half."""
+    return min(0.5, 0.5 / (count * reach)) if reach > 0.0 else 0.5
+
+
+# --- trial steps
+
+
+def _gradients(
+    outputs: Sequence[Tensor], parameters: Sequence[Tensor], by_outputs: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The gradients of parameters; zero for those that no output depends on."""
+    pairs = [(t, g) for t, g in zip(outputs, by_outputs, strict=True) if t.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(p) for p in parameters]
+    tensors, gradients = zip(*pairs, strict=True)
+    return torch.autograd.grad(
+        tensors, parameters, gradients, allow_unused=True, materialize_grads=True
+    )
+
+
+def _step(parameter: Tensor, gradient: Tensor, rule: Rule) -> Tensor:
+    """The first step of an optimizer at rate 1."""
+    if rule == "adam":
+        return -gradient.sign()
+    if rule == "sgd":
+        return -gradient
+    assert callable(rule)
+    trial = nn.Parameter(parameter.detach().clone())
+    trial.grad = gradient.to(trial)
+    try:
+        optimizer = rule([trial], lr=1.0)
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
+        with torch.enable_grad():
+            optimizer.step()
+    except Exception as error:
+        raise ConfigurationError(
+            f"rule={getattr(rule, '__name__', rule)} cannot step a parameter of shape "
+            f"{tuple(trial.shape)}: {error}; expected a class of optimizers, or a function that "
+            "makes one for such a parameter: rule=lambda parameters, lr: ..."
+        ) from error
+    return trial.detach() - parameter.detach()
+
+
+def _plain_step(
+    entries: _Entries, theta0: Mapping[str, Tensor], gradient: Mapping[str, Tensor], rule: Rule
+) -> Tensor:
+    """The step of the plain network at rate 1, where the entries are sampled."""
+    if isinstance(rule, str):  # entry by entry
+        sampled = entries.read(gradient)
+        return _step(sampled, sampled, rule)
+    return entries.read({name: _step(theta0[name], g, rule) for name, g in gradient.items()})
+
+
+@contextlib.contextmanager
+def _moved(parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[float]:
+    """Move parameters a little along steps, and give how far; then put them back.
+
+    Through ``data``: a graph that was made before must not take this for a change.
+    """
+    length = _norm(steps)
+    at = _norm(parameters) or math.sqrt(sum(p.numel() for p in parameters))
+    eps = max(torch.finfo(p.dtype).eps for p in parameters)
+    scale = math.sqrt(eps) * at / length if length else 1.0
+    saved = [p.detach().clone() for p in parameters]
+    try:
+        for parameter, step in zip(parameters, steps, strict=True):
+            parameter.data.add_(step, alpha=scale)
+        yield scale
+    finally:
+        for parameter, value in zip(parameters, saved, strict=True):
+            parameter.data.copy_(value)
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(t.detach().float().norm()) ** 2 for t in tensors))
+
+
+def _gradient(like: Mapping[str, Tensor], rule: Rule, seed: int) -> dict[str, Tensor]:
+    """Random gradients of named tensors, with the structure of a layer's: errors x activations.
+
+    Errors have about the same norm in every layer. Activations are those of a rectifier, so some
+    entries have no gradient.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    strength = torch.ones(_RANK) if isinstance(rule, str) else 1 / torch.arange(1, _FADING_RANK)
+    found = {}
+    for name, tensor in like.items():
+        rows = tensor.shape[0] if tensor.ndim > 1 else tensor.numel()
+        errors = (
+            torch.randn((rows, len(strength)), generator=generator) / math.sqrt(rows) * strength
+        )
+        inputs = torch.ones(len(strength), 1)
+        if tensor.ndim > 1:
+            inputs = torch.randn((len(strength), tensor[0].numel()), generator=generator).relu()
+        found[name] = (errors.to(tensor) @ inputs.to(tensor)).reshape(tensor.shape)
+    return found
+
+
+class _Entries:
+    """A sample of the entries of named tensors, as one vector, and means over all entries."""
+
+    def __init__(self, shapes: Mapping[str, torch.Size], device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.sizes = {name: shape.numel() for name, shape in shapes.items()}
+        self.index = {
+            name: (
+                torch.arange(size)
+                if size <= _SAMPLE
+                else torch.randint(size, (_SAMPLE,), generator=generator)
+            ).to(device)
+            for name, size in self.sizes.items()
+        }
+
+    def read(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The sampled entries, in float32 or wider."""
+        parts = [tensors[name].detach().reshape(-1)[index] for name, index in self.index.items()]
+        return torch.cat(
+            [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+        )
+
+    def spread(self, numbers: Mapping[str, float]) -> Tensor:
+        """The same number for all sampled entries of a tensor."""
+        parts = [torch.full(index.shape, numbers[name]) for name, index in self.index.items()]
+        return torch.cat(parts).to(next(iter(self.index.values())).device)
+
+    def by_name(self, values: Tensor) -> dict[str, float]:
+        """The sum of absolute values over every tensor."""
+        parts = torch.split(values.abs(), [len(index) for index in self.index.values()])
+        means = torch.stack([part.mean() for part in parts]).tolist()
+        return {
+            name: mean * size for mean, (name, size) in zip(means, self.sizes.items(), strict=True)
+        }
+
+    def mean(self, values: Tensor) -> float:
+        """The mean absolute value."""
+        return sum(self.by_name(values).values()) / sum(self.sizes.values())
+
+
+# --- without values ------------------------------------------------------------------------
+
+
+def _estimate(model: HyperModel, units: Sequence[_Unit], rule: Rule) -> None:
+    """Set the factors by shapes, for features of norm 1 with entries alike, and a dense head."""
+    net = model.hypernet
+    both = {"theta0", "head"} <= {unit.group for unit in units}
+    layers = sum(unit.group == "trunk" for unit in units)
+    for unit in units:
+        if unit.group in ("theta0", "head"):
+            unit.factor = 0.5 if both else 1.0
+        if unit.group == "head" and rule != "sgd":
+            unit.factor /= math.sqrt(net.head.features)
+        if unit.group == "trunk":
+            change = math.sqrt(max(p.numel() for p in unit.parameters))
+            unit.factor = _slow(change * _TYPICAL_WEIGHT, layers)

@@ -331,7 +331,10 @@ def test_spikes_are_counted() -> None:
 def test_the_first_step_of_theta0_is_that_of_the_plain_network(
     optimizer: Literal["adam", "sgd"],
 ) -> None:
-    """Exactly, or half of it with hl.parameter_groups, where the head's is as long."""
+    """Exactly, or half of it with hl.parameter_groups, where the head's is as long.
+
+    The trunk's is shorter then.
+    """
     cell = rates.Cell("bayes", 1, 128)
     found = {}
     for method in (rates.ONE_RATE, rates.GROUPS):
@@ -341,7 +344,7 @@ def test_the_first_step_of_theta0_is_that_of_the_plain_network(
     same, groups = found[rates.ONE_RATE], found[rates.GROUPS]
     assert same.theta0 == pytest.approx(1.0, rel=1e-2)
     assert groups.theta0 == pytest.approx(0.5, rel=1e-2)
-    assert groups.trunk == pytest.approx(0.5 * same.trunk, rel=0.05)
+    assert 0.0 < groups.trunk < 0.5 * same.trunk
     assert groups.head == pytest.approx(0.5, rel=0.5)  # |f| of a few gammas beside the mean
     for step in (same, groups):
         parts = (step.theta0, step.trunk, step.head)

@@ -52,10 +52,10 @@ def first_step(spec: Spec) -> Step:
         model = task.model("mip", spec.seed)
         assert isinstance(model, HyperModel)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        members = {
-            str(group["name"]): [names[id(parameter)] for parameter in group["params"]]
-            for group in parameter_groups(model, _LR)
-        }
+        members: dict[str, list[str]] = {"theta0": [], "trunk": [], "head": []}
+        for group in parameter_groups(model, _LR):
+            part = str(group["name"]).partition(".")[0]  # without the layer or tensor
+            members.setdefault(part, []).extend(names[id(p)] for p in group["params"])
         generator = torch.Generator().manual_seed(spec.seed)
         batches = task.batches(how.batch_size, spec.seed)
         begin = {name: t.detach().clone() for name, t in model.named_parameters()}
