@@ -715,5 +715,8 @@ def test_earlier_conditions_may_be_images() -> None:
 
 
 def test_rates_are_set_with_it(x: Tensor) -> None:
-    groups = hl.parameter_groups(model_of(), lr=1e-3)
-    assert {"theta0", "head", "trunk"} <= {group["name"] for group in groups}
+    model = model_of()
+    groups = {group["name"]: group for group in hl.parameter_groups(model, lr=1e-3)}
+    own = set(model.hypernet.encoders["image"].parameters())
+    assert set(groups["trunk.encoders.image"]["params"]) == own
+    assert 0.0 < groups["trunk.encoders.image"]["lr"] <= 5e-4

@@ -785,6 +785,7 @@ def test_an_encoder_has_one_rate_and_is_not_slowed_as_the_trunk_is() -> None:
         "trunk.encoding",
         "trunk.layers.0",
         "trunk.layers.1",
+        "trunk.projection",
     ]
     assert len(groups[1]["params"]) == 6
     assert groups[1]["lr"] > 0.02

@@ -70,7 +70,7 @@ def test_it_starts_as_it_was_made_and_is_trained() -> None:
     assert all(torch.equal(value, before[n]) for n, value in trunk.state_dict().items())
     assert set(trunk.parameters()) <= set(model.parameters())
     names = {g["name"]: g["params"] for g in hl.parameter_groups(model, lr=1e-3)}
-    assert any(trunk[0].weight is p for p in names["trunk"])
+    assert any(trunk[0].weight is p for p in names["trunk.0"])
 
     class Resets(nn.Linear):
         def reset_parameters(self) -> None:
