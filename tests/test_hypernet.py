@@ -191,7 +191,7 @@ def test_repr_shows_spaces_and_sizes() -> None:
         "predicts: 1,230 entries in 2 tensors",
         "CosSin(per_input=False)",
         "Linear(in_features=64, out_features=128, bias=True)",
-        "Linear(in_features=128, out_features=16, bias=False)",
+        "Linear(in_features=128, out_features=16, bias=True)",
         "Dense(features=16, predictions=1,230)",
     ):
         assert words in text

@@ -228,14 +228,18 @@ def test_how_much_of_a_relative_change_varies_over_draws(
     space: hl.Input, low: float, high: float
 ) -> None:
     """As the docstring of ``Relative`` has it. A seed is off by up to 0.1, their mean by 0.04."""
-    ratios = []
-    for seed in range(10):
-        torch.manual_seed(seed)
-        model = hl.hypernetize(nn.Linear(32, 32), {"z": space}, init=hl.Relative(0.1))
-        change = _change(model, 2000)["weight"]
-        assert _rms(change) == pytest.approx(0.1 * _rms(model.primary.weight), rel=0.1)
-        ratios.append(_rms(change - change.mean(dim=0)) / _rms(change))
-    assert low < sum(ratios) / len(ratios) < high
+    for directions in (None, 16):
+        ratios = []
+        for seed in range(10):
+            torch.manual_seed(seed)
+            model = hl.hypernetize(nn.Linear(32, 32), {"z": space}, directions=directions)
+            change = _change(model, 2000)["weight"]
+            assert _rms(change) == pytest.approx(0.1 * _rms(model.primary.weight), rel=0.1)
+            ratios.append(_rms(change - change.mean(dim=0)) / _rms(change))
+        if directions is None:
+            assert low < sum(ratios) / len(ratios) < high
+        else:
+            assert min(ratios) > 0.99
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "silu", "sigmoid"])

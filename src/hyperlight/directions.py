@@ -117,13 +117,14 @@ def truncated(
     outward, inward = root @ kept / size, size * kept.mT @ inverse
 
     small = copy.deepcopy(hypernet, {id(hypernet.head): nn.Identity()})
+    bias = inward.new_zeros(directions)
     if hypernet.projection is not None:
+        bias = inward @ hypernet.projection.bias.to(inward)
         inward = inward @ hypernet.projection.weight.to(inward)
     dtype, device = hypernet.dtype, hypernet.device
-    small.projection = nn.Linear(
-        inward.shape[1], directions, bias=False, dtype=dtype, device=device
-    )
+    small.projection = nn.Linear(inward.shape[1], directions, dtype=dtype, device=device)
     small.projection.weight.copy_(inward)
+    small.projection.bias.copy_(bias)
     small.head = _fresh(hypernet.head)
     small.head.build(directions, hypernet.shapes, dtype=dtype, device=device)
     for new, old in zip(_dense_parts(small.head), _dense_parts(hypernet.head), strict=True):

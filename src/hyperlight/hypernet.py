@@ -24,9 +24,10 @@ from .errors import (
     sharded,
 )
 from .heads import Dense, Head, find_head
-from .init import Init, find_init, kaiming_fan_out_
+from .init import Init, Initialization, find_init, kaiming_fan_out_
 from .inputs import Categorical, Input, as_batch_shape
 from .memory import refuse_oversize
+from .precision import rms
 from .trunk import Activation, OwnTrunk, Trunk, apply, build_trunk
 from .widths import Directions, Hidden, find_widths
 
@@ -153,9 +154,7 @@ class HyperNet(nn.Module):
         layers, r = (encoded, *widths.hidden), widths.directions(last)
         refuse_oversize(last, layers, widths.directions, self.shapes, dtype=dtype, device=device)
         self.trunk: Any = own or Trunk(encoded, widths.hidden, activation, skip, dtype, device)
-        self.projection = (
-            nn.Linear(layers[-1], r, bias=False, dtype=dtype, device=device) if r else None
-        )
+        self.projection = nn.Linear(layers[-1], r, dtype=dtype, device=device) if r else None
         self.head = last
         self.head.build(r or layers[-1], self.shapes, dtype=dtype, device=device)
         # Follows every move and cast, and is there when an outer bind has taken the parameters.
@@ -358,15 +357,28 @@ class HyperNet(nn.Module):
             self.trunk.reset_parameters()
         if self.projection is not None:
             kaiming_fan_out_(self.projection.weight, 1.0, generator)
+            nn.init.zeros_(self.projection.bias)
         for embedding in self.embeddings:
             assert isinstance(embedding, nn.Embedding)
             nn.init.normal_(embedding.weight, generator=generator)
         for _, space, encoder in self._encoded():
             encoder.calibrate(space)
         self.head.reset_parameters(found, generator)
-        if found.measured:
+        if found.measured or found.centred:
             with torch.no_grad(), buffers_kept(self):
-                self.head.calibrate(self.features(**self.draws()), found)
+                self._calibrate(found)
+
+    def _calibrate(self, init: Initialization) -> None:
+        """Centre the coordinates over draws, and scale the head to what is asked for."""
+        features = self.features(**self.draws())
+        if init.centred and self.projection is not None:
+            mean = features.mean(0)
+            # Without an input that varies, the coordinates would be zero.
+            if float(rms(features - mean)) > 1e-3 * float(rms(features)):
+                self.projection.bias.sub_(mean)
+                features = features - mean
+        if init.measured:
+            self.head.calibrate(features, init)
 
     def draws(self, count: int | None = None) -> dict[str, Any]:
         """So many draws of all inputs, always the same, to measure on.

@@ -156,7 +156,7 @@ class _Size:
     def __call__(self, head: Head) -> int:
         trunk = sum(a * b + b for a, b in itertools.pairwise(self.layers))
         last, directions = self.layers[-1], self.directions(head)
-        projection = last * directions if directions else 0
+        projection = (last + 1) * directions if directions else 0
         built = _built(head, directions or last, self.shapes, self.dtype)
         return self.dtype.itemsize * (trunk + projection) + _bytes(built)
 
