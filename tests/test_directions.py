@@ -39,6 +39,7 @@ def drawn(model: hl.HyperModel, count: int = 40) -> dict[str, torch.Tensor]:
         ([hl.Uniform(0.0, 1.0)] * 4, 16),
         ([hl.Uniform(0.0, 1.0)] * 8, 24),
         ([hl.LogUniform(0.1, 1.0)] * 32, 72),
+        ([hl.Uniform(0.0, 1.0, (2, 4))], 24),
         ([hl.Categorical(10)], 16),
         ([hl.Categorical(50)], 40),
         ([hl.Normal(64)], 40),

@@ -36,8 +36,8 @@ def directions_for(inputs: Iterable[Input]) -> int:
 
     .. math:: r = \min(128, 8 \lceil (8 + 2 s + c / 2 + e / 2) / 8 \rceil)
 
-    for ``s`` scalars, ``c`` categories in all and ``e`` entries of inputs with an event shape, or
-    features of encoded ones.
+    for ``s`` numbers between bounds (entries count one by one) or without a shape, ``c`` categories
+    in all, and ``e`` entries of vectors such as embeddings, or features of encoded inputs.
 
     >>> from hyperlight.widths import directions_for
     >>> directions_for([hl.Uniform(0.0, 1.0)]), directions_for([hl.Categorical(50)])
@@ -51,7 +51,8 @@ def directions_for(inputs: Iterable[Input]) -> int:
             low, high = space.support
             wanted += space.numel * (high - low + 1) / 2
         else:
-            wanted += space.numel / 2 if space.event_shape else 2
+            vector = space.event_shape and not space.bounded
+            wanted += space.numel * (0.5 if vector else 2.0)
     return min(_HIDDEN[-1], 8 * math.ceil(wanted / 8))
 
 
