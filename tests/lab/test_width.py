@@ -55,7 +55,11 @@ def test_a_width_is_good_bad_or_not_decided(ratio: Ratio, verdict: bool | None) 
 
 def test_an_error_of_zero_or_none_has_a_ratio() -> None:
     assert Ratio.of([0.0, 0.0], [0.1, 0.1]).mean < 1e-6
-    assert Ratio.of([math.nan], [0.1]).mean == math.inf
+    for errors in ([math.nan], [math.nan, 0.1], [math.inf, 0.1]):
+        ratio = Ratio.of(errors, [0.1] * len(errors))
+        assert ratio.mean == math.inf
+        assert ratio.good is None
+        assert ratio.text() == "inf"
 
 
 # --- results ----------------------------------------------------------------------------

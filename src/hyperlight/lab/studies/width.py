@@ -114,9 +114,9 @@ CELLS = (
     Cell("hat", 16, "1 input, fast", 16, (4, 8, 32)),
     Cell("frequency", 4, "1 input, slow", 16, (4, 8)),
     Cell("filtered", 8, "1 input, convolutions", 16, (4, 8, 32), 32),
-    Cell("interaction", 2, "2 inputs", 16, (4, 8), 32),
-    Cell("interaction", 8, "8 inputs", 24, (8, 16, 32), 32),
-    Cell("interaction", 32, "32 inputs", 72, (16, 32), 32),
+    Cell("interaction", 2, "2 inputs", 16, (4, 8, 24), 32),
+    Cell("interaction", 8, "8 inputs", 24, (8, 16, 32, 40), 32),
+    Cell("interaction", 32, "32 inputs", 72, (16, 32, 96), 32),
     Cell("permuted", 10, "10 categories", 16, (4, 8), 8),
     Cell("permuted", 50, "50 categories", 40, (16, 24), 8),
     Cell("embedding", 8, "embedding, 8 directions count", 40, (8, 16), 32),
@@ -126,7 +126,7 @@ _SMOKE = (
     Cell("hat", 2, "1 input", 4, (2,), 4),
     Cell("permuted", 3, "3 categories", 4, (2,), 4),
 )
-_LADDER = (2, 4, 8, 16, 24, 32, 40, 72)
+_LADDER = (2, 4, 8, 16, 24, 32, 40, 72, 96)
 
 
 def cells(setup: Setup) -> tuple[Cell, ...]:
@@ -277,8 +277,8 @@ class Ratio:
 
     Attributes:
         mean: of the ratios.
-        low: lower end; NaN with one seed.
-        high: upper end; NaN with one seed.
+        low: lower end; NaN with one seed, or if a run diverged.
+        high: upper end; NaN likewise.
     """
 
     mean: float
@@ -290,7 +290,7 @@ class Ratio:
         """Compare values with others of the same seeds."""
         logs = [_log(a) - _log(b) for a, b in zip(values, others, strict=True)]
         mean = statistics.fmean(logs)
-        if len(logs) < 2:
+        if len(logs) < 2 or not math.isfinite(mean):
             return cls(math.exp(mean), math.nan, math.nan)
         from scipy.stats import t
 
@@ -413,6 +413,8 @@ _COLORS = {"linear": "#0072b2", "activated": "#d55e00"}
 
 def draw(results: Results) -> Figure:
     """Draw a panel for every family: test error over the number of features."""
+    from matplotlib.ticker import LogLocator
+
     rows = _rows(results)
     shown = list(dict.fromkeys(row.cell for row in rows))
     columns = min(3, len(shown))
@@ -433,6 +435,8 @@ def draw(results: Results) -> Figure:
         ax.set_yscale("log")
         ticks = sorted({row.width.read for row in here if row.width.kind in _COLORS})
         ax.set_xticks(ticks, [str(r) for r in ticks], fontsize="small")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
         ax.set_title(cell.title, fontsize="medium")
     for ax in axes[len(shown) :]:
