@@ -39,7 +39,7 @@ GOOD = 1.10
 DECIDED = 1.25
 # A share of energy in the last direction above which more directions are needed.
 LAST = 0.01
-RATES = (3e-3, 1e-2)
+RATES = (5e-3, 1e-2)
 TRUNK = (64, 128)
 
 
