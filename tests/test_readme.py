@@ -17,7 +17,10 @@ README = ROOT / "README.md"
 # docs/migration.md has its own tests, in test_migration.py.
 RUN = [
     README,
-    *(ROOT / "docs" / f"{name}.md" for name in ("cheat-sheet", "learning-rates", "per-sample")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("cheat-sheet", "learning-rates", "per-sample", "widths")
+    ),
 ]
 PAGES = [
     README,

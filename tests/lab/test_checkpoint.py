@@ -123,7 +123,8 @@ def test_of_training_that_counts_which_the_numbers_depend_on() -> None:
     others = [Training(lr=0.1), Training(steps=5), Training(weight_decay=0.1)]
     others += [Training(optimizer="sgd"), Training(batch_size=4), Training(evaluate_every=3)]
     others += [Training(precision="bf16-mixed"), Training(rates="groups")]
-    assert len({_digest(training=training) for training in (Training(), *others)}) == 9
+    others += [Training(schedule="cosine")]
+    assert len({_digest(training=training) for training in (Training(), *others)}) == 10
 
 
 def test_task_formulation_and_seed_count() -> None:

@@ -612,12 +612,20 @@ def test_help_names_the_options(capsys: Captured, arguments: list[str], words: l
 
 
 def test_help_has_the_same_options_as_are_known(capsys: Captured) -> None:
-    known = ["--hidden", "--activation", "--encoding", "--init", "--fraction"]
+    known = ["--hidden", "--directions", "--activation", "--encoding", "--init", "--fraction"]
     known += ["--data", "--data-dir", "--size", "--grey", "--augment", "--use-valid", "--stages"]
     known += ["--prior", "--dimensions", "--evaluation-gammas", "--evaluation-images"]
     known += ["--final-images", "--posterior-samples"]
     known += ["--optimizer", "--lr", "--weight-decay", "--steps", "--batch-size", "--rates"]
-    known += ["--precision", "--seeds", "--evaluate-every", "--target", "--device", "--devices"]
+    known += [
+        "--schedule",
+        "--precision",
+        "--seeds",
+        "--evaluate-every",
+        "--target",
+        "--device",
+        "--devices",
+    ]
     known += ["--checkpoint-seconds"]
     assert _options(Bayes, Training) == known
 

@@ -454,6 +454,7 @@ def test_the_settings_that_numbers_depend_on() -> None:
         "steps": 5,
         "batch_size": 5,
         "rates": "groups",
+        "schedule": "cosine",
         "precision": "bf16-mixed",
         "evaluate_every": 5,
     }

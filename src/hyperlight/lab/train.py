@@ -44,6 +44,8 @@ class Training:
     rates: Literal["same", "groups"] = "same"
     """same: one learning rate for all parameters. groups: the rates of hl.parameter_groups, for
     which the learning rate of the plain network stays right."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The learning rate during training: as it is, or falling to zero along half a cosine."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic: float32, or bfloat16 where PyTorch's autocast uses it."""
     seeds: int = 3
@@ -75,6 +77,12 @@ class Training:
         """The settings that affect the numbers of a run."""
         rest = {"seeds", "target", "device", "devices", "checkpoint_seconds"}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in rest}
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by in a step; the first one is 0."""
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """A new optimizer for all parameters."""
@@ -167,6 +175,7 @@ def _train(
         saved = kept.load()
 
     optimizer = settings.make_optimizer(model)
+    rates = [group["lr"] for group in optimizer.param_groups]
     batches = task.batches(settings.batch_size, seed, (fabric.global_rank, fabric.world_size))
     gammas = torch.Generator().manual_seed(seed)
     if saved is None:
@@ -209,6 +218,8 @@ def _train(
             fabric.backward(loss)
             gradients = [p.grad for p in theta0 if p.grad is not None]
             norms.append(torch.nn.utils.get_total_norm(gradients))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * settings.factor(run.step + len(losses))
             stepper.step()
             losses.append(loss.detach())
             due = kept is not None and time.perf_counter() - kept_at > settings.checkpoint_seconds

@@ -22,6 +22,7 @@ from . import (
     rates,
     runtime,
     table2,
+    width,
 )
 from .base import Results, Setup, Size, Study
 
@@ -35,5 +36,6 @@ STUDIES: dict[str, Study] = {
         *(fig6.STUDY, fig7.STUDY, fig8.STUDY, fig9.STUDY),
         *(table2.STUDY, lr.STUDY, runtime.STUDY),
         *(dimension.STUDY, rates.STUDY, family_hypermorph.STUDY, family_scale_space.STUDY),
+        width.STUDY,
     )
 }

@@ -17,7 +17,7 @@ from ... import CosSin, HyperModel, Input, hypernetize
 from ...init import Relative
 from ...targets import Targets
 from ..data import DATA
-from ..errors import LabError
+from ..errors import LabError, at_least
 
 __all__ = [
     "SWITCHES",
@@ -80,6 +80,9 @@ class Hypernetwork:
 
     hidden: tuple[int, ...] = (16, 128)
     """Widths of the hypernetwork's hidden layers."""
+    directions: int | None = None
+    """Size of a linear projection of the last hidden layer, which the head then reads; by default
+    there is none."""
     activation: Literal["leaky_relu", "relu", "tanh", "gelu", "silu"] = "leaky_relu"
     """Activation between the hypernetwork's layers."""
     encoding: Literal["unit-norm", "per-input"] = "unit-norm"
@@ -93,6 +96,7 @@ class Hypernetwork:
         """Refuse settings that cannot be trained with."""
         if not 0.0 < self.fraction < math.inf:
             raise LabError(f"--fraction was {self.fraction}; expected a number above zero.")
+        at_least(self, directions=1)
 
     def build(
         self,
@@ -108,6 +112,7 @@ class Hypernetwork:
             inputs=inputs,
             targets=targets,
             hidden=self.hidden,
+            directions=self.directions,
             activation=self.activation,
             encoding=CosSin(self.encoding == "per-input") if encode else None,
             residual=residual,

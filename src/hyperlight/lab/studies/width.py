@@ -1,0 +1,570 @@
+"""Beyond the paper: how wide the hypernetwork should be, and how many directions it needs.
+
+A dense head holds one weight for every predicted one and feature that it reads, so the number of
+features decides what a hypernetwork costs. This study compares three ways to have few of them with
+a head that reads all 128 features of a trunk: a linear projection of the trunk ("linear"), a narrow
+last layer with an activation ("activated"), and other trunks before the projection. The tasks are
+families of functions that must change with gamma, fast or slow, along one input or many.
+
+What was to be shown was fixed beforehand: a width is as good if its test error is at most 1.10
+times that of the head with all features, as a geometric mean over seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ... import HyperModel, save
+from .. import figures
+from ..engine import Spec, task_of
+from ..summary import BEYOND, Claim
+from .base import Group, Results, Setup, Study, Table, base, grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# A width is as good if the mean ratio of its error to that of the whole head is at most this...
+GOOD = 1.10
+# ...and that is decided if the upper end of the 95 % interval is at most this.
+DECIDED = 1.25
+# A share of energy in the last direction above which more directions are needed.
+LAST = 0.01
+RATES = (5e-3, 1e-2)
+TRUNK = (64, 128)
+
+
+@dataclass(frozen=True)
+class Width:
+    """Hidden layers, and the number of directions if the head reads a projection."""
+
+    hidden: tuple[int, ...]
+    directions: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """``all features``, ``linear``, ``activated``, or another trunk."""
+        if self == WHOLE:
+            return "all features"
+        if self.directions is None:
+            return "activated"
+        return "linear" if self.hidden == TRUNK else f"linear after {self.hidden}"
+
+    @property
+    def read(self) -> int:
+        """Number of features that the head reads."""
+        return self.directions or self.hidden[-1]
+
+    @property
+    def title(self) -> str:
+        """``linear, 16``."""
+        return f"{self.kind}, {self.read}"
+
+
+WHOLE = Width(TRUNK)
+
+
+def linear(directions: int) -> Width:
+    return Width(TRUNK, directions)
+
+
+def activated(features: int) -> Width:
+    return Width((TRUNK[0], features))
+
+
+# Other trunks before the projection.
+TRUNKS = ((16, 128), (128, 256), (64, 64, 128))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A family and the widths that it is tried with.
+
+    Attributes:
+        family: its name.
+        count: how many pieces, inputs, categories or directions it has.
+        title: in figures.
+        chosen: the number of directions that the default has for such inputs.
+        others: other numbers of directions.
+        gammas: in a batch.
+    """
+
+    family: str
+    count: int
+    title: str
+    chosen: int
+    others: tuple[int, ...]
+    gammas: int = 16
+
+    def belongs(self, group: Group) -> bool:
+        """Whether a group is of this family."""
+        return (group.spec.config.family, group.spec.config.counted) == (self.family, self.count)
+
+
+CELLS = (
+    Cell("hat", 16, "1 input, fast", 16, (4, 8, 32)),
+    Cell("frequency", 4, "1 input, slow", 16, (4, 8)),
+    Cell("filtered", 8, "1 input, convolutions", 16, (4, 8, 32), 32),
+    Cell("interaction", 2, "2 inputs", 16, (4, 8, 24), 32),
+    Cell("interaction", 8, "8 inputs", 24, (8, 16, 32, 40), 32),
+    Cell("interaction", 32, "32 inputs", 72, (16, 32, 96), 32),
+    Cell("permuted", 10, "10 categories", 16, (4, 8), 8),
+    Cell("permuted", 50, "50 categories", 40, (16, 24), 8),
+    Cell("embedding", 8, "embedding, 8 directions count", 40, (8, 16), 32),
+    Cell("embedding", 32, "embedding, 32 directions count", 40, (16, 72), 32),
+)
+_SMOKE = (
+    Cell("hat", 2, "1 input", 4, (2,), 4),
+    Cell("permuted", 3, "3 categories", 4, (2,), 4),
+)
+_LADDER = (2, 4, 8, 16, 24, 32, 40, 72, 96)
+
+
+def cells(setup: Setup) -> tuple[Cell, ...]:
+    """The families of a size."""
+    if setup.size == "smoke":
+        return _SMOKE
+    if setup.size == "cpu":
+        return CELLS
+    return tuple(
+        dataclasses.replace(cell, others=tuple(r for r in _LADDER if r != cell.chosen))
+        for cell in CELLS
+    )
+
+
+def widths(setup: Setup, cell: Cell) -> list[Width]:
+    """All widths that a family is tried with."""
+    rs = sorted({cell.chosen, *cell.others})
+    found = [WHOLE, *map(linear, rs)]
+    if setup.size == "smoke":
+        return [*found, activated(4)]
+    found += map(activated, rs if setup.size == "paper" else (8, 32))
+    if setup.size == "paper" or cell.family in ("hat", "filtered") or cell.count == 50:
+        found += [Width(trunk, cell.chosen) for trunk in TRUNKS]
+    return found
+
+
+_STEPS = {"smoke": 8, "cpu": 800, "paper": 6000}
+
+
+def _base(setup: Setup, cell: Cell) -> Spec:
+    steps = _STEPS[setup.size]
+    batch = 32 if setup.size == "smoke" or cell.family == "filtered" else 256
+    few = {"evaluation_gammas": 2} if setup.size == "smoke" else {}
+    return base(
+        "families",
+        {
+            "family": cell.family,
+            "count": cell.count,
+            "gammas": cell.gammas,
+            "data_dir": setup.data_dir,
+            **few,
+        },
+        {
+            "steps": steps,
+            "batch_size": batch,
+            "evaluate_every": steps // 4,
+            "device": setup.device,
+        },
+    )
+
+
+def specs(setup: Setup) -> list[Spec]:
+    seeds = setup.replicas(smoke=1, cpu=5, paper=10)
+    found: list[Spec] = []
+    for cell in cells(setup):
+        start = _base(setup, cell)
+        shorter = [start.training.steps // 4, start.training.steps // 2]
+        for width in widths(setup, cell):
+            steps = [start.training.steps, *(shorter if width == WHOLE else ())]
+            config = dataclasses.replace(start.config, **dataclasses.asdict(width))
+            for n in steps:
+                how = dataclasses.replace(start.training, steps=n, evaluate_every=n // 4 or 1)
+                found += grid(
+                    dataclasses.replace(start, config=config, training=how),
+                    seeds=seeds,
+                    formulations=["mip"],
+                    training={"lr": RATES[-1:] if setup.size == "smoke" else RATES},
+                )
+    return found
+
+
+# --- what a width costs -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a width costs in a family.
+
+    Attributes:
+        weights: parameters of the model.
+        file: size of the saved model in bytes.
+        step: median seconds of a training step.
+    """
+
+    weights: int
+    file: int
+    step: float
+
+
+Prices = Mapping[tuple[Cell, Width], Price]
+
+
+def measure(setup: Setup) -> Prices:
+    """Measure sizes and step times on the CPU; the widths of a family take turns."""
+    rounds = 3 if setup.size == "smoke" else 31
+    found: dict[tuple[Cell, Width], Price] = {}
+    for cell in cells(setup):
+        start = _base(setup, cell)
+        steppers: dict[Width, Callable[[], None]] = {}
+        models: dict[Width, HyperModel] = {}
+        for width in widths(setup, cell):
+            config = dataclasses.replace(start.config, **dataclasses.asdict(width))
+            models[width], steppers[width] = _stepper(dataclasses.replace(start, config=config))
+        times: dict[Width, list[float]] = {width: [] for width in models}
+        for _ in range(rounds):
+            for width, step in steppers.items():
+                begun = time.perf_counter()
+                step()
+                times[width].append(time.perf_counter() - begun)
+        for width, model in models.items():
+            weights = sum(p.numel() for p in model.parameters())
+            step_seconds = statistics.median(times[width][1:])
+            found[cell, width] = Price(weights, _saved(model), step_seconds)
+    return found
+
+
+def _stepper(spec: Spec) -> tuple[HyperModel, Callable[[], None]]:
+    """A model, and a function that takes a training step."""
+    task = task_of(spec.task, spec.config, torch.device("cpu"))
+    model = task.model("mip", 0)
+    assert isinstance(model, HyperModel)
+    optimizer = spec.training.make_optimizer(model)
+    batches = task.batches(spec.training.batch_size, 0)
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        loss = task.loss(model, next(batches), task.sample(model, generator), 0)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+    return model, step
+
+
+def _saved(model: HyperModel) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save(model, path)
+        return path.stat().st_size
+
+
+# --- quality ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Geometric mean of paired ratios, with the 95 % interval of Student's t.
+
+    Attributes:
+        mean: of the ratios.
+        low: lower end; NaN with one seed, or if a run diverged.
+        high: upper end; NaN likewise.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], others: Sequence[float]) -> Ratio:
+        """Compare values with others of the same seeds."""
+        logs = [_log(a) - _log(b) for a, b in zip(values, others, strict=True)]
+        mean = statistics.fmean(logs)
+        if len(logs) < 2 or not math.isfinite(mean):
+            return cls(math.exp(mean), math.nan, math.nan)
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+        return cls(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+    @property
+    def good(self) -> bool | None:
+        """Whether it is at most 1.10; None if these seeds do not decide it."""
+        if self.mean <= GOOD and self.high <= DECIDED:
+            return True
+        return False if self.low > GOOD else None
+
+    def text(self) -> str:
+        """``1.07 [0.95, 1.20]``."""
+        interval = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.mean:.2f}{interval}"
+
+
+def _log(error: float) -> float:
+    return math.log(max(error, 1e-12)) if math.isfinite(error) else math.inf
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A width in a family, at the rate that is best on validation data.
+
+    Attributes:
+        rate: the learning rate.
+        errors: test error of every seed.
+        last: share of the energy in the last direction, mean over seeds.
+    """
+
+    rate: float
+    errors: list[float]
+    last: float
+
+
+def _figures(group: Group, name: str) -> list[float]:
+    return [math.nan if r.outcome is None else r.outcome.figures[name] for r in group.runs]
+
+
+def _quality(results: Results, cell: Cell, width: Width, steps: int) -> Quality:
+    found = [
+        group
+        for group in results.where(**dataclasses.asdict(width), steps=steps)
+        if cell.belongs(group)
+    ]
+
+    def validation(group: Group) -> float:
+        mean = statistics.fmean(_figures(group, "validation error"))
+        return mean if math.isfinite(mean) else math.inf
+
+    best = min(found, key=validation)
+    last = statistics.fmean(_figures(best, "energy in the last direction"))
+    return Quality(best.spec.training.lr, _figures(best, "test error"), last)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Everything about a width in a family; ratios are to the head with all features.
+
+    Attributes:
+        cell: the family.
+        width: the width.
+        price: what it costs.
+        quality: test errors.
+        steps: ratio of the errors after as many steps.
+        time: ratio of the errors after the time that this width takes.
+    """
+
+    cell: Cell
+    width: Width
+    price: Price
+    quality: Quality
+    steps: Ratio
+    time: Ratio
+
+
+def _rows(results: Results) -> list[Row]:
+    prices: Prices = results.measured
+    lengths = sorted(results.values("steps"))
+    found = []
+    for cell in dict.fromkeys(cell for cell, _ in prices):
+        whole = {n: _quality(results, cell, WHOLE, n) for n in lengths}
+        for width in (width for there, width in prices if there == cell):
+            own = _quality(results, cell, width, lengths[-1])
+            share = prices[cell, width].step / prices[cell, WHOLE].step
+            meanwhile = _meanwhile(whole, share * lengths[-1])
+            found.append(
+                Row(
+                    *(cell, width, prices[cell, width], own),
+                    steps=Ratio.of(own.errors, whole[lengths[-1]].errors),
+                    time=Ratio.of(own.errors, meanwhile),
+                )
+            )
+    return found
+
+
+def _meanwhile(whole: Mapping[int, Quality], steps: float) -> list[float]:
+    """Errors of the head with all features after a number of steps.
+
+    Between the lengths that were trained they are interpolated, the logarithms of both.
+    """
+    lengths = sorted(whole)
+    steps = min(max(steps, lengths[0]), lengths[-1])
+    after = next(n for n in lengths if n >= steps)
+    before = max((n for n in lengths if n <= steps), default=after)
+    if before == after:
+        return whole[after].errors
+    share = math.log(steps / before) / math.log(after / before)
+    pairs = zip(whole[before].errors, whole[after].errors, strict=True)
+    return [math.exp((1.0 - share) * _log(a) + share * _log(b)) for a, b in pairs]
+
+
+# --- figure, claims, tables ---------------------------------------------------------------
+
+_COLORS = {"linear": "#0072b2", "activated": "#d55e00"}
+
+
+def draw(results: Results) -> Figure:
+    """Draw a panel for every family: test error over the number of features."""
+    from matplotlib.ticker import LogLocator
+
+    rows = _rows(results)
+    shown = list(dict.fromkeys(row.cell for row in rows))
+    columns = min(3, len(shown))
+    count = -(-len(shown) // columns)
+    figure, axes = figures.panels(columns, count, width=8.4, height=2.3)
+    for ax, cell in zip(axes, shown, strict=False):
+        here = [row for row in rows if row.cell == cell]
+        (whole,) = (row for row in here if row.width == WHOLE)
+        ax.axhline(_geometric(whole.quality.errors), color="black", linestyle="--", linewidth=1.2)
+        for kind, color in _COLORS.items():
+            line = sorted((r for r in here if r.width.kind == kind), key=lambda r: r.width.read)
+            x = [row.width.read for row in line]
+            ax.plot(x, [_geometric(r.quality.errors) for r in line], color=color, marker="o")
+            for row in line:
+                errors = row.quality.errors
+                ax.plot([row.width.read] * len(errors), errors, ".", color=color, alpha=0.4)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ticks = sorted({row.width.read for row in here if row.width.kind in _COLORS})
+        ax.set_xticks(ticks, [str(r) for r in ticks], fontsize="small")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        ax.set_title(cell.title, fontsize="medium")
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    for ax in axes[: len(shown)][-columns:]:
+        ax.set_xlabel("features that the head reads")
+    for ax in axes[::columns]:
+        ax.set_ylabel("test error")
+    axes[0].plot([], [], color="black", linestyle="--", label="all 128 features")
+    for kind, color in _COLORS.items():
+        axes[0].plot([], [], color=color, marker="o", label=_LABELS[kind])
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+_LABELS = {"linear": "linear projection", "activated": "narrow last layer with activation"}
+
+
+def _geometric(errors: Sequence[float]) -> float:
+    mean = statistics.fmean(_log(error) for error in errors)
+    return math.exp(mean) if math.isfinite(mean) else math.nan
+
+
+def claims(results: Results) -> list[Claim]:
+    rows = _rows(results)
+    found = []
+    for row in rows:
+        if row.width == linear(row.cell.chosen):
+            found.append(
+                Claim(
+                    BEYOND,
+                    f"with {row.width.read} directions the error is at most {GOOD:.2f} times that "
+                    f"of a head that reads all 128 features ({row.cell.title})",
+                    f"{row.steps.text()} times at equal steps, {row.time.text()} times at equal "
+                    "time (geometric mean over seeds, 95 % interval); "
+                    f"{row.price.weights:,} weights, a step takes {1e3 * row.price.step:.1f} ms",
+                    row.steps.good,
+                    "this family changes in more directions, or faster, than so few learn in so "
+                    "few steps",
+                )
+            )
+    found.append(_narrow(rows))
+    found.append(_last(rows))
+    return found
+
+
+def _narrow(rows: Sequence[Row]) -> Claim:
+    """Claim that a linear projection is better than an activated layer of the same size."""
+    by_width = {(row.cell, row.width): row for row in rows}
+    pairs = [
+        (row, by_width[row.cell, linear(row.width.read)])
+        for row in rows
+        if row.width.kind == "activated" and (row.cell, linear(row.width.read)) in by_width
+    ]
+    ratios = [Ratio.of(a.quality.errors, b.quality.errors) for a, b in pairs]
+    better = sum(ratio.mean > 1.0 for ratio in ratios)
+    shown = [
+        f"{a.cell.title}, {a.width.read}: {ratio.text()}"
+        for (a, _), ratio in zip(pairs, ratios, strict=True)
+    ]
+    sure = any(ratio.low > 1.0 for ratio in ratios)
+    return Claim(
+        BEYOND,
+        "with as many features, a linear projection of a wide trunk has a smaller error than a "
+        "narrow last layer with an activation",
+        f"in {better} of {len(pairs)} comparisons; error of the narrow layer over that of the "
+        f"projection: {'; '.join(shown)}",
+        better == len(pairs) if sure or better < len(pairs) else None,
+        "where the family changes slowly, any few features are enough",
+    )
+
+
+def _last(rows: Sequence[Row]) -> Claim:
+    """Claim that a full last direction means that there are too few."""
+    full = [row for row in rows if row.width.read < TRUNK[-1] and row.quality.last > LAST]
+    few = [row for row in full if row.steps.mean > GOOD]
+    missed = [row for row in rows if row.quality.last <= LAST and row.steps.low > GOOD]
+    others = [f"{row.cell.title}, {row.width.title}" for row in full if row not in few]
+    return Claim(
+        BEYOND,
+        f"more than {LAST:g} of the energy in the last direction (times their number) means that "
+        "there are too few",
+        f"{len(few)} of {len(full)} such widths have an error above {GOOD:.2f} times that with all "
+        f"features{'; not ' if others else ''}{'; '.join(others)}; of the widths below it, "
+        f"{len(missed)} are too narrow as well",
+        (len(few) == len(full)) if full else None,
+    )
+
+
+def tables(results: Results) -> list[Table]:
+    heading = ["", "features", "hidden layers", "directions", "weights", "file (kB)", "step (ms)"]
+    heading += ["rate", "test error", "error, equal steps", "error, equal time", "last direction"]
+    cells = []
+    for row in _rows(results):
+        errors = row.quality.errors
+        spread = f" ± {statistics.stdev(errors):.2g}" if len(errors) > 1 else ""
+        cells.append(
+            [
+                *(row.cell.title, row.width.kind, " ".join(map(str, row.width.hidden))),
+                row.width.directions or "none",
+                row.price.weights,
+                round(row.price.file / 1000),
+                f"{1e3 * row.price.step:.2f}",
+                f"{row.quality.rate:g}",
+                f"{statistics.fmean(errors):.3g}{spread}",
+                *(row.steps.text(), row.time.text(), f"{row.quality.last:.2g}"),
+            ]
+        )
+    return [Table("Widths", heading, cells)]
+
+
+STUDY = Study(
+    name="width",
+    title="How wide should the hypernetwork be?",
+    source=BEYOND,
+    caption="Test error over the number of features that the head reads: a linear projection of a "
+    "trunk (64, 128), and a narrow last layer with an activation, (64, K). The dashed line is a "
+    "head that reads all 128 features. Lines are geometric means over seeds, dots single seeds. "
+    "The rate of each point is the better of two on validation data.",
+    specs=specs,
+    draw=draw,
+    claims=claims,
+    measure=measure,
+    tables=tables,
+    reduced={
+        "smoke": "two small families, 8 steps (4 steps and 2 steps for equal time)",
+        "cpu": "800 steps (400 steps and 200 steps for equal time) in batches of 256, or batches "
+        "of 32 images for the convolutional network; two rates; other trunks in three families",
+    },
+)

@@ -1,0 +1,229 @@
+"""The study of widths: ratios and their verdicts, the choice of rates, and what is compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+import hyperlight as hl
+from hyperlight.lab.studies import Results, Setup, width
+from hyperlight.lab.studies.width import WHOLE, Cell, Price, Ratio, Width, activated, linear
+from hyperlight.lab.tasks.base import Outcome
+from hyperlight.widths import directions_for
+from tests.lab.making import make_run
+
+SETUP = Setup("cpu", seeds=3)
+
+
+# --- ratios -----------------------------------------------------------------------------
+
+
+def test_a_ratio_has_the_interval_of_the_paired_logarithms() -> None:
+    values, others = [0.2, 0.3, 0.5, 0.4], [0.1, 0.25, 0.3, 0.5]
+    ratio = Ratio.of(values, others)
+    logs = [math.log(a / b) for a, b in zip(values, others, strict=True)]
+    expected = stats.ttest_1samp(logs, 0.0).confidence_interval(0.95)
+    assert ratio.mean == pytest.approx(math.exp(sum(logs) / 4))
+    assert ratio.low == pytest.approx(math.exp(expected.low))
+    assert ratio.high == pytest.approx(math.exp(expected.high))
+    assert ratio.text() == f"{ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    assert Ratio.of([0.3], [0.2]).text() == "1.50"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"),
+    [
+        (Ratio(1.10, 0.9, 1.25), True),
+        (Ratio(1.10, 0.9, 1.26), None),
+        (Ratio(1.11, 0.9, 1.25), None),
+        (Ratio(1.5, 1.10, 2.0), None),
+        (Ratio(1.5, 1.11, 2.0), False),
+        (Ratio(0.5, 0.4, 0.6), True),
+        (Ratio(0.5, math.nan, math.nan), None),
+        (Ratio(math.inf, math.nan, math.nan), None),
+    ],
+)
+def test_a_width_is_good_bad_or_not_decided(ratio: Ratio, verdict: bool | None) -> None:
+    assert ratio.good is verdict
+
+
+def test_an_error_of_zero_or_none_has_a_ratio() -> None:
+    assert Ratio.of([0.0, 0.0], [0.1, 0.1]).mean < 1e-6
+    for errors in ([math.nan], [math.nan, 0.1], [math.inf, 0.1]):
+        ratio = Ratio.of(errors, [0.1] * len(errors))
+        assert ratio.mean == math.inf
+        assert ratio.good is None
+        assert ratio.text() == "inf"
+
+
+# --- results ----------------------------------------------------------------------------
+
+CELL = Cell("hat", 16, "a family", 8, (4,))
+Errors = Mapping[tuple[Width, int, float], Sequence[tuple[float, float]]]
+
+
+def _results(
+    errors: Errors, monkeypatch: pytest.MonkeyPatch, last: float = 0.0, cell: Cell = CELL
+) -> Results:
+    """Results with validation and test errors by width, steps and rate, an entry per seed."""
+    monkeypatch.setattr(width, "cells", lambda setup: (cell,))
+    specs = [
+        spec
+        for spec in width.specs(SETUP)
+        if (_width(spec.config), spec.training.steps, spec.training.lr) in errors
+    ]
+    runs = {}
+    for spec in specs:
+        key = (_width(spec.config), spec.training.steps, spec.training.lr)
+        validation, test = errors[key][spec.seed]
+        figures = {
+            "validation error": validation,
+            "test error": test,
+            "energy in the last direction": last,
+        }
+        runs[spec.key] = make_run("mip", spec.seed, outcome=Outcome(figures))
+    widths = dict.fromkeys(each for each, _, _ in errors)
+    prices = {(cell, each): Price(1000, 4000, 0.004 if each == WHOLE else 0.001) for each in widths}
+    return Results(specs, runs, prices)
+
+
+def _width(config: object) -> Width:
+    return Width(config.hidden, config.directions)  # type: ignore[attr-defined]
+
+
+def _same(error: float) -> list[tuple[float, float]]:
+    return [(error, error * factor) for factor in (0.9, 1.0, 1.1)]
+
+
+WHOLES: Errors = {
+    (WHOLE, steps, rate): _same(error)
+    for steps, error in ((200, 0.4), (400, 0.2), (800, 0.1))
+    for rate in width.RATES
+}
+
+
+def test_the_rate_is_chosen_by_validation_and_judged_by_testing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    errors = dict(WHOLES)
+    # The first rate is better in validation, and worse in testing.
+    errors[linear(8), 800, width.RATES[0]] = [(0.10, 0.3), (0.11, 0.3), (0.12, 0.3)]
+    errors[linear(8), 800, width.RATES[1]] = [(0.05, 0.1), (0.05, 0.1), (0.30, 0.1)]
+    (_, row) = width._rows(_results(errors, monkeypatch))
+    assert row.width == linear(8)
+    assert row.quality.rate == width.RATES[0]
+    assert row.quality.errors == [0.3, 0.3, 0.3]
+    paired = [0.3 / 0.09, 0.3 / 0.1, 0.3 / 0.11]
+    assert row.steps.mean == pytest.approx(math.prod(paired) ** (1 / 3))
+
+
+def test_a_rate_that_diverges_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = dict(WHOLES)
+    errors[linear(8), 800, width.RATES[0]] = [(math.nan, math.nan), (0.01, 0.01), (0.01, 0.01)]
+    errors[linear(8), 800, width.RATES[1]] = _same(0.2)
+    (_, row) = width._rows(_results(errors, monkeypatch))
+    assert row.quality.rate == width.RATES[1]
+
+
+def test_at_equal_time_a_dear_head_has_had_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {**WHOLES, **{(linear(8), 800, rate): _same(0.2) for rate in width.RATES}}
+    whole, row = width._rows(_results(errors, monkeypatch))
+    assert whole.steps.mean == whole.time.mean == 1.0
+    # A step takes a quarter of the time: the head with all features has done 200 of its 800 steps.
+    assert row.steps.mean == pytest.approx(2.0)
+    assert row.time.mean == pytest.approx(0.5)
+
+
+def test_errors_between_two_lengths_are_interpolated() -> None:
+    whole = {
+        steps: width.Quality(0.01, [error, 2.0 * error], 0.0)
+        for steps, error in ((200, 0.4), (400, 0.2), (800, 0.1))
+    }
+    found = width._meanwhile(whole, 400 * math.sqrt(2.0))
+    assert found == pytest.approx([0.2 / math.sqrt(2.0), 0.4 / math.sqrt(2.0)])
+    assert width._meanwhile(whole, 400) == [0.2, 0.4]
+    assert width._meanwhile(whole, 20) == [0.4, 0.8]
+    assert width._meanwhile(whole, 8000) == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(0.1, True), (0.16, False)])
+def test_the_chosen_number_of_directions_is_judged(
+    error: float, verdict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = {**WHOLES, **{(linear(8), 800, rate): _same(error) for rate in width.RATES}}
+    first = width.claims(_results(errors, monkeypatch))[0]
+    assert first.holds is verdict
+    assert first.text.startswith("with 8 directions the error is at most 1.10 times")
+    assert first.measured.startswith(f"{error / 0.1:.2f} [")
+    assert f"{error / 0.4:.2f} [" in first.measured  # at equal time
+
+
+def test_projections_are_compared_with_narrow_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for narrow, verdict in ((0.3, True), (0.05, False)):
+        errors = {**WHOLES, **{(linear(8), 800, rate): _same(0.1) for rate in width.RATES}}
+        errors |= {(activated(8), 800, rate): _same(narrow) for rate in width.RATES}
+        claim = width.claims(_results(errors, monkeypatch))[1]
+        assert claim.holds is verdict
+        assert f"a family, 8: {narrow / 0.1:.2f} [" in claim.measured
+
+
+@pytest.mark.parametrize(
+    ("last", "error", "verdict"), [(0.02, 0.2, True), (0.02, 0.1, False), (0.009, 0.2, None)]
+)
+def test_a_full_last_direction_means_too_few(
+    last: float, error: float, verdict: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = {**WHOLES, **{(linear(4), 800, rate): _same(error) for rate in width.RATES}}
+    claim = width.claims(_results(errors, monkeypatch, last))[-1]
+    assert claim.holds is verdict
+    assert f"{int(last < 0.01)} are too narrow as well" in claim.measured
+
+
+# --- the grid ---------------------------------------------------------------------------
+
+
+def test_the_numbers_of_directions_are_the_default_s() -> None:
+    for cell in width.CELLS:
+        one = hl.Uniform(0.0, 1.0)
+        spaces: dict[str, list[hl.Input]] = {
+            "permuted": [hl.Categorical(cell.count)],
+            "embedding": [hl.Normal(64)],
+            "interaction": [one] * cell.count,
+        }
+        assert cell.chosen == directions_for(spaces.get(cell.family, [one]))
+
+
+def test_a_price_is_that_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    prices = width.measure(Setup("smoke"))
+    for (cell, each), price in prices.items():
+        spec = width._base(Setup("smoke"), cell)
+        config = dataclasses.replace(spec.config, **dataclasses.asdict(each))
+        model = width.task_of(spec.task, config, torch.device("cpu")).model("mip", 0)
+        assert price.weights == sum(p.numel() for p in model.parameters())
+        assert 4 * price.weights < price.file < 4 * price.weights + 20_000
+        assert 0.0 < price.step < 5.0
+        whole = prices[cell, WHOLE]
+        assert each == WHOLE or price.weights < 0.5 * whole.weights
+
+
+def test_names_of_widths() -> None:
+    assert WHOLE.title == "all features, 128"
+    assert linear(16).title == "linear, 16"
+    assert activated(8).title == "activated, 8"
+    assert Width((16, 128), 24).title == "linear after (16, 128), 24"
+
+
+def test_all_families_are_on_the_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    errors = {**WHOLES, **{(linear(r), 800, q): _same(0.1) for r in (4, 8) for q in width.RATES}}
+    figure = width.draw(_results(errors, monkeypatch))
+    assert [ax.get_title() for ax in figure.axes if ax.get_visible()] == ["a family"]
+    assert figure.get_figwidth() < 9.0
+    lines = [line.get_ydata() for line in figure.axes[0].get_lines()]
+    middle = 0.1 * (0.9 * 1.1) ** (1 / 3)
+    assert any(list(line) == pytest.approx([middle, middle]) for line in lines)
