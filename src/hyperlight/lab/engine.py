@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import logging
 import sys
@@ -342,15 +343,21 @@ def _by_scheduler(
     # A lost scheduler is said below in words; Dask would print its traceback as well.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     threads = max(1, torch.get_num_threads() // workers)
+    failure = ""
     try:
         # With tls://, certificates come from Dask's own configuration.
         client = Client(engine, timeout=_PATIENCE)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TypeError) as error:
+        failure = f"{error}"
+    if failure:
+        # The client closes when it is collected. In a thread that Dask is just starting it would
+        # wait for ever for a lock that the starter holds.
+        gc.collect()
         raise LabError(
-            f"There is no Dask scheduler at {engine} ({error}). Expected an address as "
+            f"There is no Dask scheduler at {engine} ({failure}). Expected an address as "
             "`dask scheduler` prints it: tcp://host:8786, or tls://host:8786 with the certificates "
             "in Dask's configuration (distributed.comm.tls)."
-        ) from error
+        )
     with client:
         futures = {
             client.submit(
