@@ -729,7 +729,7 @@ def test_trial_steps_measure_what_is_exact_for_a_dense_head(
     found = []
     for head in (hl.Dense(), Measured()):
         torch.manual_seed(0)
-        model = hl.hypernetize(Gelu(), SPACE, head=head)
+        model = hl.hypernetize(Gelu(), SPACE, hidden=(64, 16), head=head)
         model.primary.requires_grad_(not frozen)
         kept_by = []
         if kept == "factored":  # its gradient is handed over as factors while one of these lives
@@ -882,7 +882,7 @@ def test_settings_of_groups_that_make_no_sense_are_refused(
 def test_features_without_size_are_refused(broken: float) -> None:
     model = hl.hypernetize(mlp(), SPACE)
     with torch.no_grad():
-        for parameter in model.hypernet.trunk.parameters():
+        for parameter in model.hypernet.projection.parameters():
             parameter.fill_(broken)
     with pytest.raises(hl.ConfigurationError, match="size (0|nan) on average .* positive number"):
         hl.parameter_groups(model, 1e-3)

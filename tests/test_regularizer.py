@@ -45,7 +45,7 @@ def test_it_is_the_mean_squared_distance(inputs: dict[str, hl.Input], count: int
     gammas = model.sample((count,))
     rows = [{name: value[i] for name, value in gammas.items()} for i in range(count)]
     regularizer = hl.OutputRegularizer(model, gammas)
-    assert regularizer().item() == 0.0
+    assert regularizer().item() < 1e-30  # but for rounding
     old = [model.predict(**row) for row in rows]
     shaken(model)
     loss = regularizer()
@@ -84,7 +84,7 @@ def test_its_memory_is_state_of_its_own_and_follows_the_model() -> None:
     state = {name: t.clone() for name, t in regularizer.state_dict().items()}
     shaken(model)
     later = hl.OutputRegularizer(model, gammas)
-    assert later().item() == 0.0
+    assert later().item() < 1e-13
     later.load_state_dict(state)
     assert later().item() == pytest.approx(regularizer().item())
     before = regularizer().item()
@@ -164,7 +164,7 @@ def test_new_tasks_come_and_old_ones_and_their_blends_are_protected() -> None:
         if task:
             model.extend("task", optimizer=optimizer)
             protect = [hl.OutputRegularizer(model, {"task": torch.arange(task)})]
-            assert protect[0]().item() == 0.0
+            assert protect[0]().item() < 1e-13
         for _ in range(200):
             loss = (model(x, task=task) - y).square().mean() + sum(old() for old in protect)
             optimizer.zero_grad()
@@ -175,7 +175,7 @@ def test_new_tasks_come_and_old_ones_and_their_blends_are_protected() -> None:
     blends = {"task": torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])}
     old = hl.OutputRegularizer(model, blends)
     assert old.get_buffer("gamma_task").shape == (2, 3)
-    assert old().item() == 0.0
+    assert old().item() < 1e-13
     shaken(model)
     rows = torch.stack(
         [

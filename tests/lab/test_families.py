@@ -23,7 +23,6 @@ from hyperlight.lab.tasks.families import (
     Families,
     FamiliesTask,
     FamilyName,
-    last_direction,
 )
 from hyperlight.lab.train import Training, train
 from tests.lab.making import equal_runs
@@ -205,24 +204,6 @@ def test_figures_at_one_gamma() -> None:
     found = model.bind(gamma=0.25)(x).detach()
     expected = (found - wanted).square().mean() / wanted.var(correction=0)
     assert task.at(model, 0.25)["error"] == pytest.approx(float(expected), rel=1e-4)
-
-
-# --- the energy in the last direction -----------------------------------------------------
-
-
-@pytest.mark.parametrize("directions", [None, 3])
-def test_the_last_direction_is_that_of_the_predicted_weights(directions: int | None) -> None:
-    model = hl.hypernetize(
-        nn.Linear(5, 4), inputs={"z": hl.Normal(6)}, hidden=(6, 7), directions=directions
-    )
-    draws = model.sample((512,), generator=torch.Generator().manual_seed(0))
-    predicted = torch.cat([t.flatten(1) for t in model.predict(**draws).values()], dim=1)
-    energy = torch.linalg.eigvalsh(predicted.detach().double().T.cov(correction=0))
-    count = directions or 7
-    assert energy[-count - 1].abs() < 1e-4 * energy[-1]
-    expected = count * energy[-count] / energy.sum()
-    assert last_direction(model) == pytest.approx(float(expected), rel=1e-3)
-    assert last_direction(model) > 1e-3
 
 
 # --- training ---------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import Categorical, Dense, HyperModel, Input, Normal, Uniform
+from ... import Categorical, Dense, HyperModel, Input, Normal, Uniform, direction_profile
 from ..data import Batches, Images, Request, load_images, stratified_split
 from ..errors import LabError, at_least
 from .base import (
@@ -33,7 +33,7 @@ from .base import (
     evaluating,
 )
 
-__all__ = ["COUNTS", "KIND", "TRAINING", "Families", "FamiliesTask", "FamilyName", "last_direction"]
+__all__ = ["COUNTS", "KIND", "TRAINING", "Families", "FamiliesTask", "FamilyName"]
 
 TRAINING: dict[str, Any] = {
     "optimizer": "adam",
@@ -490,7 +490,7 @@ class FamiliesTask:
             "weights held": float(sum(p.numel() for p in model.parameters())),
         }
         if isinstance(model, HyperModel) and isinstance(model.hypernet.head, Dense):
-            figures["energy in the last direction"] = last_direction(model)
+            figures["energy in the last direction"] = direction_profile(model).last
         return Outcome(figures=figures)
 
     @torch.no_grad()
@@ -509,28 +509,6 @@ class FamiliesTask:
             "error": error,
             self.metric.name: 100.0 * (1.0 - error),
         }
-
-
-@torch.no_grad()
-def last_direction(model: HyperModel, draws: int = 512) -> float:
-    """How much of the change's energy lies in its last direction, times the number of directions.
-
-    The energy of the directions are the eigenvalues of the covariance of the predicted weights
-    over draws of the inputs; at most as many are not zero as there are features that the head
-    reads. 1 means that all directions have the same energy; 0 that one is not used.
-
-    Args:
-        model: with a dense head.
-        draws: the number of draws.
-    """
-    gamma = model.sample((draws,), generator=torch.Generator().manual_seed(0))
-    features = model.hypernet.features(**gamma).double()
-    weight = model.hypernet.head.get_parameter("weight").double()
-    # The covariance F W^T has the eigenvalues of S W^T W S, with S the square root of F's.
-    values, vectors = torch.linalg.eigh(features.T.cov(correction=0))
-    root = vectors * values.clamp_min(0.0).sqrt()
-    energy = torch.linalg.eigvalsh(root.T @ (weight.T @ weight) @ root).clamp_min(0.0)
-    return float(len(energy) * energy[0] / energy.sum())
 
 
 KIND = Kind(Families, FamiliesTask, "Families of functions", "Families", TRAINING)
