@@ -130,7 +130,7 @@ def parameter_groups(
     >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
     >>> groups = hl.parameter_groups(model, lr=1e-3, weight_decay={"theta0": 1e-4})
     >>> [group["name"] for group in groups]
-    ['theta0', 'trunk.layers.0', 'trunk.layers.1', 'head']
+    ['theta0', 'trunk.layers.0', 'trunk.layers.1', 'trunk.projection', 'head']
     >>> groups[0]["lr"], groups[0]["weight_decay"]
     (0.0005, 0.0001)
     >>> optimizer = torch.optim.AdamW(groups)
