@@ -7,6 +7,8 @@ steps and answers the seconds; ``{"stop": true}`` answers the peak memory and en
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import sys
@@ -49,10 +51,13 @@ def main() -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     torch.set_num_threads(given.threads)
-    # Equal conditions for all: glibc returns large blocks to the system every time, until a block
-    # of nearly 32 MiB has been freed. A subject with a dense gradient of that size frees one
-    # anyway; the plain network does not, and would take up to 1.5 times as long.
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+    # Equal conditions for all: glibc returns freed memory to the system, and how much of it depends
+    # on the blocks that a subject frees. Without this the plain network would take up to 1.5 times
+    # as long, and hyperlight.optim, which asks for the same, would be ahead of all others.
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
     device = torch.device(given.device)
     from .subjects import SUBJECTS, prepare
     from .workloads import WORKLOADS

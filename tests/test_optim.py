@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -433,3 +437,33 @@ def test_no_step_allocates_a_matrix(name: str, rows: int) -> None:
         backward(twin, 0)
         stock.step()
     assert large.found  # which the counter would have seen
+
+
+# --- freed memory -------------------------------------------------------------
+
+FAULTS = """
+import resource, sys, torch, hyperlight as hl
+
+def faults() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**22) for _ in range(10)]  # 16 MiB each
+    del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = [faults() for _ in range(3)][-1]
+hl.optim.Adam(torch.nn.Linear(2, 2).parameters())
+print(first, [faults() for _ in range(3)][-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is asked to keep")
+@pytest.mark.parametrize("chosen", [False, True])
+def test_freed_memory_is_kept_for_the_next_step_unless_the_user_chose(chosen: bool) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    if chosen:
+        environment["MALLOC_TRIM_THRESHOLD_"] = str(2**20)
+    command = [sys.executable, "-c", FAULTS]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    before, after = map(int, result.stdout.split())
+    assert before > 2000  # pages, of 40,960
+    assert (after > 2000) if chosen else (after < 500)

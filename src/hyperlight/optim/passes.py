@@ -8,7 +8,9 @@ loop by :func:`torch.compile`.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -41,6 +43,9 @@ _LARGE, _FEW, _LARGE_FOR_MANY = 2**21, 16, 2**16
 _WIDE = {1: 128, 2: 32, 3: 32}
 # From so many entries, and up to so many rows, a long sum is split into so many parts.
 _SPLIT_ENTRIES, _SPLIT_ROWS, _PARTS = 2**20, 64, 64
+
+# Parameters of glibc's mallopt, as in malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 _chosen: Implementation = "auto"
 _obstacle: str | None = None
@@ -79,14 +84,21 @@ def status() -> tuple[Implementation, str | None]:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next step, as a dense gradient would.
+    """Have glibc keep freed memory for the next step, up to 1 GiB of it.
 
-    glibc returns every large block to the system, and takes as many pages anew in each step,
-    until one of nearly 32 MiB has been freed once. The gradient that is no longer built was such
-    a block; without it the primary's activations would take up to 1.5 times as long. The block
-    here is never touched, so it takes no memory.
+    By default it returns large blocks to the system, and so does the end of its heap, and takes as
+    many pages anew in each step: the primary's activations then take up to 1.5 times as long. Set
+    in the environment, ``MALLOC_TRIM_THRESHOLD_`` and the like are left as they are.
     """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+    chosen = any(name.startswith("MALLOC_") for name in os.environ)
+    if chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    mallopt(_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
+    mallopt(_TRIM_THRESHOLD, 2**30)
 
 
 def pays(weight: Tensor, rows: int) -> bool:
