@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import hyperlight as hl
 from hyperlight.widths import directions_for
-from tests.models import mlp, one_graph, vectors
+from tests.models import Gives, mlp, one_graph, vectors
 from tests.reference import naive_encoded
 
 
@@ -291,15 +291,6 @@ def test_values_are_cast_to_the_dtype_of_the_network() -> None:
         calibrate_on={"t": torch.randint(9, (8, 5))},
     )
     assert words(t=torch.randint(9, (2, 3)))["w"].shape == (2, 2)  # integers stay integers
-
-
-class Gives(nn.Module):
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, x: Tensor) -> Any:
-        return self.value
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import hyperlight as hl
-from tests.models import mlp, one_graph, vectors
+from tests.models import Gives, mlp, one_graph, vectors
 
 SPACE = {"g": hl.Uniform(0.0, 1.0), "c": hl.Categorical(3)}
 ENCODED = 2 + 3
@@ -82,15 +82,6 @@ def test_it_starts_as_it_was_made_and_is_trained() -> None:
     nn.init.zeros_(resets.weight)
     net.reset_parameters()
     assert float(resets.weight[0, 0]) == 0.25
-
-
-class Gives(nn.Module):
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, x: Tensor) -> Any:
-        return self.value
 
 
 @pytest.mark.parametrize(

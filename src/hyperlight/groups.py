@@ -166,7 +166,7 @@ def _check(lr: float, rule: object) -> None:
     if rule not in ("adam", "sgd") and not callable(rule):
         raise ConfigurationError(
             f"rule was {rule!r}; expected 'adam' (also for AdamW, Lion and the like), 'sgd' (also "
-            "with momentum), or a class of optimizers such as torch.optim.Muon."
+            "with momentum), or a class of optimizers such as torch.optim.Adafactor."
             f"{did_you_mean(str(rule), ('adam', 'sgd'))}"
         )
 

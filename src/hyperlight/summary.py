@@ -109,10 +109,9 @@ class Summary:
 
     @property
     def adam_traffic(self) -> int:
-        """The bytes that a step of Adam moves through memory, with :mod:`hyperlight.optim`.
+        """The bytes that a step of Adam moves through memory at least.
 
-        It reads weights, gradients and two moments, and writes all but the gradients. The head is
-        read once more to predict, and its gradient is not stored.
+        It reads weights, gradients and two moments, and writes all but the gradients.
         """
         return _ADAM_TRAFFIC * sum(part.trained for part in self._parts)
 
@@ -120,7 +119,7 @@ class Summary:
         """Estimate what the hypernetwork adds to a step of Adam with one set of weights.
 
         Divide it by the time of a step of your network alone to see its share. Small models take
-        longer: each operation has a fixed cost, about a millisecond in all.
+        longer: each operation has a fixed cost, some milliseconds in all.
 
         Args:
             bandwidth: of the memory, in bytes per second. A CPU has some 1e10, a GPU 1e12 or more.

@@ -329,7 +329,6 @@ def _first_steps(measured: Steps, optimizer: str) -> Claim:
         f"a step of the plain network, at all sizes ({drawing.NAMES[optimizer]})",
         f"in multiples of the plain network's step: {', '.join(shown)}",
         all(1 / FAR <= each <= FAR for each in total[GROUPS]),
-        "hl.parameter_groups does not compensate for the trunk, whose part grows with the width",
     )
 
 
