@@ -612,7 +612,15 @@ def test_help_names_the_options(capsys: Captured, arguments: list[str], words: l
 
 
 def test_help_has_the_same_options_as_are_known(capsys: Captured) -> None:
-    known = ["--hidden", "--directions", "--activation", "--encoding", "--init", "--fraction"]
+    known = [
+        "--hidden",
+        "--directions",
+        "--activation",
+        "--encoding",
+        "--init",
+        "--fraction",
+        "--head",
+    ]
     known += ["--data", "--data-dir", "--size", "--grey", "--augment", "--use-valid", "--stages"]
     known += ["--prior", "--dimensions", "--evaluation-gammas", "--evaluation-images"]
     known += ["--final-images", "--posterior-samples"]

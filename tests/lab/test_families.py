@@ -355,3 +355,64 @@ def test_processes_share_a_batch(name: FamilyName) -> None:
 
     assert sorted(rows((0, 2)) + rows((1, 2))) == sorted(rows((0, 1)))
     assert len(rows((0, 2))) == 8
+
+
+# --- pictures ---------------------------------------------------------------------------
+
+
+def test_the_answers_to_a_picture_are_its_pixels() -> None:
+    task = _task("picture", count=5)
+    image = task.family.gammas(1, torch.Generator().manual_seed(3))
+    across = torch.linspace(-1.0, 1.0, 8)
+    rows, columns = torch.meshgrid(across, across, indexing="ij")
+    points = torch.stack([columns, rows], dim=-1).reshape(-1, 2)
+    given, wanted = task.family.answered(points, image)
+    assert torch.allclose(wanted[0, :, 0], 2.0 * image.flatten() - 1.0, atol=1e-5)
+    expected = [points] + [
+        wave(torch.cat([math.pi * k * points for k in (1.0, 2.0, 4.0)], dim=1))
+        for wave in (torch.sin, torch.cos)
+    ]
+    assert torch.allclose(given[0], torch.cat(expected, dim=1))
+
+
+def test_pictures_are_held_out_from_training() -> None:
+    family = _task("picture").family
+    parts = {part: {tuple(i.flatten().tolist()) for i in family.drawn(part)[0]} for part in _PARTS}
+    seen = {tuple(image.flatten().tolist()) for image in family.train.unit().images}  # type: ignore[attr-defined]
+    assert not parts["valid"] & seen
+    assert not parts["test"] & (seen | parts["valid"])
+    drawn = family.gammas(50, torch.Generator().manual_seed(0))
+    assert {tuple(image.flatten().tolist()) for image in drawn} <= seen
+
+
+_PARTS: tuple[Any, ...] = ("valid", "test")
+
+
+def test_the_network_of_a_picture_is_calibrated_and_trained() -> None:
+    task = _task("picture", count=5)
+    model = task.model("mip", 0)
+    assert isinstance(model, hl.HyperModel)
+    encoder = model.hypernet.encoders["gamma"]
+    assert torch.equal(model.hypernet.inputs["gamma"].examples, task.family.examples)  # type: ignore[attr-defined]
+    before = [p.detach().clone() for p in encoder.parameters()]
+    loss = task.loss(model, next(task.batches(16, 0)), task.sample(model, torch.Generator()), 0)
+    torch.autograd.backward(loss)
+    optimizer = _settings().make_optimizer(model)
+    optimizer.step()
+    after = list(encoder.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        ("dense", hl.Dense),
+        ("low-rank", hl.LowRank),
+        ("per-layer", hl.PerLayer),
+        ("channel-scale", hl.ChannelScale),
+    ],
+)
+def test_the_head_can_be_chosen(head: str, kind: type[hl.Head]) -> None:
+    model = _task("hat", head=head).model("mip", 0)
+    assert isinstance(model, hl.HyperModel)
+    assert type(model.hypernet.head) is kind

@@ -64,7 +64,7 @@ def test_an_error_of_zero_or_none_has_a_ratio() -> None:
 
 # --- results ----------------------------------------------------------------------------
 
-CELL = Cell("hat", 16, "a family", 8, (4,))
+CELL = Cell("a family", 8, (4,), (("family", "hat"), ("count", 16)), heads=("channel-scale",))
 Errors = Mapping[tuple[Width, int, float], Sequence[tuple[float, float]]]
 
 
@@ -94,7 +94,7 @@ def _results(
 
 
 def _width(config: object) -> Width:
-    return Width(config.hidden, config.directions)  # type: ignore[attr-defined]
+    return Width(config.hidden, config.directions, config.head)  # type: ignore[attr-defined]
 
 
 def _same(error: float) -> list[tuple[float, float]]:
@@ -173,6 +173,23 @@ def test_projections_are_compared_with_narrow_layers(monkeypatch: pytest.MonkeyP
         assert f"a family, 8: {narrow / 0.1:.2f} [" in claim.measured
 
 
+@pytest.mark.parametrize(("error", "verdict"), [(0.1, True), (0.15, False)])
+def test_other_heads_are_compared_with_the_default(
+    error: float, verdict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled = width.other("channel-scale", 8)
+    errors = {**WHOLES, **{(linear(8), 800, rate): _same(0.1) for rate in width.RATES}}
+    errors |= {(scaled, 800, rate): _same(error) for rate in width.RATES}
+    claims = width.claims(_results(errors, monkeypatch))
+    (claim,) = [claim for claim in claims if "a head of" in claim.text]
+    assert claim.text == (
+        "a head of ChannelScale has an error at most 1.10 times that of the default's"
+    )
+    assert claim.holds is verdict
+    assert f"a family: {error / 0.1:.2f} [" in claim.measured
+    assert claim.measured.endswith("with 1,000 weights for 1,000")
+
+
 @pytest.mark.parametrize(
     ("last", "error", "verdict"), [(0.02, 0.2, True), (0.02, 0.1, False), (0.009, 0.2, None)]
 )
@@ -190,13 +207,30 @@ def test_a_full_last_direction_means_too_few(
 
 def test_the_numbers_of_directions_are_the_default_s() -> None:
     for cell in width.CELLS:
+        settings = dict(cell.settings)
+        count = settings.get("count")
         one = hl.Uniform(0.0, 1.0)
-        spaces: dict[str, list[hl.Input]] = {
-            "permuted": [hl.Categorical(cell.count)],
+        spaces: dict[str | None, list[hl.Input]] = {
+            "permuted": [hl.Categorical(count)] if count else [],
             "embedding": [hl.Normal(64)],
-            "interaction": [one] * cell.count,
+            "interaction": [one] * (count or 0),
+            "picture": [hl.Encoded(torch.nn.Flatten(), features=64)],
         }
-        assert cell.chosen == directions_for(spaces.get(cell.family, [one]))
+        assert cell.chosen == directions_for(spaces.get(settings.get("family"), [one]))
+
+
+def test_every_cell_can_be_trained() -> None:
+    """All settings are those of its task, and cells tell their runs apart."""
+    for cell in width.CELLS:
+        spec = width._base(SETUP, cell)
+        spec.config.check()
+        spec.training.check()
+    specs = [spec for spec in width.specs(SETUP) if spec.seed == 0]
+    results = Results(specs, {spec.key: make_run("mip", 0) for spec in specs})
+    for group in results:
+        assert sum(cell.belongs(group) for cell in width.CELLS) == 1
+    paper = width.cells(Setup("paper"))
+    assert all(set(width.HEADS) == set(cell.heads) for cell in paper)
 
 
 def test_a_price_is_that_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +244,7 @@ def test_a_price_is_that_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0.0 < price.step < 5.0
         whole = prices[cell, WHOLE]
         assert each == WHOLE or price.weights < 0.5 * whole.weights
+        assert each.head == "dense" or price.weights < prices[cell, linear(cell.chosen)].weights
 
 
 def test_names_of_widths() -> None:
@@ -217,6 +252,8 @@ def test_names_of_widths() -> None:
     assert linear(16).title == "linear, 16"
     assert activated(8).title == "activated, 8"
     assert Width((16, 128), 24).title == "linear after (16, 128), 24"
+    assert width.other("low-rank", 24).title == "LowRank(4), 128"
+    assert width.other("channel-scale", 24).title == "ChannelScale, 24"
 
 
 def test_all_families_are_on_the_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 A dense head holds one weight for every predicted one and feature that it reads, so the number of
 features decides what a hypernetwork costs. This study compares three ways to have few of them with
 a head that reads all 128 features of a trunk: a linear projection of the trunk ("linear"), a narrow
-last layer with an activation ("activated"), and other trunks before the projection. The tasks are
-families of functions that must change with gamma, fast or slow, along one input or many.
+last layer with an activation ("activated"), and other trunks before the projection. Other heads are
+compared with them. The tasks are those whose answer must change with gamma: families of functions,
+fast or slow, along one input or many; registration; a beta-VAE; and pictures that pass through a
+network.
 
 What was to be shown was fixed beforehand: a width is as good if its test error is at most 1.10
 times that of the head with all features, as a geometric mean over seeds.
@@ -20,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -45,14 +47,17 @@ TRUNK = (64, 128)
 
 @dataclass(frozen=True)
 class Width:
-    """Hidden layers, and the number of directions if the head reads a projection."""
+    """Hidden layers, the number of directions if the head reads a projection, and the head."""
 
     hidden: tuple[int, ...]
     directions: int | None = None
+    head: str = "dense"
 
     @property
     def kind(self) -> str:
-        """``all features``, ``linear``, ``activated``, or another trunk."""
+        """``all features``, ``linear``, ``activated``, another trunk, or another head."""
+        if self.head != "dense":
+            return HEADS[self.head]
         if self == WHOLE:
             return "all features"
         if self.directions is None:
@@ -72,6 +77,13 @@ class Width:
 
 WHOLE = Width(TRUNK)
 
+# Heads other than the dense one, as the lab's option and as the tables have them.
+HEADS = {
+    "low-rank": "LowRank(4)",
+    "per-layer": "PerLayer",
+    "channel-scale": "ChannelScale",
+}
+
 
 def linear(directions: int) -> Width:
     return Width(TRUNK, directions)
@@ -81,76 +93,143 @@ def activated(features: int) -> Width:
     return Width((TRUNK[0], features))
 
 
+def other(head: str, directions: int) -> Width:
+    """Another head; it reads a projection where that is smaller than the trunk."""
+    return Width(TRUNK, directions if head == "channel-scale" else None, head)
+
+
 # Other trunks before the projection.
 TRUNKS = ((16, 128), (128, 256), (64, 64, 128))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A family and the widths that it is tried with.
+    """A task and the widths that it is tried with.
 
     Attributes:
-        family: its name.
-        count: how many pieces, inputs, categories or directions it has.
         title: in figures.
         chosen: the number of directions that the default has for such inputs.
         others: other numbers of directions.
-        gammas: in a batch.
+        settings: of the task, by name.
+        task: its name.
+        training: how it is trained, by name.
+        rates: learning rates to choose from.
+        narrow: sizes of a narrow last layer.
+        trunks: whether other trunks are tried.
+        heads: other heads that are tried.
     """
 
-    family: str
-    count: int
     title: str
     chosen: int
     others: tuple[int, ...]
-    gammas: int = 16
+    settings: tuple[tuple[str, Any], ...]
+    task: str = "families"
+    training: tuple[tuple[str, Any], ...] = ()
+    rates: tuple[float, ...] = RATES
+    narrow: tuple[int, ...] = (8, 32)
+    trunks: bool = False
+    heads: tuple[str, ...] = ()
 
     def belongs(self, group: Group) -> bool:
-        """Whether a group is of this family."""
-        return (group.spec.config.family, group.spec.config.counted) == (self.family, self.count)
+        """Whether a group is of this cell."""
+        config = group.spec.config
+        own = all(getattr(config, name) == value for name, value in self.settings)
+        return group.spec.task == self.task and own
 
+
+def _family(
+    family: str, count: int, title: str, chosen: int, others: tuple[int, ...], **more: Any
+) -> Cell:
+    """A cell of the task of families, with a number of gammas in every batch."""
+    settings = {"family": family, "count": count, "gammas": more.pop("gammas", 16)}
+    return Cell(title, chosen, others, tuple(settings.items()), **more)
+
+
+_ALL = tuple(HEADS)
+_IMAGES = (("batch_size", 32),)
+# At 96x80, with the small last layer and the decay that science of registration asks for.
+_REGISTRATION = {
+    "data": "ptbp",
+    "size": (96, 80),
+    "channels": 16,
+    "flow_scale": 1e-5,
+    "init": "relative",
+    "final_pairs": 48,
+    "tune_steps": 1,
+}
+_REGISTERED = {"batch_size": 4, "rates": "groups", "schedule": "cosine"}
 
 CELLS = (
-    Cell("hat", 16, "1 input, fast", 16, (4, 8, 32)),
-    Cell("frequency", 4, "1 input, slow", 16, (4, 8)),
-    Cell("filtered", 8, "1 input, convolutions", 16, (4, 8, 32), 32),
-    Cell("interaction", 2, "2 inputs", 16, (4, 8, 24), 32),
-    Cell("interaction", 8, "8 inputs", 24, (8, 16, 32, 40), 32),
-    Cell("interaction", 32, "32 inputs", 72, (16, 32, 96), 32),
-    Cell("permuted", 10, "10 categories", 16, (4, 8), 8),
-    Cell("permuted", 50, "50 categories", 40, (16, 24), 8),
-    Cell("embedding", 8, "embedding, 8 directions count", 40, (8, 16), 32),
-    Cell("embedding", 32, "embedding, 32 directions count", 40, (16, 72), 32),
+    _family("hat", 16, "1 input, fast", 16, (4, 8, 32), trunks=True, heads=_ALL),
+    _family("frequency", 4, "1 input, slow", 16, (4, 8)),
+    _family(
+        *("filtered", 8, "1 input, convolutions", 16, (4, 8, 32)),
+        gammas=32,
+        training=_IMAGES,
+        trunks=True,
+        heads=_ALL,
+    ),
+    Cell(
+        *("1 input, registration", 16, ()),
+        tuple(_REGISTRATION.items()),
+        "hypermorph",
+        tuple(_REGISTERED.items()),
+        rates=(2e-3, 5e-3),
+        narrow=(8,),
+        heads=("channel-scale",),
+    ),
+    Cell(
+        *("1 input, beta-VAE", 16, (4, 8)),
+        (("data", "mnist"),),
+        "vae",
+        (("rates", "groups"), ("schedule", "cosine")),
+        rates=(1e-3, 3e-3),
+        narrow=(8,),
+        heads=_ALL,
+    ),
+    _family("interaction", 2, "2 inputs", 16, (4, 8, 24), gammas=32),
+    _family("interaction", 8, "8 inputs", 24, (8, 16, 32, 40), gammas=32),
+    _family("interaction", 32, "32 inputs", 72, (16, 32, 96), gammas=32),
+    _family("permuted", 10, "10 categories", 16, (4, 8), gammas=8),
+    _family("permuted", 50, "50 categories", 40, (16, 24), gammas=8, trunks=True, heads=_ALL),
+    _family("embedding", 8, "embedding, 8 directions count", 40, (8, 16), gammas=32),
+    _family("embedding", 32, "embedding, 32 directions count", 40, (16, 72), gammas=32),
+    _family("picture", 64, "an image, through a network", 40, (8, 16, 72), gammas=32, heads=_ALL),
 )
 _SMOKE = (
-    Cell("hat", 2, "1 input", 4, (2,), 4),
-    Cell("permuted", 3, "3 categories", 4, (2,), 4),
+    _family("hat", 2, "1 input", 4, (2,), gammas=4, narrow=(4,), heads=("channel-scale",)),
+    _family("permuted", 3, "3 categories", 4, (2,), gammas=4, narrow=(4,)),
 )
 _LADDER = (2, 4, 8, 16, 24, 32, 40, 72, 96)
 
 
 def cells(setup: Setup) -> tuple[Cell, ...]:
-    """The families of a size."""
+    """The tasks of a size."""
     if setup.size == "smoke":
         return _SMOKE
     if setup.size == "cpu":
         return CELLS
     return tuple(
-        dataclasses.replace(cell, others=tuple(r for r in _LADDER if r != cell.chosen))
+        dataclasses.replace(
+            cell,
+            others=tuple(r for r in _LADDER if r != cell.chosen),
+            narrow=_LADDER,
+            trunks=True,
+            heads=_ALL,
+        )
         for cell in CELLS
     )
 
 
-def widths(setup: Setup, cell: Cell) -> list[Width]:
-    """All widths that a family is tried with."""
-    rs = sorted({cell.chosen, *cell.others})
-    found = [WHOLE, *map(linear, rs)]
-    if setup.size == "smoke":
-        return [*found, activated(4)]
-    found += map(activated, rs if setup.size == "paper" else (8, 32))
-    if setup.size == "paper" or cell.family in ("hat", "filtered") or cell.count == 50:
-        found += [Width(trunk, cell.chosen) for trunk in TRUNKS]
-    return found
+def widths(cell: Cell) -> list[Width]:
+    """All widths that a task is tried with."""
+    return [
+        WHOLE,
+        *map(linear, sorted({cell.chosen, *cell.others})),
+        *map(activated, cell.narrow),
+        *(Width(trunk, cell.chosen) for trunk in TRUNKS if cell.trunks),
+        *(other(head, cell.chosen) for head in cell.heads),
+    ]
 
 
 _STEPS = {"smoke": 8, "cpu": 800, "paper": 6000}
@@ -158,23 +237,14 @@ _STEPS = {"smoke": 8, "cpu": 800, "paper": 6000}
 
 def _base(setup: Setup, cell: Cell) -> Spec:
     steps = _STEPS[setup.size]
-    batch = 32 if setup.size == "smoke" or cell.family == "filtered" else 256
     few = {"evaluation_gammas": 2} if setup.size == "smoke" else {}
+    how = {"batch_size": 256, **dict(cell.training)}
+    if setup.size == "smoke":
+        how["batch_size"] = 32
     return base(
-        "families",
-        {
-            "family": cell.family,
-            "count": cell.count,
-            "gammas": cell.gammas,
-            "data_dir": setup.data_dir,
-            **few,
-        },
-        {
-            "steps": steps,
-            "batch_size": batch,
-            "evaluate_every": steps // 4,
-            "device": setup.device,
-        },
+        cell.task,
+        {**dict(cell.settings), "data_dir": setup.data_dir, **few},
+        {**how, "steps": steps, "evaluate_every": steps // 4, "device": setup.device},
     )
 
 
@@ -184,7 +254,7 @@ def specs(setup: Setup) -> list[Spec]:
     for cell in cells(setup):
         start = _base(setup, cell)
         shorter = [start.training.steps // 4, start.training.steps // 2]
-        for width in widths(setup, cell):
+        for width in widths(cell):
             steps = [start.training.steps, *(shorter if width == WHOLE else ())]
             config = dataclasses.replace(start.config, **dataclasses.asdict(width))
             for n in steps:
@@ -193,7 +263,7 @@ def specs(setup: Setup) -> list[Spec]:
                     dataclasses.replace(start, config=config, training=how),
                     seeds=seeds,
                     formulations=["mip"],
-                    training={"lr": RATES[-1:] if setup.size == "smoke" else RATES},
+                    training={"lr": cell.rates[-1:] if setup.size == "smoke" else cell.rates},
                 )
     return found
 
@@ -227,7 +297,7 @@ def measure(setup: Setup) -> Prices:
         start = _base(setup, cell)
         steppers: dict[Width, Callable[[], None]] = {}
         models: dict[Width, HyperModel] = {}
-        for width in widths(setup, cell):
+        for width in widths(cell):
             config = dataclasses.replace(start.config, **dataclasses.asdict(width))
             models[width], steppers[width] = _stepper(dataclasses.replace(start, config=config))
         times: dict[Width, list[float]] = {width: [] for width in models}
@@ -330,7 +400,9 @@ class Quality:
 
 
 def _figures(group: Group, name: str) -> list[float]:
-    return [math.nan if r.outcome is None else r.outcome.figures[name] for r in group.runs]
+    """A final figure of every seed; NaN for those that diverged or do not have it."""
+    found = [None if r.outcome is None else r.outcome.figures.get(name) for r in group.runs]
+    return [math.nan if figure is None else figure for figure in found]
 
 
 def _quality(results: Results, cell: Cell, width: Width, steps: int) -> Quality:
@@ -463,7 +535,7 @@ def _geometric(errors: Sequence[float]) -> float:
 
 def claims(results: Results) -> list[Claim]:
     rows = _rows(results)
-    found = []
+    found: list[Claim | None] = []
     for row in rows:
         if row.width == linear(row.cell.chosen):
             found.append(
@@ -480,8 +552,9 @@ def claims(results: Results) -> list[Claim]:
                 )
             )
     found.append(_narrow(rows))
+    found += [_head(rows, name) for name in HEADS.values()]
     found.append(_last(rows))
-    return found
+    return [claim for claim in found if claim is not None]
 
 
 def _narrow(rows: Sequence[Row]) -> Claim:
@@ -507,6 +580,27 @@ def _narrow(rows: Sequence[Row]) -> Claim:
         f"projection: {'; '.join(shown)}",
         better == len(pairs) if sure or better < len(pairs) else None,
         "where the family changes slowly, any few features are enough",
+    )
+
+
+def _head(rows: Sequence[Row], name: str) -> Claim | None:
+    """Claim that another head is as good as the default; None where it was not tried."""
+    chosen = {row.cell: row for row in rows if row.width == linear(row.cell.chosen)}
+    pairs = [(row, chosen[row.cell]) for row in rows if row.width.kind == name]
+    ratios = [Ratio.of(a.quality.errors, b.quality.errors) for a, b in pairs]
+    if not ratios:
+        return None
+    shown = [
+        f"{a.cell.title}: {ratio.text()} with {a.price.weights:,} weights for {b.price.weights:,}"
+        for (a, b), ratio in zip(pairs, ratios, strict=True)
+    ]
+    verdicts = [ratio.good for ratio in ratios]
+    return Claim(
+        BEYOND,
+        f"a head of {name} has an error at most {GOOD:.2f} times that of the default's",
+        f"error over that of the default: {'; '.join(shown)}",
+        False if False in verdicts else None if None in verdicts else True,
+        "it changes the weights in fewer ways",
     )
 
 
@@ -565,6 +659,7 @@ STUDY = Study(
     reduced={
         "smoke": "two small families, 8 steps (4 steps and 2 steps for equal time)",
         "cpu": "800 steps (400 steps and 200 steps for equal time) in batches of 256, or batches "
-        "of 32 images for the convolutional network; two rates; other trunks in three families",
+        "of 32 images for the convolutional network and 4 pairs for registration; two rates; "
+        "other trunks in three families, other heads in six",
     },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -13,7 +13,18 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from ... import CosSin, HyperModel, Input, hypernetize
+from ... import (
+    ChannelScale,
+    CosSin,
+    Dense,
+    Head,
+    HyperModel,
+    Input,
+    LowRank,
+    PerLayer,
+    direction_profile,
+    hypernetize,
+)
 from ...init import Relative
 from ...targets import Targets
 from ..data import DATA
@@ -35,6 +46,7 @@ __all__ = [
     "ScanData",
     "Task",
     "evaluating",
+    "last_direction",
     "synchronize",
 ]
 
@@ -49,6 +61,14 @@ SWITCHES: dict[str, tuple[bool, bool]] = {
     "mip": (True, True),
     "encoding": (True, False),
     "residual": (False, True),
+}
+
+
+_HEADS: dict[str, Callable[[], Head]] = {
+    "dense": Dense,
+    "low-rank": lambda: LowRank(rank=4),
+    "per-layer": lambda: PerLayer(embed=32, width=64),
+    "channel-scale": ChannelScale,
 }
 
 
@@ -91,6 +111,10 @@ class Hypernetwork:
     """Initialisation of the hypernetwork; fan_out is the paper's."""
     fraction: float = 0.1
     """With --init relative: size of the first predicted change, relative to each tensor's scale."""
+    head: Literal["dense", "low-rank", "per-layer", "channel-scale"] = "dense"
+    """How features become weights: one weight for each predicted one and feature (the paper's),
+    changes of rank 4, one small network for all layers (32 numbers for each layer, width 64), or a
+    factor for every output channel."""
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
@@ -104,6 +128,7 @@ class Hypernetwork:
         inputs: dict[str, Input],
         formulation: Formulation,
         targets: Targets = None,
+        calibrate_on: Mapping[str, Any] | None = None,
     ) -> HyperModel:
         """Give a primary a hypernetwork with these settings."""
         encode, residual = SWITCHES[formulation]
@@ -117,6 +142,8 @@ class Hypernetwork:
             encoding=CosSin(self.encoding == "per-input") if encode else None,
             residual=residual,
             init=Relative(self.fraction) if self.init == "relative" else self.init,
+            head=_HEADS[self.head](),
+            calibrate_on=calibrate_on,
         )
 
 
@@ -181,6 +208,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def last_direction(model: nn.Module) -> dict[str, float]:
+    """The share of the last direction in the change's energy, if the model has directions."""
+    if isinstance(model, HyperModel) and isinstance(model.hypernet.head, Dense):
+        return {"energy in the last direction": direction_profile(model).last}
+    return {}
 
 
 class Drawn(Protocol):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import Categorical, Dense, HyperModel, Input, Normal, Uniform, direction_profile
+from ... import Categorical, Encoded, Input, Normal, Uniform
 from ..data import Batches, Images, Request, load_images, stratified_split
 from ..errors import LabError, at_least
 from .base import (
@@ -31,6 +31,7 @@ from .base import (
     Model,
     Outcome,
     evaluating,
+    last_direction,
 )
 
 __all__ = ["COUNTS", "KIND", "TRAINING", "Families", "FamiliesTask", "FamilyName"]
@@ -45,7 +46,9 @@ TRAINING: dict[str, Any] = {
     "evaluate_every": 100,
 }
 
-FamilyName = Literal["hat", "frequency", "interaction", "embedding", "permuted", "filtered"]
+FamilyName = Literal[
+    "hat", "frequency", "interaction", "embedding", "permuted", "filtered", "picture"
+]
 
 # What --count means for each family, and its default.
 COUNTS: dict[str, tuple[str, int]] = {
@@ -55,6 +58,7 @@ COUNTS: dict[str, tuple[str, int]] = {
     "embedding": ("directions", 8),
     "permuted": ("categories", 10),
     "filtered": ("pieces", 16),
+    "picture": ("features", 64),
 }
 
 Part = Literal["valid", "test"]
@@ -78,12 +82,14 @@ class Families(Hypernetwork):
     gamma. interaction: several inputs, each of which changes what the one before does. embedding:
     linear functions of 64 normal numbers. permuted: the classes of images, whose pixels each
     category permutes. filtered: images behind a filter that changes along gamma, by a
-    convolutional network."""
+    convolutional network. picture: the brightness at points of an image, which passes through a
+    network of its own."""
     count: int | None = None
     """Pieces of hat and filtered (16), half-waves of frequency (4), inputs of interaction (8),
-    linear functions of embedding (8) or categories of permuted (10)."""
+    linear functions of embedding (8), categories of permuted (10), or features of the network of
+    picture (64)."""
     data: ImageData = "digits"
-    """Images of permuted and filtered. digits needs no download."""
+    """Images of permuted, filtered and picture. digits needs no download."""
     data_dir: Path | None = None
     """Folder with the images; by default where `hyperlight data` puts them."""
     width: int = 64
@@ -122,6 +128,8 @@ class _Family(ABC):
     space: Input
     note: str
     metric = Metric("explained variance", "%", digits=2)
+    examples: Tensor | None = None
+    """Gammas to calibrate on, where they come from data."""
 
     def __init__(self, config: Families) -> None:
         self.config = config
@@ -142,11 +150,23 @@ class _Family(ABC):
     def held_out(self, part: Part) -> tuple[Tensor, Any]:
         """Gammas, and a batch with an equal part for each, always the same ones."""
 
+    def gammas(self, count: int, generator: torch.Generator, part: Part | None = None) -> Tensor:
+        """Draw gammas, for training unless a part is given."""
+        return self.space.sample((count,), generator=generator)
+
     def drawn(self, part: Part) -> tuple[Tensor, torch.Generator]:
         """Gammas for an evaluation, and a generator for its points."""
         count = self.config.evaluation_gammas * (4 if part == "test" else 1)
         generator = torch.Generator().manual_seed(_SEEDS[part])
-        return self.space.sample((count,), generator=generator), generator
+        return self.gammas(count, generator, part), generator
+
+    def inputs(self) -> Input:
+        """The space of gamma, for a new model."""
+        return self.space
+
+    def median(self) -> Tensor:
+        """The one gamma of a plain network."""
+        return self.space.quantile(torch.full(self.space.event_shape, 0.5))
 
     def apply(self, model: nn.Module, x: Tensor, gamma: Tensor) -> Tensor:
         """Run the model on ``(G, N, ...)``, with one set of weights for each of the G."""
@@ -402,6 +422,60 @@ class _Filtered(_OfImages):
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
+# Frequencies, in half-waves, in which a primary sees each coordinate of a point.
+_OCTAVES = (1.0, 2.0, 4.0)
+
+
+class _Picture(_OfImages):
+    metric = _Family.metric
+
+    def __init__(self, config: Families) -> None:
+        super().__init__(config)
+        self.examples = self.train.unit().images[:256]
+        self.note = (
+            f"{self.shown}: the brightness at points of an image, which a network reads into "
+            f"{config.counted} features"
+        )
+
+    def inputs(self) -> Input:
+        sides = self.train.images.shape[-2:]
+        flat = 32 * math.prod(-(-side // 4) for side in sides)
+        network = nn.Sequential(
+            *(nn.Conv2d(self.channels, 16, 3, stride=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()),
+            nn.Linear(flat, self.config.counted),
+        )
+        return Encoded(network, features=self.config.counted)
+
+    def median(self) -> Tensor:
+        assert self.examples is not None
+        return self.examples[0]
+
+    def primary(self) -> nn.Module:
+        seen = 2 * (1 + 2 * len(_OCTAVES))
+        return _mlp(seen, self.config.width, self.channels)
+
+    def gammas(self, count: int, generator: torch.Generator, part: Part | None = None) -> Tensor:
+        found = self.train if part is None else self.part(part)
+        rows = torch.randint(len(found), (count,), generator=generator)
+        return found[rows.to(found.images.device)].unit().images
+
+    def batches(self, batch_size: int, seed: int, shard: tuple[int, int]) -> Drawn:
+        return _Draws(2, batch_size, seed, shard)
+
+    def answered(self, batch: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        points = batch.to(gamma).reshape(len(gamma), -1, 2)
+        angles = torch.cat([math.pi * k * points for k in _OCTAVES], dim=-1)
+        # (G, C, 1, N), between the centres of the outermost pixels.
+        found = F.grid_sample(gamma, points.unsqueeze(1), align_corners=True)
+        wanted = 2.0 * found.squeeze(2).transpose(1, 2) - 1.0
+        return torch.cat([points, angles.sin(), angles.cos()], dim=-1), wanted
+
+    def held_out(self, part: Part) -> tuple[Tensor, Tensor]:
+        gamma, generator = self.drawn(part)
+        return gamma, _cube((len(gamma) * _POINTS, 2), generator)
+
+
 _FAMILIES: dict[str, type[_Family]] = {
     "hat": _Hat,
     "frequency": _Frequency,
@@ -409,6 +483,7 @@ _FAMILIES: dict[str, type[_Family]] = {
     "embedding": _Embedding,
     "permuted": _Permuted,
     "filtered": _Filtered,
+    "picture": _Picture,
 }
 
 
@@ -436,14 +511,16 @@ class FamiliesTask:
 
         A plain network is trained for the median of gamma.
         """
-        space = self.family.space
+        family = self.family
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            primary = self.family.primary()
+            primary = family.primary()
             if formulation == "plain":
-                median = space.quantile(torch.full(space.event_shape, 0.5))
-                return Fixed(primary, {"gamma": median}).to(self.device)
-            model = self.config.build(primary, {"gamma": space}, formulation)
+                return Fixed(primary, {"gamma": family.median()}).to(self.device)
+            examples = {} if family.examples is None else {"gamma": family.examples}
+            model = self.config.build(
+                primary, {"gamma": family.inputs()}, formulation, calibrate_on=examples
+            )
         return model.to(self.device)
 
     def batches(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> Drawn:
@@ -462,7 +539,7 @@ class FamiliesTask:
         if isinstance(model, Fixed):
             (gamma,) = model.sample().values()
             return {"gamma": gamma.expand(count, *gamma.shape)}
-        return model.sample((count,), generator=generator)
+        return {"gamma": self.family.gammas(count, generator).to(self.device)}
 
     def loss(self, model: nn.Module, batch: Any, gamma: dict[str, Tensor], step: int) -> Tensor:
         """Mean squared error, or cross-entropy, over all gammas of the batch."""
@@ -488,9 +565,8 @@ class FamiliesTask:
             "validation error": self.evaluate(model)["error"],
             "test error": self.evaluate(model, whole=True)["error"],
             "weights held": float(sum(p.numel() for p in model.parameters())),
+            **last_direction(model),
         }
-        if isinstance(model, HyperModel) and isinstance(model.hypernet.head, Dense):
-            figures["energy in the last direction"] = direction_profile(model).last
         return Outcome(figures=figures)
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ only the displacement field has to be smooth. One model is trained for all value
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from .base import (
     Outcome,
     ScanData,
     evaluating,
+    last_direction,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ class Hypermorph(Hypernetwork):
     """Stages of the U-Net's encoder (5 in the paper; fewer for small images)."""
     channels: int = 32
     """Feature channels of every stage."""
+    flow_scale: float | None = None
+    """Standard deviation of the weights of the last convolution at the start, without a bias: 1e-5
+    begins near the identity, as VoxelMorph does. By default they start like all others."""
     image_sigma: float = 0.05
     """Assumed noise of the images. The squared error is divided by its square, as in HyperMorph, so
     that both terms of the loss have a similar size; 1 changes nothing."""
@@ -84,6 +89,8 @@ class Hypermorph(Hypernetwork):
             raise LabError(f"--gamma was {self.gamma}; expected a number from 0 to 1.")
         if not self.image_sigma > 0.0:
             raise LabError(f"--image-sigma was {self.image_sigma}; expected a number above zero.")
+        if self.flow_scale is not None and not 0.0 < self.flow_scale < math.inf:
+            raise LabError(f"--flow-scale was {self.flow_scale}; expected a number above zero.")
 
 
 class HypermorphTask:
@@ -115,6 +122,8 @@ class HypermorphTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             primary = UNet(2, 2, config.levels, config.channels)
+            if config.flow_scale is not None:
+                nn.init.normal_(primary.head.weight, std=config.flow_scale)
             if formulation == "plain":
                 return Fixed(primary, {"gamma": torch.tensor(config.gamma)}).to(self.device)
             gamma = Uniform(0.0, 1.0, endpoints=config.endpoints)
@@ -225,7 +234,8 @@ class HypermorphTask:
     def finish(self, model: Model, folder: Path | None) -> Outcome:
         """Figures along gamma on all test pairs, the best gamma, and pictures.
 
-        A plain network has only the figures at its one gamma.
+        The errors are means of the loss over gammas. A plain network has only the figures at its
+        one gamma.
         """
         before = self.before()
         if isinstance(model, Fixed):
@@ -236,9 +246,9 @@ class HypermorphTask:
         pictures: list[tuple[str, Path]] = []
         with evaluating(model):
             rows = self._rows(model, gammas, self._pairs(self.test, most))
-            grid = [row["dice"] for row in self._rows(model, gammas, self._pairs(self.valid, most))]
+            held_out = self._rows(model, gammas, self._pairs(self.valid, most))
             tuned, tuned_dice = self.best(model)
-            by_grid = max(range(len(gammas)), key=lambda i: grid[i])
+            by_grid = max(range(len(gammas)), key=lambda i: held_out[i]["dice"])
             there = math.nan if math.isnan(tuned) else self.at(model, tuned)["dice"]
             if folder is not None:
                 pictures = [
@@ -255,6 +265,9 @@ class HypermorphTask:
                 "dice there, test": there,
                 "best gamma of 11, validation": gammas[by_grid],
                 "dice there, test, of 11": rows[by_grid]["dice"],
+                "validation error": statistics.fmean(row["loss"] for row in held_out),
+                "test error": statistics.fmean(row["loss"] for row in rows),
+                **last_direction(model),
             },
             tables=[
                 (
