@@ -161,9 +161,9 @@ def make_run(
     )
 
 
-def plain_run(seed: int = 0, **changes: Any) -> Run:
-    """A run of a plain network, which has no scale profiles."""
-    run = make_run("plain", seed, initial=None, final=None, **changes)
+def plain_run(seed: int = 0, formulation: str = "plain", **changes: Any) -> Run:
+    """A run of a network without predicted weights, which has no scale profiles."""
+    run = make_run(formulation, seed, initial=None, final=None, **changes)
     run.model = Fixed(nn.Linear(3, 2), {})
     return run
 

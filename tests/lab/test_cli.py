@@ -25,7 +25,7 @@ import hyperlight.__main__
 from hyperlight.lab import cli, session
 from hyperlight.lab.cli import main
 from hyperlight.lab.summary import TITLES
-from hyperlight.lab.tasks.base import Formulation
+from hyperlight.lab.tasks.base import SWITCHES, Formulation
 from hyperlight.lab.tasks.bayes import Bayes
 from hyperlight.lab.tasks.hypermorph import Hypermorph
 from hyperlight.lab.train import Training
@@ -403,7 +403,9 @@ def test_train_hypermorph_with_every_parametrization(
         assert outcome["dice"] == float(rows[-1]["test_dice"])
         assert not list(run.glob("*.png"))
     else:
-        assert 0.0 <= outcome["best gamma by tune"] <= 1.0
+        assert ("best gamma by tune" in outcome) == (parametrization in SWITCHES)
+        assert 0.0 <= outcome.get("best gamma by tune", 0.0) <= 1.0
+        assert outcome["best gamma of 11, validation"] in [i / 10 for i in range(11)]
         table = _rows(out / "outcome-test-pairs-against-gamma.csv")
         assert [float(row["gamma"]) for row in table] == [i / 10 for i in range(11)]
         assert {"dice.png", "warped.png"} < set(listing(run))

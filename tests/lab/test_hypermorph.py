@@ -91,20 +91,6 @@ def test_registration_is_learned_and_gamma_does_what_it_should(
     assert all(math.isfinite(value) for value in outcome.figures.values())
 
 
-def test_a_small_flow_scale_begins_near_the_identity() -> None:
-    small = {"levels": 2, "channels": 4, "flow_scale": 1e-5, "init": "relative"}
-    task = HypermorphTask(Hypermorph(**small), CPU)  # type: ignore[arg-type]
-    model = task.model("mip", 0)
-    assert 0.5e-5 < model.primary.head.weight.std().item() < 2e-5
-    assert not model.primary.head.bias.any()
-    before = task.before()
-    assert task.at(model, 0.3)["dice"] == pytest.approx(before, abs=1e-3)
-    usual = HypermorphTask(Hypermorph(levels=2, channels=4), CPU).model("mip", 0)
-    assert usual.primary.head.weight.std().item() > 0.1
-    # All other weights are drawn as without it.
-    assert torch.equal(model.primary.encoder[0][0].weight, usual.primary.encoder[0][0].weight)
-
-
 def test_what_has_diverged_is_reported(task: HypermorphTask, tmp_path: Path) -> None:
     model = task.model("mip", 0)
     assert isinstance(model, HyperModel)
@@ -129,9 +115,6 @@ def test_bad_settings_are_refused() -> None:
         HypermorphTask(Hypermorph(evaluation_gammas=1), CPU)
     with pytest.raises(LabError, match="--image-sigma was 0.0; expected a number above zero"):
         HypermorphTask(Hypermorph(image_sigma=0.0), CPU)
-    for scale in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(LabError, match=f"--flow-scale was {scale}; expected a number above"):
-            HypermorphTask(Hypermorph(flow_scale=scale), CPU)
     with pytest.raises(LabError, match="--data folder needs --data-dir"):
         HypermorphTask(Hypermorph(data="folder"), CPU)
     with pytest.raises(LabError, match=r"--size was \(8, 9\); these images are square"):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -23,7 +23,7 @@ from hyperlight.lab.errors import LabError
 from hyperlight.lab.files import write_text
 from hyperlight.lab.record import Run
 from hyperlight.lab.summary import TITLES, Summary, claims, summarize
-from hyperlight.lab.tasks.base import Metric, Outcome
+from hyperlight.lab.tasks.base import SWITCHES, Formulation, Metric, Outcome
 from tests.lab.making import ACCURACY, RISING, STEEP, diverged, listing, make_run, plain_run
 
 COMMAND = "hyperlight demo --steps 10 --out 'a <b>'"
@@ -436,7 +436,7 @@ def test_a_page_of_a_plain_network(tmp_path: Path) -> None:
     rows = _Page(page.read_text("utf-8")).rows
     assert [
         "variation of the weights' scale along gamma: start, end",
-        "does not depend on gamma",
+        "no predicted weights",
     ] in rows
     assert ["steps to 90 % accuracy", "10 ± 0"] in rows
     assert len(_svgs(page)) == 2
@@ -585,11 +585,12 @@ def test_the_conclusion_speaks_of_the_metric() -> None:
 
 
 def test_figures_show_every_formulation() -> None:
-    hypernetworks = [name for name in figures.COLORS if name != "plain"]
-    runs = [make_run(name, seed) for seed in (0, 1) for name in hypernetworks]
-    runs += [plain_run(seed) for seed in (0, 1)]
+    assert list(figures.COLORS) == list(get_args(Formulation))
+    controls = [name for name in figures.COLORS if name not in SWITCHES]
+    runs = [make_run(name, seed) for seed in (0, 1) for name in SWITCHES]
+    runs += [plain_run(seed, name) for seed in (0, 1) for name in controls]
     summaries = _summaries(runs)
-    assert len(summaries) == 5
+    assert len(summaries) == 8
     titles = [summary.title for summary in summaries]
     drawn = [figures.convergence(summaries, 90.0), figures.scales(runs), figures.gradients(runs)]
     for figure, expected in zip(drawn, (titles, titles[:4], titles), strict=True):

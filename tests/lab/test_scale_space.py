@@ -342,10 +342,13 @@ def test_every_normalization_can_be_trained_with(normalization: Any, formulation
 
 def test_normalization_of_the_hypernetwork_alone_has_no_plain_network() -> None:
     task = ScaleSpaceTask(ScaleSpace(normalization="layernorm-h", **SMALL), CPU)
-    with pytest.raises(
-        LabError, match="layernorm-h, which normalises the hypernetwork, but a plain"
-    ):
-        task.model("plain", 0)
+    for formulation in ("plain", "shared", "channel", "film"):
+        with pytest.raises(
+            LabError,
+            match=f"layernorm-h, which normalises the hypernetwork, but --parametrization "
+            f"{formulation} has none. Leave it out.",
+        ):
+            task.model(formulation, 0)
     for normalization in ("batchnorm-p", "layernorm-p", "weightnorm"):
         other = ScaleSpaceTask(ScaleSpace(normalization=normalization, **SMALL), CPU)
         trained(other, 2, "plain")

@@ -34,7 +34,7 @@ from .files import make_folder, read_sealed, say_unsealed, sweep, write_csv, wri
 from .locks import locked
 from .provenance import provenance
 from .record import check
-from .tasks.base import Drawn, Fixed, Formulation, Model
+from .tasks.base import Drawn, Formulation, Model
 
 __all__ = ["Checkpoint", "RunFolder", "differences", "digest", "identity", "stored_identity"]
 
@@ -339,7 +339,7 @@ class RunFolder:
                     warnings.filterwarnings("ignore", message=".* are NaN or infinite")
                     save(model, self.model)
             else:
-                _write(self.model, model.primary.state_dict(), {"format": "pt"})
+                _write(self.model, model.saved.state_dict(), {"format": "pt"})
             self.write_record(record)
         except (FormatError, OSError) as error:
             raise LabError(
@@ -405,7 +405,7 @@ class RunFolder:
         Raises:
             LabError: they are missing, damaged, or not those that the record was written for.
         """
-        target = model.primary if isinstance(model, Fixed) else model
+        target = model if isinstance(model, HyperModel) else model.saved
         try:
             if self._model_sum not in (None, _sum(self.model)):
                 raise ValueError("it is not the file that was written with the record")

@@ -25,6 +25,9 @@ COLORS = {
     "encoding": "#009e73",
     "residual": "#cc79a7",
     "plain": "#000000",
+    "shared": "#8a8a8a",
+    "channel": "#e69f00",
+    "film": "#56b4e9",
 }
 
 

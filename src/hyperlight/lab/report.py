@@ -18,6 +18,7 @@ from .files import is_inside, is_plain, write_csv, write_text
 from .provenance import provenance
 from .record import PICTURES, Run
 from .summary import EARLY, TITLES, Spread, Summary, claims, shown_steps
+from .tasks.base import SWITCHES
 
 __all__ = ["PAGE", "clear", "conclusion", "table", "write"]
 
@@ -64,8 +65,8 @@ def _facts(summaries: Sequence[Summary], target: float | None) -> tuple[list[str
         [
             "variation of the weights' scale along gamma: start, end",
             *(
-                "does not depend on gamma"
-                if s.formulation == "plain"
+                "no predicted weights"
+                if s.formulation not in SWITCHES
                 else f"{s.initial_variation:.1%}, {_unless_nan(s.final_variation, '.1%')}"
                 for s in summaries
             ),

@@ -30,6 +30,9 @@ TITLES = {
     "encoding": "input encoding alone",
     "residual": "output encoding alone",
     "plain": "plain network",
+    "shared": "plain network for all gammas",
+    "channel": "gamma as an input channel",
+    "film": "FiLM",
 }
 
 # Steps whose gradient norms are compared.

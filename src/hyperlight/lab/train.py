@@ -18,7 +18,7 @@ from .. import HyperModel, exchange_factors, optim, parameter_groups, scale_prof
 from .checkpoint import RunFolder, identity
 from .errors import LabError, at_least
 from .record import Point, Run
-from .tasks.base import Fixed, Formulation, Model, Task, synchronize
+from .tasks.base import Formulation, Model, Task, synchronize
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -179,7 +179,7 @@ def _train(
     batches = task.batches(settings.batch_size, seed, (fabric.global_rank, fabric.world_size))
     gammas = torch.Generator().manual_seed(seed)
     if saved is None:
-        run.initial = None if isinstance(model, Fixed) else scale_profile(model)
+        run.initial = scale_profile(model) if isinstance(model, HyperModel) else None
         run.points.append(Point(0, 0.0, math.nan, task.evaluate(model)))
     else:
         run.read(saved.record)
@@ -252,7 +252,7 @@ def _train(
             if kept is not None and fabric.is_global_zero:
                 kept.write_metrics(*run.metrics())
             if done:
-                run.final = None if isinstance(model, Fixed) else scale_profile(model)
+                run.final = scale_profile(model) if isinstance(model, HyperModel) else None
                 if kept is not None and fabric.is_global_zero:
                     run.outcome = task.finish(model, folder if pictures else None)
                     kept.finish(run.record(), model)

@@ -27,6 +27,7 @@ from ... import (
 )
 from ...init import Relative
 from ...targets import Targets
+from ..controls import Channel, Control, Film, Fixed, Shared, input_channels
 from ..data import DATA
 from ..errors import LabError, at_least
 
@@ -50,9 +51,14 @@ __all__ = [
     "synchronize",
 ]
 
-Formulation = Literal["classical", "mip", "encoding", "residual", "plain"]
-"""How the weights are made: the classical formulation, MIP, only one of its two parts (the input
-encoding, or learned weights plus predicted changes), or the primary alone, without a hypernetwork.
+Formulation = Literal[
+    "classical", "mip", "encoding", "residual", "plain", "shared", "channel", "film"
+]
+"""How the weights are made, or what is trained without a hypernetwork.
+
+The classical formulation, MIP, or only one of its two parts (the input encoding, or learned weights
+plus predicted changes). Or the primary alone: for one gamma, for all gammas without knowing them,
+with gamma as another input, or with features that gamma scales and shifts (FiLM).
 """
 
 # What each formulation switches on (section 4 of the paper): (encoding, residual).
@@ -130,7 +136,10 @@ class Hypernetwork:
         targets: Targets = None,
         calibrate_on: Mapping[str, Any] | None = None,
     ) -> HyperModel:
-        """Give a primary a hypernetwork with these settings."""
+        """Give a primary a hypernetwork with these settings.
+
+        For the formulations of :data:`SWITCHES`; :meth:`model` builds any.
+        """
         encode, residual = SWITCHES[formulation]
         return hypernetize(
             primary,
@@ -139,56 +148,63 @@ class Hypernetwork:
             hidden=self.hidden,
             directions=self.directions,
             activation=self.activation,
-            encoding=CosSin(self.encoding == "per-input") if encode else None,
+            encoding=self._encoding if encode else None,
             residual=residual,
             init=Relative(self.fraction) if self.init == "relative" else self.init,
             head=_HEADS[self.head](),
             calibrate_on=calibrate_on,
         )
 
+    def model(
+        self,
+        make: Callable[[int], nn.Module],
+        inputs: dict[str, Input],
+        formulation: Formulation,
+        *,
+        fixed: dict[str, Tensor],
+        targets: Targets = None,
+        calibrate_on: Mapping[str, Any] | None = None,
+    ) -> Model:
+        """Build the model of any formulation.
+
+        Args:
+            make: makes the primary, for inputs with so many more channels or entries.
+            inputs: the spaces of gamma, by name.
+            formulation: what to build.
+            fixed: the one gamma of a plain network, by name; empty if its task does not depend on
+                gamma.
+            targets: which parameters a hypernetwork predicts, as for :func:`hypernetize`.
+            calibrate_on: values from data, as for :func:`hypernetize`.
+        """
+        if formulation == "channel":
+            return Channel(make(input_channels(inputs)), inputs)
+        primary = make(0)
+        if formulation == "plain":
+            return Fixed(primary, fixed)
+        if formulation == "shared":
+            return Shared(primary, inputs)
+        if formulation == "film":
+            return Film(
+                primary,
+                inputs,
+                hidden=self.hidden,
+                directions=self.directions,
+                activation=self.activation,
+                encoding=self._encoding,
+                calibrate_on=calibrate_on,
+            )
+        return self.build(primary, inputs, formulation, targets, calibrate_on)
+
+    @property
+    def _encoding(self) -> CosSin:
+        return CosSin(self.encoding == "per-input")
+
 
 Batch = Any
 """A batch of a task; the training loop only passes it to ``Task.loss``."""
 
 
-class Fixed(nn.Module):
-    """A plain network with the interface of a :class:`~hyperlight.HyperModel`, for comparison.
-
-    Its weights do not depend on gamma.
-
-    Args:
-        primary: the network.
-        inputs: the one gamma that it is trained for, by name; empty if the task of the primary
-            does not depend on gamma.
-
-    >>> from hyperlight.lab.tasks.base import Fixed
-    >>> model = Fixed(nn.Linear(2, 1), {"gamma": torch.tensor(0.3)})
-    >>> gamma = model.sample()
-    >>> model(torch.zeros(4, 2), **gamma).shape, model.bind(**gamma) is model.primary
-    (torch.Size([4, 1]), True)
-    """
-
-    def __init__(self, primary: nn.Module, inputs: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.primary = primary
-        self.names = tuple(inputs)
-        for name, value in inputs.items():
-            self.register_buffer(f"fixed_{name}", value, persistent=False)
-
-    def sample(self, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The one gamma, without drawing."""
-        return {name: self.get_buffer(f"fixed_{name}") for name in self.names}
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the primary on everything but gamma."""
-        return self.primary(*args, **{k: v for k, v in kwargs.items() if k not in self.names})
-
-    def bind(self, **gamma: Any) -> nn.Module:
-        """The primary, for any gamma."""
-        return self.primary
-
-
-Model = HyperModel | Fixed
+Model = HyperModel | Control
 
 
 @contextlib.contextmanager

@@ -147,15 +147,16 @@ class BayesTask:
         """Build a model; equal seeds start all formulations from the same random draws."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            primary: nn.Module
-            if _for_lenet(self.channels, self.size):
-                primary = LeNet(self.size, self.channels, self.split.classes)
-            else:
-                primary = ResNetLike(self.channels, self.split.classes, self.config.stages)
-            if formulation == "plain":
-                return Fixed(primary, {}).to(self.device)
-            model = self.config.build(primary, {"gamma": self.space}, formulation)
+            inputs = {"gamma": self.space}
+            model = self.config.model(self._primary, inputs, formulation, fixed={})
         return model.to(self.device)
+
+    def _primary(self, more: int) -> nn.Module:
+        """A new primary, for images with so many more channels."""
+        channels, classes = self.channels + more, self.split.classes
+        if _for_lenet(self.channels, self.size):
+            return LeNet(self.size, channels, classes)
+        return ResNetLike(channels, classes, self.config.stages)
 
     def batches(
         self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)

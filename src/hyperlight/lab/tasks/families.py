@@ -135,8 +135,8 @@ class _Family(ABC):
         self.config = config
 
     @abstractmethod
-    def primary(self) -> nn.Module:
-        """A new primary network."""
+    def primary(self, more: int = 0) -> nn.Module:
+        """A new primary network, for inputs with so many more entries or channels."""
 
     @abstractmethod
     def batches(self, batch_size: int, seed: int, shard: tuple[int, int]) -> Drawn:
@@ -216,8 +216,8 @@ class _Functions(_Family):
     def answer(self, x: Tensor, gamma: Tensor) -> Tensor:
         """The function: x ``(G, N, X)``, gamma ``(G,)`` with the event shape, to ``(G, N)``."""
 
-    def primary(self) -> nn.Module:
-        return _mlp(self.size, self.config.width, 1)
+    def primary(self, more: int = 0) -> nn.Module:
+        return _mlp(self.size + more, self.config.width, 1)
 
     def batches(self, batch_size: int, seed: int, shard: tuple[int, int]) -> Drawn:
         return _Draws(self.size, batch_size, seed, shard)
@@ -357,8 +357,8 @@ class _Permuted(_OfImages):
         )
         self.note = f"{self.shown}, whose pixels are permuted in {config.counted} ways"
 
-    def primary(self) -> nn.Module:
-        return _mlp(self.pixels, self.config.width, self.classes)
+    def primary(self, more: int = 0) -> nn.Module:
+        return _mlp(self.pixels + more, self.config.width, self.classes)
 
     def answered(self, batch: Images, gamma: Tensor) -> tuple[Tensor, Tensor]:
         count = len(gamma)
@@ -393,10 +393,10 @@ class _Filtered(_OfImages):
             "interpolated along one gamma"
         )
 
-    def primary(self) -> nn.Module:
+    def primary(self, more: int = 0) -> nn.Module:
         channels = max(1, self.config.width // 4)
         return nn.Sequential(
-            *(nn.Conv2d(self.channels, channels, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(self.channels + more, channels, 3, padding=1), nn.ReLU()),
             *(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()),
             nn.Conv2d(channels, 1, 3, padding=1),
         )
@@ -451,9 +451,9 @@ class _Picture(_OfImages):
         assert self.examples is not None
         return self.examples[0]
 
-    def primary(self) -> nn.Module:
+    def primary(self, more: int = 0) -> nn.Module:
         seen = 2 * (1 + 2 * len(_OCTAVES))
-        return _mlp(seen, self.config.width, self.channels)
+        return _mlp(seen + more, self.config.width, self.channels)
 
     def gammas(self, count: int, generator: torch.Generator, part: Part | None = None) -> Tensor:
         found = self.train if part is None else self.part(part)
@@ -514,12 +514,12 @@ class FamiliesTask:
         family = self.family
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            primary = family.primary()
-            if formulation == "plain":
-                return Fixed(primary, {"gamma": family.median()}).to(self.device)
-            examples = {} if family.examples is None else {"gamma": family.examples}
-            model = self.config.build(
-                primary, {"gamma": family.inputs()}, formulation, calibrate_on=examples
+            model = self.config.model(
+                family.primary,
+                {"gamma": family.inputs()},
+                formulation,
+                fixed={"gamma": family.median()},
+                calibrate_on={} if family.examples is None else {"gamma": family.examples},
             )
         return model.to(self.device)
 
@@ -535,11 +535,9 @@ class FamiliesTask:
 
     def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the gammas of a batch; a plain network has its one."""
-        count = self.config.gammas
         if isinstance(model, Fixed):
-            (gamma,) = model.sample().values()
-            return {"gamma": gamma.expand(count, *gamma.shape)}
-        return {"gamma": self.family.gammas(count, generator).to(self.device)}
+            return model.sample((self.config.gammas,))
+        return {"gamma": self.family.gammas(self.config.gammas, generator).to(self.device)}
 
     def loss(self, model: nn.Module, batch: Any, gamma: dict[str, Tensor], step: int) -> Tensor:
         """Mean squared error, or cross-entropy, over all gammas of the batch."""

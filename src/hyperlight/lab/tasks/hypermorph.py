@@ -61,9 +61,6 @@ class Hypermorph(Hypernetwork):
     """Stages of the U-Net's encoder (5 in the paper; fewer for small images)."""
     channels: int = 32
     """Feature channels of every stage."""
-    flow_scale: float | None = None
-    """Standard deviation of the weights of the last convolution at the start, without a bias: 1e-5
-    begins near the identity, as VoxelMorph does. By default they start like all others."""
     image_sigma: float = 0.05
     """Assumed noise of the images. The squared error is divided by its square, as in HyperMorph, so
     that both terms of the loss have a similar size; 1 changes nothing."""
@@ -89,8 +86,6 @@ class Hypermorph(Hypernetwork):
             raise LabError(f"--gamma was {self.gamma}; expected a number from 0 to 1.")
         if not self.image_sigma > 0.0:
             raise LabError(f"--image-sigma was {self.image_sigma}; expected a number above zero.")
-        if self.flow_scale is not None and not 0.0 < self.flow_scale < math.inf:
-            raise LabError(f"--flow-scale was {self.flow_scale}; expected a number above zero.")
 
 
 class HypermorphTask:
@@ -121,14 +116,17 @@ class HypermorphTask:
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            primary = UNet(2, 2, config.levels, config.channels)
-            if config.flow_scale is not None:
-                nn.init.normal_(primary.head.weight, std=config.flow_scale)
-            if formulation == "plain":
-                return Fixed(primary, {"gamma": torch.tensor(config.gamma)}).to(self.device)
-            gamma = Uniform(0.0, 1.0, endpoints=config.endpoints)
-            model = config.build(primary, {"gamma": gamma}, formulation)
+            model = config.model(
+                self._primary,
+                {"gamma": Uniform(0.0, 1.0, endpoints=config.endpoints)},
+                formulation,
+                fixed={"gamma": torch.tensor(config.gamma)},
+            )
         return model.to(self.device)
+
+    def _primary(self, more: int) -> nn.Module:
+        """A new primary, for images with so many more channels."""
+        return UNet(2 + more, 2, self.config.levels, self.config.channels)
 
     def batches(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> PairBatches:
         """Endless batches of pairs to register."""
@@ -234,8 +232,9 @@ class HypermorphTask:
     def finish(self, model: Model, folder: Path | None) -> Outcome:
         """Figures along gamma on all test pairs, the best gamma, and pictures.
 
-        The errors are means of the loss over gammas. A plain network has only the figures at its
-        one gamma.
+        Errors are means of the loss over gammas. A plain network has only the figures at its one
+        gamma. The best gamma is the best of 11 on
+        validation pairs; for a hypernetwork, ``hl.tune`` finds one as well.
         """
         before = self.before()
         if isinstance(model, Fixed):
@@ -244,25 +243,32 @@ class HypermorphTask:
         gammas = [i / 10 for i in range(11)]
         most = self.config.final_pairs
         pictures: list[tuple[str, Path]] = []
+        found: dict[str, float] = {}
         with evaluating(model):
             rows = self._rows(model, gammas, self._pairs(self.test, most))
             held_out = self._rows(model, gammas, self._pairs(self.valid, most))
-            tuned, tuned_dice = self.best(model)
             by_grid = max(range(len(gammas)), key=lambda i: held_out[i]["dice"])
-            there = math.nan if math.isnan(tuned) else self.at(model, tuned)["dice"]
+            best, how = gammas[by_grid], "best of 11"
+            if isinstance(model, HyperModel):
+                best, valid = self.best(model)
+                how = "tuned"
+                there = math.nan if math.isnan(best) else self.at(model, best)["dice"]
+                found = {
+                    "best gamma by tune": best,
+                    "dice there, validation": valid,
+                    "dice there, test": there,
+                }
             if folder is not None:
                 pictures = [
                     ("Dice and folding against gamma", folder / "dice.png"),
                     ("Moving, fixed, warped and the warped grid over gamma", folder / "warped.png"),
                 ]
-                _curves(gammas, rows, before, tuned).savefig(pictures[0][1], dpi=110)
+                _curves(gammas, rows, before, best, how).savefig(pictures[0][1], dpi=110)
                 self._gallery(model, [0.0, 0.25, 0.5, 0.75, 1.0]).savefig(pictures[1][1], dpi=110)
         return Outcome(
             figures={
                 "dice before registration": before,
-                "best gamma by tune": tuned,
-                "dice there, validation": tuned_dice,
-                "dice there, test": there,
+                **found,
                 "best gamma of 11, validation": gammas[by_grid],
                 "dice there, test, of 11": rows[by_grid]["dice"],
                 "validation error": statistics.fmean(row["loss"] for row in held_out),
@@ -283,7 +289,7 @@ class HypermorphTask:
         )
 
     @torch.no_grad()
-    def _gallery(self, model: HyperModel, gammas: list[float]) -> Figure:
+    def _gallery(self, model: Model, gammas: list[float]) -> Figure:
         moving, fixed = self._pairs(self.test, 1)
         joined = torch.cat([moving.images, fixed.images], dim=1)
         from matplotlib.figure import Figure
@@ -322,7 +328,7 @@ def _grid(axis: object, field: Tensor) -> None:
 
 
 def _curves(
-    gammas: list[float], rows: list[dict[str, float]], before: float, tuned: float
+    gammas: list[float], rows: list[dict[str, float]], before: float, best: float, how: str
 ) -> Figure:
     from matplotlib.figure import Figure
 
@@ -330,7 +336,7 @@ def _curves(
     left, right = figure.subplots(1, 2)
     left.plot(gammas, [row["dice"] for row in rows], label="registered")
     left.axhline(before, color="gray", linestyle=":", label="before")
-    left.axvline(tuned, color="C1", linewidth=0.8, label="tuned")
+    left.axvline(best, color="C1", linewidth=0.8, label=how)
     left.set(xlabel="gamma", ylabel="Dice")
     left.legend()
     right.plot(gammas, [100.0 * row["folding"] for row in rows])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import Uniform
+from ... import HyperModel, Uniform
 from ..data import (
     DATA,
     Batches,
@@ -41,6 +41,7 @@ from ..normalization import (
 from ..primaries import ResNetLike, UNet
 from ..registration import dice, soft_dice
 from .base import (
+    SWITCHES,
     AnyData,
     Fixed,
     Formulation,
@@ -188,30 +189,39 @@ class ScaleSpaceTask:
     def model(self, formulation: Formulation, seed: int) -> Model:
         """Build a model; equal seeds start all formulations from the same random draws."""
         config = self.config
+        if config.normalization == "layernorm-h" and formulation not in SWITCHES:
+            raise LabError(
+                "--normalization was layernorm-h, which normalises the hypernetwork, but "
+                f"--parametrization {formulation} has none. Leave it out."
+            )
+        targets = is_no_gain if config.normalization == "weightnorm" else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            primary = self._primary()
-            if config.normalization == "weightnorm":
-                normalize_weights(primary)
-            if formulation == "plain":
-                if config.normalization == "layernorm-h":
-                    raise LabError(
-                        "--normalization was layernorm-h, which normalises the hypernetwork, but a "
-                        "plain network has none. Leave it out."
-                    )
-                return Fixed(primary, {"gamma": torch.tensor(config.gamma)}).to(self.device)
-            targets = is_no_gain if config.normalization == "weightnorm" else None
-            model = config.build(primary, {"gamma": self.space}, formulation, targets)
-            if config.normalization == "layernorm-h":
+            model = config.model(
+                self._primary,
+                {"gamma": self.space},
+                formulation,
+                fixed={"gamma": torch.tensor(config.gamma)},
+                targets=targets,
+            )
+            if config.normalization == "layernorm-h" and isinstance(model, HyperModel):
                 normalize_features(model.hypernet)
         return model.to(self.device)
 
-    def _primary(self) -> nn.Module:
-        config, inputs = self.config, self.train.images.shape[1]
+    def _primary(self, more: int) -> nn.Module:
+        """A new primary, for images with so many more channels."""
+        config, inputs = self.config, self.train.images.shape[1] + more
         layers = IN_PRIMARY.get(config.normalization, "none")
+        primary: nn.Module
         if self.problem == "classification":
-            return ResNetLike(inputs, self.labels, config.stages, layers, config.antialias)
-        return UNet(inputs, self.labels, config.levels, config.channels, layers, config.antialias)
+            primary = ResNetLike(inputs, self.labels, config.stages, layers, config.antialias)
+        else:
+            primary = UNet(
+                *(inputs, self.labels, config.levels, config.channels, layers, config.antialias)
+            )
+        if config.normalization == "weightnorm":
+            normalize_weights(primary)
+        return primary
 
     def batches(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> Batches[Any]:
         """Endless batches of images or scans; images are augmented if the data set asks for it."""

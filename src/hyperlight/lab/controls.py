@@ -1,0 +1,338 @@
+"""What a hypernetwork is compared with: networks whose weights are trained, not predicted.
+
+Each has the part of the interface of a :class:`~hyperlight.HyperModel` that tasks use: ``sample``,
+``forward(x, **gamma)``, ``bind(**gamma)`` and ``primary``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import Categorical, Encoded, HyperNet, Input
+from ..errors import listed
+from .errors import LabError
+
+__all__ = ["Channel", "Control", "Film", "Fixed", "Shared", "input_channels"]
+
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+_LAYERS = (*_CONVOLUTIONS, nn.Linear)
+
+
+class Control(nn.Module, ABC):
+    """A network with trained weights, in the place of a :class:`~hyperlight.HyperModel`.
+
+    Args:
+        primary: the network.
+    """
+
+    def __init__(self, primary: nn.Module) -> None:
+        super().__init__()
+        self.primary = primary
+
+    @property
+    def saved(self) -> nn.Module:
+        """The module whose weights are the result of the training."""
+        return self.primary
+
+    @abstractmethod
+    def sample(
+        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draw gamma: ``{name: batch_shape + event_shape}``."""
+
+    @abstractmethod
+    def bind(self, **gamma: Any) -> nn.Module:
+        """A network of everything but gamma."""
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the primary; gamma is among the keywords, everything else is the primary's."""
+
+
+class Fixed(Control):
+    """A plain network for one gamma, on which its weights do not depend.
+
+    Args:
+        primary: the network.
+        inputs: the one gamma that it is trained for, by name; empty if the task of the primary
+            does not depend on gamma.
+
+    >>> from hyperlight.lab.controls import Fixed
+    >>> model = Fixed(nn.Linear(2, 1), {"gamma": torch.tensor(0.3)})
+    >>> gamma = model.sample()
+    >>> model(torch.zeros(4, 2), **gamma).shape, model.bind(**gamma) is model.primary
+    (torch.Size([4, 1]), True)
+    """
+
+    def __init__(self, primary: nn.Module, inputs: dict[str, Tensor]) -> None:
+        super().__init__(primary)
+        self.names = tuple(inputs)
+        for name, value in inputs.items():
+            self.register_buffer(f"fixed_{name}", value, persistent=False)
+
+    def sample(
+        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """The one gamma, without drawing."""
+        values = {name: self.get_buffer(f"fixed_{name}") for name in self.names}
+        return {name: v.expand((*batch_shape, *v.shape)) for name, v in values.items()}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the primary on everything but gamma."""
+        return self.primary(*args, **{k: v for k, v in kwargs.items() if k not in self.names})
+
+    def bind(self, **gamma: Any) -> nn.Module:
+        """The primary, for any gamma."""
+        return self.primary
+
+
+class _Bound(nn.Module):
+    """A network at given gammas.
+
+    Args:
+        primary: the network.
+        run: how it is run, on what the network is called with.
+    """
+
+    def __init__(self, primary: nn.Module, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.primary = primary
+        self.run = run
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
+class Shared(Control):
+    """One plain network for all gammas, which its loss depends on and its weights do not.
+
+    Args:
+        primary: the network.
+        inputs: the spaces of gamma, by name.
+
+    >>> from hyperlight.lab.controls import Shared
+    >>> model = Shared(nn.Linear(2, 1), {"gamma": hl.Uniform(0.0, 1.0)})
+    >>> model.bind(gamma=0.3) is model.primary
+    True
+    """
+
+    def __init__(self, primary: nn.Module, inputs: Mapping[str, Input]) -> None:
+        super().__init__(primary)
+        self.inputs = dict(inputs)
+
+    def sample(
+        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draw every entry of gamma: the same values as a hypernetwork draws."""
+        like = next(self.primary.parameters())
+        on = like.device if generator is None else generator.device
+        return {
+            name: space.sample(
+                tuple(batch_shape), generator=generator, dtype=like.dtype, device=on
+            ).to(like.device)
+            for name, space in self.inputs.items()
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        gamma = {name: kwargs.pop(name) for name in self.inputs if name in kwargs}
+        return self.bind(**gamma)(*args, **kwargs)
+
+    def bind(self, **gamma: Any) -> nn.Module:
+        """The primary, for any gamma."""
+        return self.primary
+
+
+class Channel(Shared):
+    """A plain network that reads gamma beside its input.
+
+    The numbers of gamma (:attr:`Input.standardize`; for a category, one for each, of which one is
+    1 and the others are 0) become constant channels beside an image, or entries beside a vector.
+
+    Args:
+        primary: the network, for inputs with :func:`input_channels` more channels or entries. Its
+            first layer says which of the two.
+        inputs: the spaces of gamma, by name.
+
+    Raises:
+        LabError: an input has no numbers.
+
+    Shape:
+        The first argument of the primary is an image ``(B, C, H, W)`` or ``(B, ..., features)``.
+        Gamma has the batch shape ``()`` or ``(B,)``.
+
+    >>> from hyperlight.lab.controls import Channel
+    >>> model = Channel(nn.Conv2d(1 + 1, 4, 3), {"gamma": hl.Uniform(0.0, 1.0)})
+    >>> model(torch.zeros(2, 1, 8, 8), gamma=torch.rand(2)).shape
+    torch.Size([2, 4, 6, 6])
+    """
+
+    def __init__(self, primary: nn.Module, inputs: Mapping[str, Input]) -> None:
+        super().__init__(primary, inputs)
+        input_channels(inputs)
+        first = next((m for m in primary.modules() if isinstance(m, _LAYERS)), None)
+        self.beside_image = isinstance(first, _CONVOLUTIONS)
+
+    def bind(self, **gamma: Any) -> nn.Module:
+        """The primary of everything but gamma."""
+        return _Bound(self.primary, partial(self._run, self._numbers(gamma)))
+
+    def _run(self, numbers: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        _check_batch(numbers.shape[:-1], x)
+        if self.beside_image:
+            beside = numbers[..., None, None].expand(len(x), -1, *x.shape[2:])
+            return self.primary(torch.cat([x, beside], dim=1), *args, **kwargs)
+        beside = _over_inner(numbers, x).expand(*x.shape[:-1], -1)
+        return self.primary(torch.cat([x, beside], dim=-1), *args, **kwargs)
+
+    def _numbers(self, gamma: Mapping[str, Any]) -> Tensor:
+        """The numbers of all of gamma, ``batch_shape + (n,)``."""
+        _check_names(gamma, self.inputs)
+        like = next(self.primary.parameters())
+        parts = []
+        for name, space in self.inputs.items():
+            value = space.tensor(gamma[name], dtype=like.dtype, device=like.device)
+            batch_shape = space.batch_shape_of(value)
+            if isinstance(space, Categorical):
+                value = F.one_hot(value, space.n).to(like.dtype)
+            else:
+                value = space.standardize(value)
+            parts.append(value.reshape(*batch_shape, -1))
+        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))  # type: ignore[no-untyped-call]
+        return torch.cat([part.expand(*shape, -1) for part in parts], dim=-1)
+
+
+class Film(Control):
+    r"""A plain network whose features gamma scales and shifts (FiLM, Perez et al. 2018).
+
+    .. math:: y_c \to (1 + s_c(\gamma)) y_c + b_c(\gamma)
+
+    for every output channel :math:`c` of every convolution and linear layer but the last one. A
+    fully connected network predicts :math:`s` and :math:`b`, which are zero at the start. Its last
+    layer has no bias: the weights and the bias of the layer in front do the same.
+
+    Args:
+        primary: the network. The first dimension of what its layers return is the batch.
+        inputs: the spaces of gamma, by name.
+        settings: further arguments of the network that predicts, a :class:`~hyperlight.HyperNet`:
+            widths, activation and encoding.
+
+    Raises:
+        LabError: the primary has fewer than two such layers.
+
+    Shape:
+        Gamma has the batch shape ``()``, or ``(B,)`` for the ``B`` entries of a batch.
+
+    >>> from hyperlight.lab.controls import Film
+    >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> model = Film(net, {"gamma": hl.Uniform(0.0, 1.0)}, hidden=(64, 128))
+    >>> x = torch.rand(4, 2)
+    >>> torch.equal(model(x, gamma=torch.rand(4)), net(x))
+    True
+    """
+
+    def __init__(self, primary: nn.Module, inputs: Mapping[str, Input], **settings: Any) -> None:
+        super().__init__(primary)
+        layers = {name: m for name, m in primary.named_modules() if isinstance(m, _LAYERS)}
+        if len(layers) < 2:
+            raise LabError(
+                f"{type(primary).__name__} has {len(layers)} convolutions and linear layers; "
+                "expected two or more, because FiLM leaves the last one as it is."
+            )
+        layers.popitem()
+        sizes = {
+            name: layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+            for name, layer in layers.items()
+        }
+        shapes = {name: (2, size) for name, size in sizes.items()}
+        self.modulation = HyperNet(inputs, shapes, init="zero", **settings)
+
+    @property
+    def saved(self) -> nn.Module:
+        return self
+
+    def sample(
+        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draw every entry of gamma: the same values as a hypernetwork draws."""
+        return self.modulation.sample(tuple(batch_shape), generator=generator)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self.modulation.inputs
+        gamma = {name: kwargs.pop(name) for name in inputs if name in kwargs}
+        return self.bind(**gamma)(*args, **kwargs)
+
+    def bind(self, **gamma: Any) -> nn.Module:
+        """The primary with scales and shifts for gamma, predicted once."""
+        shape = self.modulation.batch_shape(**gamma)
+        return _Bound(self.primary, partial(self._run, shape, self.modulation(**gamma)))
+
+    def _run(
+        self, shape: torch.Size, predicted: Mapping[str, Tensor], x: Tensor, *args: Any, **kw: Any
+    ) -> Any:
+        _check_batch(shape, x)
+        with ExitStack() as hooks:  # for this call alone: another gamma may be bound beside it
+            for name, both in predicted.items():
+                hook = partial(_modulate, both)
+                handle = self.primary.get_submodule(name).register_forward_hook(hook)
+                hooks.callback(handle.remove)
+            return self.primary(x, *args, **kw)
+
+
+def _modulate(both: Tensor, layer: nn.Module, _: Any, y: Tensor) -> Tensor:
+    """Scale and shift what a layer returned, by ``batch_shape + (2, channels)``."""
+    scale, shift = both.unbind(-2)
+    if isinstance(layer, _CONVOLUTIONS):
+        scale, shift = scale[..., None, None], shift[..., None, None]
+    else:
+        scale, shift = _over_inner(scale, y), _over_inner(shift, y)
+    return y * (1.0 + scale) + shift
+
+
+def _over_inner(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows ``batch_shape + (n,)`` to broadcast with ``(B, ..., m)``."""
+    return rows.reshape(*rows.shape[:-1], *(1,) * (like.ndim - 2), -1) if rows.ndim > 1 else rows
+
+
+def _check_batch(shape: torch.Size, x: Tensor) -> None:
+    if shape not in ((), (len(x),)):
+        raise LabError(
+            f"Gamma has batch shape {tuple(shape)} and the batch {len(x)} entries; expected (), or "
+            f"({len(x)},) for one gamma for each."
+        )
+
+
+def _check_names(gamma: Mapping[str, Any], inputs: Mapping[str, Input]) -> None:
+    if set(gamma) != set(inputs):
+        raise LabError(
+            f"The network was given the inputs {listed(gamma) or 'none'}; expected "
+            f"{listed(inputs)}. Pass each by name, as {next(iter(inputs))}=..."
+        )
+
+
+def input_channels(inputs: Mapping[str, Input]) -> int:
+    """How many numbers a :class:`Channel` network reads beside its input.
+
+    Raises:
+        LabError: an input is encoded by a network, so that it has no numbers of its own.
+
+    >>> from hyperlight.lab.controls import input_channels
+    >>> input_channels({"gamma": hl.Uniform(0.0, 1.0, shape=3), "task": hl.Categorical(10)})
+    13
+    """
+    total = 0
+    for name, space in inputs.items():
+        if isinstance(space, Encoded):
+            raise LabError(
+                f"The input {name!r} is encoded by a network; expected numbers or categories for "
+                "--parametrization channel. Choose film."
+            )
+        total += space.numel * (space.n if isinstance(space, Categorical) else 1)
+    return total
