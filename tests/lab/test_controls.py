@@ -19,6 +19,7 @@ from hyperlight.lab.controls import Channel, Control, Film, Fixed, Shared, input
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.primaries import LeNet, ResNetLike, UNet
 from hyperlight.lab.record import Run
+from hyperlight.lab.tasks import hypermorph
 from hyperlight.lab.tasks.base import Formulation, Task
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 from hyperlight.lab.tasks.families import Families, FamiliesTask
@@ -148,7 +149,14 @@ def test_what_gamma_changes(name: str, fabric: Fabric) -> None:
     assert depends == {"shared": False, "channel": True, "film": True}
 
 
-def test_registration_chooses_the_best_of_eleven_gammas(fabric: Fabric, tmp_path: Path) -> None:
+def test_registration_chooses_the_best_of_eleven_gammas(
+    fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Any, ...]] = []
+    draw = hypermorph._curves
+    monkeypatch.setattr(
+        hypermorph, "_curves", lambda *given: (drawn.append(given), draw(*given))[1]
+    )
     task = TASKS["hypermorph"]
     assert isinstance(task, HypermorphTask)
     for formulation in CONTROLS:
@@ -170,6 +178,7 @@ def test_registration_chooses_the_best_of_eleven_gammas(fabric: Fabric, tmp_path
         (_, _, rows) = outcome.tables[0]
         assert (len({tuple(row[1:]) for row in rows}) == 1) == (formulation == "shared")
         assert all(path.is_file() for _, path in outcome.pictures)
+        assert drawn[-1][-2:] == (best, "best of 11")
 
 
 # --- the networks ---------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from hyperlight import HyperModel
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.registration import total_variation, warp
-from hyperlight.lab.tasks.base import Task
+from hyperlight.lab.tasks.base import Formulation, Task
 from hyperlight.lab.tasks.hypermorph import TRAINING, Hypermorph, HypermorphTask
 
 CPU = torch.device("cpu")
@@ -61,6 +63,27 @@ def test_a_seed_makes_the_same_model_again(task: HypermorphTask) -> None:
     draws = [next(task.batches(4, seed))[0].images for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("formulation", get_args(Formulation))
+@pytest.mark.parametrize("init", ["fan_out", "relative"])
+def test_a_small_flow_layer_starts_at_no_displacement(formulation: Formulation, init: str) -> None:
+    fields, sizes = {}, {}
+    for scale in (None, 1e-5):
+        config = dataclasses.replace(SMALL, flow_scale=scale, init=init)
+        task = HypermorphTask(config, CPU)
+        model, (moving, fixed) = task.model(formulation, 0), next(task.batches(3, 0))
+        joined = torch.cat([moving.images, fixed.images], dim=1)
+        with torch.no_grad():
+            fields[scale] = model(joined, gamma=0.4).abs().max()
+        weights = model.predict(gamma=0.4) if isinstance(model, HyperModel) else None
+        own = dict(model.primary.named_parameters()) if weights is None else weights
+        sizes[scale] = own["head.weight"].detach().std()
+        assert float(own["head.bias"].detach().abs().max()) == 0.0
+    assert 0.0 < float(fields[1e-5]) < 1e-3
+    # A classical hypernetwork starts at less than the primary's weights, as in all other layers.
+    assert 0.02 < float(sizes[1e-5]) / 1e-5 < 5.0
+    assert float(sizes[None]) > 1e3 * float(sizes[1e-5])
 
 
 def test_registration_is_learned_and_gamma_does_what_it_should(
@@ -115,6 +138,11 @@ def test_bad_settings_are_refused() -> None:
         HypermorphTask(Hypermorph(evaluation_gammas=1), CPU)
     with pytest.raises(LabError, match="--image-sigma was 0.0; expected a number above zero"):
         HypermorphTask(Hypermorph(image_sigma=0.0), CPU)
+    with pytest.raises(LabError, match="--flow-scale was 0.0; expected a number above zero"):
+        HypermorphTask(Hypermorph(flow_scale=0.0), CPU)
+    text = "--flow-scale was given with --init hyperfan_in, which starts all predicted weights at a"
+    with pytest.raises(LabError, match=text):
+        HypermorphTask(Hypermorph(flow_scale=1e-5, init="hyperfan_in"), CPU)
     with pytest.raises(LabError, match="--data folder needs --data-dir"):
         HypermorphTask(Hypermorph(data="folder"), CPU)
     with pytest.raises(LabError, match=r"--size was \(8, 9\); these images are square"):

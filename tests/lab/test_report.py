@@ -594,8 +594,9 @@ def test_figures_show_every_formulation() -> None:
     titles = [summary.title for summary in summaries]
     drawn = [figures.convergence(summaries, 90.0), figures.scales(runs), figures.gradients(runs)]
     for figure, expected in zip(drawn, (titles, titles[:4], titles), strict=True):
-        legend = figure.axes[0].get_legend()
+        (legend,) = [figure.axes[0].get_legend(), *figure.legends][-1:]
         assert legend is not None
+        assert bool(figure.legends) == (len(expected) > 5)  # beside the panels
         assert [text.get_text() for text in legend.get_texts()] == expected
         assert figures.svg(figure).startswith("<svg")
 

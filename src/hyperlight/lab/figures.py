@@ -30,6 +30,9 @@ COLORS = {
     "film": "#56b4e9",
 }
 
+# So many names fit into a panel beside its lines.
+_IN_PANEL = 5
+
 
 def panels(
     columns: int, rows: int = 1, width: float = 9.0, height: float = 3.3
@@ -78,6 +81,15 @@ def band(
     ax.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
 
 
+def _legend(figure: Figure, ax: Axes) -> None:
+    """Name the lines in the panel, or beside the panels if so many names would cover them."""
+    handles, names = ax.get_legend_handles_labels()
+    if len(names) > _IN_PANEL:
+        figure.legend(handles, names, loc="outside right center", frameon=False)
+    else:
+        ax.legend(frameon=False)
+
+
 def convergence(summaries: Sequence[Summary], target: float | None) -> Figure:
     """Draw the test metric and the training loss over steps (paper, figure 4)."""
     metric = summaries[0].metric
@@ -91,7 +103,7 @@ def convergence(summaries: Sequence[Summary], target: float | None) -> Figure:
     if metric.unit == "%":
         test.set_ylim(0, 102)
     loss.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    test.legend(frameon=False)
+    _legend(figure, test)
     return figure
 
 
@@ -114,7 +126,7 @@ def scales(runs: Sequence[Run]) -> Figure:
         ax.set_ylim(0, None)
     initial.set(title="at initialisation", ylabel="std of predicted weights")
     final.set(title="after training")
-    initial.legend(frameon=False)
+    _legend(figure, initial)
     return figure
 
 
@@ -130,7 +142,7 @@ def gradients(runs: Sequence[Run], steps: int = 100) -> Figure:
     if all(min(run.gradient_norm[:steps]) > 0.0 for run in runs):
         ax.set_yscale("log")
     ax.set(xlabel="step", ylabel="gradient norm of predicted weights")
-    ax.legend(frameon=False)
+    _legend(figure, ax)
     return figure
 
 

@@ -30,8 +30,8 @@ TITLES = {
     "encoding": "input encoding alone",
     "residual": "output encoding alone",
     "plain": "plain network",
-    "shared": "plain network for all gammas",
-    "channel": "gamma as an input channel",
+    "shared": "plain, all gammas",
+    "channel": "gamma as input",
     "film": "FiLM",
 }
 

@@ -25,7 +25,7 @@ from ... import (
     direction_profile,
     hypernetize,
 )
-from ...init import Relative
+from ...init import Init, Relative
 from ...targets import Targets
 from ..controls import Channel, Control, Film, Fixed, Shared, input_channels
 from ..data import DATA
@@ -128,6 +128,10 @@ class Hypernetwork:
             raise LabError(f"--fraction was {self.fraction}; expected a number above zero.")
         at_least(self, directions=1)
 
+    def start(self) -> Init:
+        """The initialisation of the head."""
+        return Relative(self.fraction) if self.init == "relative" else self.init
+
     def build(
         self,
         primary: nn.Module,
@@ -150,7 +154,7 @@ class Hypernetwork:
             activation=self.activation,
             encoding=self._encoding if encode else None,
             residual=residual,
-            init=Relative(self.fraction) if self.init == "relative" else self.init,
+            init=self.start(),
             head=_HEADS[self.head](),
             calibrate_on=calibrate_on,
         )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import HyperModel, ObjectiveError, Uniform, tune
+from ...init import FanOut, Init
 from ..data import PairBatches, Request, Scans, load_scans, pairs
 from ..errors import LabError, at_least
 from ..primaries import UNet
@@ -44,6 +45,9 @@ __all__ = ["KIND", "TRAINING", "Hypermorph", "HypermorphTask"]
 # size. It trains for 3000 epochs.
 TRAINING: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-2, "batch_size": 4}
 
+# Initialisations with which predicted changes of the last layer are no larger than its weights.
+_KEEP_THE_FLOW = ("fan_out", "relative", "zero")
+
 Pairs = tuple[Scans, Scans]
 
 
@@ -66,6 +70,9 @@ class Hypermorph(Hypernetwork):
     that both terms of the loss have a similar size; 1 changes nothing."""
     endpoints: float = 0.0
     """Fraction of the steps at gamma 0 or 1, which HyperMorph draws more often."""
+    flow_scale: float | None = None
+    """Standard deviation of the first weights of the layer that returns the displacement, whose
+    biases start at zero: 1e-5 in VoxelMorph and HyperMorph. By default it starts as all others."""
     gamma: float = 0.5
     """The one gamma of a plain network (--parametrization plain)."""
     evaluation_gammas: int = 5
@@ -86,6 +93,30 @@ class Hypermorph(Hypernetwork):
             raise LabError(f"--gamma was {self.gamma}; expected a number from 0 to 1.")
         if not self.image_sigma > 0.0:
             raise LabError(f"--image-sigma was {self.image_sigma}; expected a number above zero.")
+        if self.flow_scale is not None:
+            if not 0.0 < self.flow_scale < math.inf:
+                raise LabError(f"--flow-scale was {self.flow_scale}; expected a number above zero.")
+            if self.init not in _KEEP_THE_FLOW:
+                raise LabError(
+                    f"--flow-scale was given with --init {self.init}, which starts all predicted "
+                    "weights at a size of its own; expected fan_out, relative or zero."
+                )
+
+    def start(self) -> Init:
+        """The initialisation of the head, with displacements as small as the primary's."""
+        if self.flow_scale is None or self.init != "fan_out":
+            return super().start()
+        return _SmallFlow(self.flow_scale)
+
+
+@dataclass(frozen=True)
+class _SmallFlow(FanOut):
+    """``"fan_out"``, but for the layer that returns the displacement."""
+
+    scale: float
+
+    def std(self, name: str, shape: torch.Size) -> float:
+        return self.scale if name == "head.weight" else super().std(name, shape)
 
 
 class HypermorphTask:
@@ -126,7 +157,10 @@ class HypermorphTask:
 
     def _primary(self, more: int) -> nn.Module:
         """A new primary, for images with so many more channels."""
-        return UNet(2 + more, 2, self.config.levels, self.config.channels)
+        primary = UNet(2 + more, 2, self.config.levels, self.config.channels)
+        if self.config.flow_scale is not None:
+            nn.init.normal_(primary.head.weight, std=self.config.flow_scale)
+        return primary
 
     def batches(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> PairBatches:
         """Endless batches of pairs to register."""
@@ -232,9 +266,9 @@ class HypermorphTask:
     def finish(self, model: Model, folder: Path | None) -> Outcome:
         """Figures along gamma on all test pairs, the best gamma, and pictures.
 
-        Errors are means of the loss over gammas. A plain network has only the figures at its one
-        gamma. The best gamma is the best of 11 on
-        validation pairs; for a hypernetwork, ``hl.tune`` finds one as well.
+        Errors are means of the loss over gammas. The best gamma is the best of 11 on validation
+        pairs; for a hypernetwork, ``hl.tune`` finds one as well. A plain network has only the
+        figures at its one gamma.
         """
         before = self.before()
         if isinstance(model, Fixed):
