@@ -1,4 +1,4 @@
-"""Primary networks of the paper's tasks."""
+"""Primary networks of the tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Layers", "LeNet", "ResNetLike", "UNet", "rescale"]
+__all__ = ["VAE", "Layers", "LeNet", "ResNetLike", "UNet", "rescale"]
 
 Layers = Literal["none", "batch", "layer"]
 """Normalisation layers after the convolutions of a primary."""
@@ -264,3 +264,50 @@ class UNet(nn.Module):
             x = stage(torch.cat([x, beside], dim=1))
         output: Tensor = self.head(x)
         return output
+
+
+def _connected(*sizes: int) -> nn.Sequential:
+    """Linear layers with ReLU between them."""
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class VAE(nn.Module):
+    """A variational autoencoder of fully connected layers (Kingma and Welling 2014).
+
+    The encoder gives a normal distribution with a diagonal covariance for each image. The decoder
+    makes an image of a draw from it. Noise is an argument, so that equal calls give equal results.
+
+    Args:
+        shape: channels, height and width of the images.
+        widths: of the encoder's hidden layers; the decoder has them in reverse.
+        latent: number of latent variables.
+
+    Shape:
+        ``(..., channels, height, width)`` and standard normal noise ``(..., latent)`` to the
+        image that the decoder makes, and the encoder's mean and logarithm of the variance, both
+        ``(..., latent)``.
+    """
+
+    def __init__(self, shape: Sequence[int], widths: Sequence[int], latent: int) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        pixels = math.prod(self.shape)
+        self.encoder = _connected(pixels, *widths, 2 * latent)
+        self.decoder = _connected(latent, *reversed(widths), pixels)
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_variance = self.encode(x)
+        return self.decode(mean + noise * (0.5 * log_variance).exp()), mean, log_variance
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance of the latent variables of images."""
+        mean, log_variance = self.encoder(x.flatten(-3)).chunk(2, dim=-1)
+        return mean, log_variance
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Images of latent variables."""
+        image: Tensor = self.decoder(latent).unflatten(-1, self.shape)
+        return image
