@@ -154,9 +154,12 @@ def test_registration_chooses_the_best_of_eleven_gammas(
 ) -> None:
     drawn: list[tuple[Any, ...]] = []
     draw = hypermorph._curves
-    monkeypatch.setattr(
-        hypermorph, "_curves", lambda *given: (drawn.append(given), draw(*given))[1]
-    )
+
+    def drawing(*given: Any) -> Any:
+        drawn.append(given)
+        return draw(*given)
+
+    monkeypatch.setattr(hypermorph, "_curves", drawing)
     task = TASKS["hypermorph"]
     assert isinstance(task, HypermorphTask)
     for formulation in CONTROLS:

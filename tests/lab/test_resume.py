@@ -136,6 +136,7 @@ CASES: dict[str, Case] = {
     "bayes, bfloat16": ("bayes", "mip", _settings(precision="bf16-mixed")),
     "bayes, 3 inputs": ("bayes, 3 inputs", "mip", _settings()),
     "bayes, plain": ("bayes", "plain", _settings()),
+    "bayes, FiLM": ("bayes", "film", _settings()),
     "hypermorph, MIP, AdamW": (
         *("hypermorph", "mip"),
         _settings(optimizer="adamw", weight_decay=0.1, batch_size=3),

@@ -217,6 +217,7 @@ class Film(Control):
     for every output channel :math:`c` of every convolution and linear layer but the last one. A
     fully connected network predicts :math:`s` and :math:`b`, which are zero at the start. Its last
     layer has no bias: the weights and the bias of the layer in front do the same.
+    :class:`~hyperlight.ChannelScale` is nearly the same as a head.
 
     Args:
         primary: the network. The first dimension of what its layers return is the batch.
