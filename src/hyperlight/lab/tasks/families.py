@@ -1,7 +1,8 @@
 """Families of functions in closed form, for questions about the hypernetwork itself.
 
 The answer must change with the input ``gamma``, in a way that is known: fast or slow, along one
-input or many, for categories or embeddings. No network without ``gamma`` solves any of these.
+input or many, for categories or embeddings. No network without ``gamma`` solves any of these but
+``permuted``: one network can learn most of the digits in all of its orders.
 """
 
 from __future__ import annotations
