@@ -348,7 +348,7 @@ def test_colour_images_of_a_chosen_size(tmp_path: Path) -> None:
         ({"directions": 0}, "--directions was 0; expected 1 or more."),
         (
             {"widths": (8, 0)},
-            "--widths was (8, 0); expected widths of 1 or more, as in 128 64.",
+            "--widths was (8, 0); expected widths of 1 or more, as in 512 256.",
         ),
         *(
             (

@@ -80,7 +80,7 @@ class Vae(Hypernetwork):
     """Folder with the data; by default where `hyperlight data` puts them."""
     size: int | None = None
     """Height and width of the images; by default that of the data set."""
-    widths: tuple[int, ...] = (128, 64)
+    widths: tuple[int, ...] = (256,)
     """Widths of the encoder's hidden layers; the decoder has them in reverse."""
     latent: int = 16
     """Number of latent variables."""
@@ -105,7 +105,7 @@ class Vae(Hypernetwork):
         at_least(self, size=1, latent=1, gammas=1, evaluation_gammas=2, evaluation_images=1)
         if min(self.widths, default=1) < 1:
             raise LabError(
-                f"--widths was {self.widths}; expected widths of 1 or more, as in 128 64."
+                f"--widths was {self.widths}; expected widths of 1 or more, as in 512 256."
             )
         if not 0.0 < self.lowest < self.highest < math.inf:
             raise LabError(
@@ -177,9 +177,9 @@ class _HeldOut:
     spread: float
 
     @classmethod
-    def of(cls, images: Images, mean: Tensor, latent: int, seed: int) -> _HeldOut:
+    def of(cls, images: Images, mean: Tensor, latent: int) -> _HeldOut:
         """Draw the noise, and measure the distortion of the mean image."""
-        noise = torch.randn(len(images), latent, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(len(images), latent, generator=torch.Generator().manual_seed(0))
         errors = [distortion(mean, part.unit().images) for part in _chunks(images)]
         return cls(images, noise.to(mean.device), float(torch.cat(errors).double().mean()))
 
@@ -275,8 +275,8 @@ class VaeTask:
         self.shape = tuple(train.images.shape[1:])
         sums = [part.unit().images.sum(dim=0) for part in _chunks(self.train)]
         mean = torch.stack(sums).sum(dim=0) / len(train)
-        self.valid = _HeldOut.of(valid.to(device), mean, config.latent, seed=1)
-        self.test = _HeldOut.of(split.test.to(device), mean, config.latent, seed=2)
+        self.valid = _HeldOut.of(valid.to(device), mean, config.latent)
+        self.test = _HeldOut.of(split.test.to(device), mean, config.latent)
         self.space = LogUniform(config.lowest, config.highest, endpoints=config.endpoints)
         self.note = (
             f"{split.name}, {len(train):,} images to train, {len(valid):,} to validate, "
