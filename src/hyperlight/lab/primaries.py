@@ -284,23 +284,29 @@ class VAE(nn.Module):
         shape: channels, height and width of the images.
         widths: of the encoder's hidden layers; the decoder has them in reverse.
         latent: number of latent variables.
+        more: number of columns beside an image. The decoder reads the first entries of these, too.
 
     Shape:
-        ``(..., channels, height, width)`` and standard normal noise ``(..., latent)`` to the
-        image that the decoder makes, and the encoder's mean and logarithm of the variance, both
+        ``(..., channels, height, width + more)`` and standard normal noise ``(..., latent)`` to
+        the image that the decoder makes, and the encoder's mean and logarithm of the variance, both
         ``(..., latent)``.
     """
 
-    def __init__(self, shape: Sequence[int], widths: Sequence[int], latent: int) -> None:
+    def __init__(
+        self, shape: Sequence[int], widths: Sequence[int], latent: int, more: int = 0
+    ) -> None:
         super().__init__()
         self.shape = tuple(shape)
+        channels, height, width = self.shape
         pixels = math.prod(self.shape)
-        self.encoder = _connected(pixels, *widths, 2 * latent)
-        self.decoder = _connected(latent, *reversed(widths), pixels)
+        self.encoder = _connected(channels * height * (width + more), *widths, 2 * latent)
+        self.decoder = _connected(latent + more, *reversed(widths), pixels)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_variance = self.encode(x)
-        return self.decode(mean + noise * (0.5 * log_variance).exp()), mean, log_variance
+        drawn = mean + noise * (0.5 * log_variance).exp()
+        beside = x[..., 0, 0, self.shape[-1] :]
+        return self.decode(torch.cat([drawn, beside], dim=-1)), mean, log_variance
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of the latent variables of images."""

@@ -11,13 +11,14 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ... import Dense, HyperModel, LogUniform, direction_profile
+from ... import LogUniform
 from ..data import Batches, Images, Request, load_images, stratified_split
 from ..errors import LabError, at_least
 from ..primaries import VAE
@@ -31,6 +32,7 @@ from .base import (
     Model,
     Outcome,
     evaluating,
+    last_direction,
 )
 
 if TYPE_CHECKING:
@@ -292,10 +294,12 @@ class VaeTask:
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            primary = VAE(self.shape, config.widths, config.latent)
-            if formulation == "plain":
-                return Fixed(primary, {"beta": torch.tensor(config.beta)}).to(self.device)
-            model = config.build(primary, {"beta": self.space}, formulation)
+            model = config.model(
+                partial(VAE, self.shape, config.widths, config.latent),
+                {"beta": self.space},
+                formulation,
+                fixed={"beta": torch.tensor(config.beta)},
+            )
         return model.to(self.device)
 
     def batches(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> _NoisyBatches:
@@ -310,8 +314,6 @@ class VaeTask:
 
     def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the betas of a batch; a plain network has its one."""
-        if isinstance(model, Fixed):
-            return {name: own.expand(self.config.gammas) for name, own in model.sample().items()}
         return model.sample((self.config.gammas,), generator=generator)
 
     def loss(
@@ -347,9 +349,8 @@ class VaeTask:
             "validation error": self.evaluate(model)["objective"],
             "test error": self._summary(rows, self.test)["objective"],
             "weights held": float(sum(p.numel() for p in model.parameters())),
+            **last_direction(model),
         }
-        if isinstance(model, HyperModel) and isinstance(model.hypernet.head, Dense):
-            figures["energy in the last direction"] = direction_profile(model).last
         pictures: list[tuple[str, Path]] = []
         if folder is not None:
             pictures = [
@@ -398,7 +399,10 @@ class VaeTask:
 
     @torch.no_grad()
     def _gallery(self, model: Model) -> Figure:
-        """Test images as they are, decoded along beta, and draws from the prior below."""
+        """Test images as they are, decoded along beta, and draws from the prior below.
+
+        Networks that read beta beside their inputs, or from outside, only have the images.
+        """
         from matplotlib.figure import Figure
 
         draw = torch.Generator().manual_seed(0)
@@ -409,9 +413,9 @@ class VaeTask:
         with evaluating(model):
             for beta in self._betas(model, _COLUMNS):
                 net: Any = model.bind(beta=beta)
-                encoded, drawn = net(x, noise)[0], net.decode(latent)
-                columns.append((f"beta {beta:.2g}", [*encoded, *drawn]))
-        rows = len(shown) + _DRAWN
+                drawn = net.decode(latent) if isinstance(net, VAE) else ()
+                columns.append((f"beta {beta:.2g}", [*net(x, noise)[0], *drawn]))
+        rows = len(columns[-1][1])
         figure = Figure(figsize=(1.2 * len(columns), 1.2 * rows + 0.3), layout="constrained")
         axes = figure.subplots(rows, len(columns))
         for axis in axes.flat:
