@@ -8,6 +8,7 @@ those of the trunk by how much a step changes the features.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .bind import bind
+from .diagnostics import check_loss
+from .diagnostics import gradients as gradients_of
 from .encoded import row_of
 from .errors import ConfigurationError, did_you_mean, listed
 from .heads import Dense, Head, Mixed
@@ -23,6 +27,8 @@ from .hypernet import HyperNet
 from .model import HyperModel
 from .precision import widen
 
+# Gives gradients of the named tensors: another one for every number.
+_Gradients = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
 Rule = Literal["adam", "sgd"] | Callable[..., torch.optim.Optimizer]
 
 _GROUPS = ("theta0", "trunk", "head", "unpredicted")
@@ -46,6 +52,7 @@ def parameter_groups(
     *,
     rule: Rule = "adam",
     weight_decay: float | Mapping[str, float] = 0.0,
+    objective: Callable[[nn.Module], Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     r"""Split the parameters into groups that keep the plain network's learning rate right.
 
@@ -101,10 +108,11 @@ def parameter_groups(
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=1000)
 
     **Where it is less exact.** It is right on average over the inputs: with features of very
-    different size, some inputs move farther than others. With SGD, heads that multiply predicted
-    factors are within a factor of two. Without an encoding, features grow with the input, and so do
-    the steps. Gradients as small as Adam's ``eps`` shorten its steps. What must differ between
-    inputs is learned more slowly than with one high rate for all parameters.
+    different size, some inputs move farther than others. With SGD, heads that multiply theta0 or
+    predicted factors are within a factor of two, unless ``objective`` is given. Without an
+    encoding, features grow with the input, and so do the steps. Gradients as small as Adam's
+    ``eps`` shorten its steps. What must differ between inputs is learned more slowly than with one
+    high rate for all parameters.
 
     Args:
         model: the model; parameters that do not require gradients are left out.
@@ -116,6 +124,10 @@ def parameter_groups(
         weight_decay: for all groups, or by the first word of their names (0 for those not named).
             It is set in every group, in place of the optimizer's own default. AdamW multiplies it
             by the rate of the group.
+        objective: ``objective(net)`` returns a scalar loss on a batch of your data; ``net`` is the
+            bound primary, as from :meth:`HyperModel.bind`. The steps are then measured with its
+            gradients in place of random ones. How far SGD moves :class:`~hyperlight.LowRank`,
+            :class:`~hyperlight.Chunked` and :class:`~hyperlight.ChannelScale` depends on them.
 
     Returns:
         The groups that are not empty, in the order of the table, for any optimizer of
@@ -126,6 +138,7 @@ def parameter_groups(
     Raises:
         ConfigurationError: an argument is invalid, there is nothing to train, the features are
             zero, or values are not finite.
+        ObjectiveError: the objective has the wrong shape or does not depend on the weights.
 
     >>> model = hl.hypernetize(nn.Linear(2, 1), inputs={"scale": hl.Uniform(0.0, 0.5)})
     >>> groups = hl.parameter_groups(model, lr=1e-3, weight_decay={"theta0": 1e-4})
@@ -147,7 +160,7 @@ def parameter_groups(
         _estimate(model, units, rule)
     else:
         with _alone(model.hypernet):
-            _measure(model, units, rule)
+            _measure(model, units, rule, objective)
     several = {name: sum(unit.group == name for unit in units) > 1 for name in _GROUPS}
     return [
         {
@@ -256,7 +269,12 @@ def _alone(net: HyperNet) -> Iterator[None]:
             module.training = mode
 
 
-def _measure(model: HyperModel, units: Sequence[_Unit], rule: Rule) -> None:
+def _measure(
+    model: HyperModel,
+    units: Sequence[_Unit],
+    rule: Rule,
+    objective: Callable[[nn.Module], Tensor] | None,
+) -> None:
     """Set the factors of all units."""
     net, theta0 = model.hypernet, model.theta0
     draws = net.draws(_DRAWS)
@@ -265,6 +283,10 @@ def _measure(model: HyperModel, units: Sequence[_Unit], rule: Rule) -> None:
     _check_finite("The features that the head reads have", norms.mean(), positive=True)
     # Features may differ in size over the inputs: trials with small, middling and large ones.
     trials = norms.argsort()[_DRAWS // (2 * _TRIALS) :: _DRAWS // _TRIALS].tolist()
+    gammas = [{name: row_of(values, i) for name, values in draws.items()} for i in trials]
+    gradients: _Gradients = functools.partial(_gradient, rule)
+    if objective is not None:
+        gradients = functools.partial(_gradient_of, objective, model, gammas)
 
     moved: set[str] = set()  # tensors that the head moves
     for part in _parts(net.head):
@@ -279,7 +301,7 @@ def _measure(model: HyperModel, units: Sequence[_Unit], rule: Rule) -> None:
             reach = (f.abs() if rule == "adam" else f.square()).sum(-1).mean()
             tensors[0].factor = _share_of_head(own) / float(reach)
         else:
-            _measure_head(part, tensors, features[trials], own, rule)
+            _measure_head(part, tensors, features[trials], own, rule, gradients)
 
     for unit in units:
         if unit.group == "theta0":
@@ -289,8 +311,7 @@ def _measure(model: HyperModel, units: Sequence[_Unit], rule: Rule) -> None:
 
     layers = [unit for unit in units if unit.group == "trunk"]
     if layers:
-        gammas = [{name: row_of(values, i) for name, values in draws.items()} for i in trials]
-        _measure_trunk(net, layers, gammas, features[trials], theta0, rule)
+        _measure_trunk(net, layers, gammas, features[trials], theta0, rule, gradients)
 
 
 def _check_finite(what: str, size: Tensor | float, *, positive: bool = False) -> float:
@@ -320,7 +341,12 @@ def _share_of_head(theta0: Mapping[str, Tensor]) -> float:
 
 
 def _measure_head(
-    head: Head, units: Sequence[_Unit], features: Tensor, theta0: Mapping[str, Tensor], rule: Rule
+    head: Head,
+    units: Sequence[_Unit],
+    features: Tensor,
+    theta0: Mapping[str, Tensor],
+    rule: Rule,
+    gradients: _Gradients,
 ) -> None:
     """Set the factors of a head's tensors by trial steps.
 
@@ -333,7 +359,7 @@ def _measure_head(
 
     def start(f: Tensor, seed: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """What is predicted; a step of every tensor; that of the plain network."""
-        gradient = _gradient(theta0, rule, seed)
+        gradient = gradients(theta0, seed)
         with torch.enable_grad():
             predicted = head.change(theta0, f)
             found = _gradients(
@@ -342,19 +368,20 @@ def _measure_head(
         steps = [_step(p, g, rule) for p, g in zip(parameters, found, strict=True)]
         return entries.read(predicted), steps, _plain_step(entries, theta0, gradient, rule)
 
-    def moves(f: Tensor, before: Tensor, step: Mapping[int, Tensor]) -> Tensor:
-        """How far the predictions move in a step of some tensors."""
-        with _moved([parameters[i] for i in step], list(step.values())) as scale:
+    def moves(f: Tensor, before: Tensor, step: Mapping[int, Tensor], by: list[float]) -> Tensor:
+        """How far the predictions move in a step of some tensors, each times a factor."""
+        with _moved([parameters[i] for i in step], list(step.values()), by) as scale:
             return (entries.read(head.change(theta0, f)) - before) / scale
 
     middle = len(features) // 2
-    before, steps, plain = started = start(features[middle], middle)
+    before, steps, first = start(features[middle], middle)
     change = _check_finite("The predictions of the head have", entries.mean(before))
     growth = max(1.0, entries.mean(before + entries.read(theta0)) / change) if change else 1.0
-    wanted = entries.by_name(plain)
+    wanted = entries.by_name(first)
     reached: list[dict[str, float]] = []
-    for i, step in enumerate(steps):
-        found = entries.by_name(moves(features[middle], before, {i: step}))
+    alone = [moves(features[middle], before, {i: step}, [1.0]) for i, step in enumerate(steps)]
+    for i in range(len(steps)):
+        found = entries.by_name(alone[i])
         least = 1e-3 * max(found[name] / max(wanted[name], 1e-30) for name in found)
         reached.append({name: v for name, v in found.items() if v > least * wanted[name]})
     reach = [sum(found.values()) / (sum(wanted[n] for n in found) or 1.0) for found in reached]
@@ -375,10 +402,15 @@ def _measure_head(
     # Their moves do not simply add up: scale them so that all together go as far as they should.
     free = entries.spread({name: float(t.requires_grad) for name, t in theta0.items()})
     together = []
+    by = [unit.factor for unit in units]
     for seed, f in enumerate(features):
-        before, steps, plain = started if seed == middle else start(f, seed)
+        if seed == middle:  # steps are small, so what they move adds up
+            plain = first
+            moved = sum((b * one for b, one in zip(by, alone, strict=True)), 0.0 * first)
+        else:
+            before, steps, plain = start(f, seed)
+            moved = moves(f, before, dict(enumerate(steps)), by)
         size = entries.mean(plain)
-        moved = moves(f, before, {i: step * units[i].factor for i, step in enumerate(steps)})
         together.append((0.5 * free * plain / size, moved / size))
     scale = _solve(lambda x: sum(entries.mean(a + x * b) for a, b in together) / len(together))
     for i in leads:
@@ -411,6 +443,7 @@ def _measure_trunk(
     features: Tensor,
     theta0: Mapping[str, Tensor],
     rule: Rule,
+    gradients: _Gradients,
 ) -> None:
     """Set the factors of the trunk's layers by the relative change of the features in a step.
 
@@ -420,11 +453,17 @@ def _measure_trunk(
     """
     entries = _Entries(net.shapes, features.device)
     middle = len(features) // 2
-    predicted = entries.read(net.head.change(theta0, features[middle]))
+    gradient = gradients(theta0, middle)
+    at = features[middle].clone().requires_grad_()
+    with torch.enable_grad():
+        found = net.head.change(theta0, at)
+        given = [gradient[name].to(t) for name, t in found.items()]
+        arriving = _gradients([*found.values()], [at], given)
+    predicted = entries.read(found)
+    del found, given
     size = _check_finite(
         "The predicted weights have", entries.mean(predicted + entries.read(theta0))
     )
-    gradient = _gradient(theta0, rule, 0)
     plain = entries.mean(_plain_step(entries, theta0, gradient, rule))
     norm = float(widen(features).norm(dim=-1).mean())
     # The gradient that reaches the features, if the head is a random matrix with W f as large.
@@ -436,10 +475,10 @@ def _measure_trunk(
             f = net.features(**gamma)
         direction = nn.functional.normalize(torch.randn(f.shape, generator=generator), dim=-1)
         parameters = [p for unit in layers for p in unit.parameters]
-        found = iter(_gradients([f], parameters, [(direction * (pull or 1.0)).to(f)]))
+        by_layer = iter(_gradients([f], parameters, [(direction * (pull or 1.0)).to(f)]))
         for i, unit in enumerate(layers):
-            steps = [_step(p, next(found), rule) for p in unit.parameters]
-            with _moved(unit.parameters, steps) as scale:
+            steps = [_step(p, next(by_layer), rule) for p in unit.parameters]
+            with _moved(unit.parameters, steps, [1.0] * len(steps)) as scale:
                 change = float((net.features(**gamma) - f).float().norm()) / norm
             changes[i] += change / (scale * plain * len(gammas))
     count = max(1, sum(not unit.encoder for unit in layers))
@@ -449,6 +488,19 @@ def _measure_trunk(
     for unit, change in zip(layers, changes, strict=True):
         reach = change * size
         unit.factor = _slow(reach * start, 1) if unit.encoder else _slow(reach, count)
+
+    # A head with large or uneven weights, or one that multiplies features, moves the predicted
+    # weights farther than that at the start. All layers together go half a plain step at most.
+    parameters = [p for unit in layers for p in unit.parameters]
+    factors = [unit.factor for unit in layers for _ in unit.parameters]
+    with torch.enable_grad():
+        pulls = _gradients([net.features(**gammas[middle])], parameters, arriving)
+    steps = [_step(p, g, rule) for p, g in zip(parameters, pulls, strict=True)]
+    with _moved(parameters, steps, factors) as scale:
+        after = entries.read(net.head.change(theta0, net.features(**gammas[middle])))
+    distance = entries.mean(after - predicted) / (scale * plain) if plain else 0.0
+    for unit in layers:
+        unit.factor *= min(1.0, 0.5 / max(distance, 1e-30))
 
 
 def _slow(reach: float, count: int) -> float:
@@ -475,7 +527,7 @@ def _gradients(
 def _step(parameter: Tensor, gradient: Tensor, rule: Rule) -> Tensor:
     """The first step of an optimizer at rate 1."""
     if rule == "adam":
-        return -gradient.sign()
+        return gradient.sign().neg_()
     if rule == "sgd":
         return -gradient
     assert callable(rule)
@@ -507,19 +559,21 @@ def _plain_step(
 
 
 @contextlib.contextmanager
-def _moved(parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[float]:
-    """Move parameters a little along steps, and give how far; then put them back.
+def _moved(
+    parameters: Sequence[Tensor], steps: Sequence[Tensor], factors: Sequence[float]
+) -> Iterator[float]:
+    """Move parameters a little along steps times factors, and give how far; put them back after.
 
     Through ``data``: a graph that was made before must not take this for a change.
     """
-    length = _norm(steps)
+    length = math.hypot(*(b * _norm([step]) for b, step in zip(factors, steps, strict=True)))
     at = _norm(parameters) or math.sqrt(sum(p.numel() for p in parameters))
     eps = max(torch.finfo(p.dtype).eps for p in parameters)
     scale = math.sqrt(eps) * at / length if length else 1.0
     saved = [p.detach().clone() for p in parameters]
     try:
-        for parameter, step in zip(parameters, steps, strict=True):
-            parameter.data.add_(step, alpha=scale)
+        for parameter, step, by in zip(parameters, steps, factors, strict=True):
+            parameter.data.add_(step, alpha=by * scale)
         yield scale
     finally:
         for parameter, value in zip(parameters, saved, strict=True):
@@ -530,7 +584,37 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return math.sqrt(sum(float(t.detach().float().norm()) ** 2 for t in tensors))
 
 
-def _gradient(like: Mapping[str, Tensor], rule: Rule, seed: int) -> dict[str, Tensor]:
+def _gradient_of(
+    objective: Callable[[nn.Module], Tensor],
+    model: HyperModel,
+    gammas: Sequence[Mapping[str, Tensor]],
+    like: Mapping[str, Tensor],
+    index: int,
+) -> dict[str, Tensor]:
+    """The gradients of a user's objective at the weights predicted for one of the inputs."""
+    device = model.hypernet.device
+    buffers = {name: t.detach().clone() for name, t in model.primary.named_buffers()}
+    try:
+        with (
+            torch.enable_grad(),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
+            weights = model.predict(**gammas[index])
+            leaves = {name: t.detach().requires_grad_() for name, t in weights.items()}
+            loss = objective(bind(model.primary, leaves))
+            check_loss("The objective", loss, torch.Size([]))
+            found = gradients_of("The objective", loss, "the weights", [*leaves.values()])
+    finally:
+        for name, t in model.primary.named_buffers():
+            t.data.copy_(buffers[name])
+    named = dict(zip(leaves, found, strict=True))
+    chosen = {name: named[name] for name in like}
+    size = _norm([*chosen.values()])
+    _check_finite(f"The objective's gradients of {listed(chosen)} have", size, positive=True)
+    return chosen
+
+
+def _gradient(rule: Rule, like: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Random gradients of named tensors, with the structure of a layer's: errors x activations.
 
     Errors have about the same norm in every layer. Activations are those of a rectifier, so some

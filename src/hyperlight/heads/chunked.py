@@ -89,11 +89,23 @@ class Chunked(Head):
                 self.scale[index] = ratio(std, found)
             start += shape.numel()
 
+    def _chunks(self, features: Tensor) -> Tensor:
+        """The flat vector before it is scaled, with the end of the last chunk."""
+        return F.linear(features.unsqueeze(-2) * self.embedding, self.weight).flatten(-2)
+
+    def predict(self, features: Tensor) -> dict[str, Tensor]:
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        chunks = self._chunks(features)[..., : sum(sizes)]
+        pairs = zip(self.shapes.items(), torch.split(chunks, sizes, -1), self.scale, strict=True)
+        return {
+            name: (part * scale).view(features.shape[:-1] + shape)
+            for (name, shape), part, scale in pairs
+        }
+
     def forward(self, features: Tensor) -> Tensor:
-        chunks = F.linear(features.unsqueeze(-2) * self.embedding, self.weight).flatten(-2)
         pairs = zip(self.scale, self.shapes.values(), strict=True)
         scale = torch.cat([one.expand(shape.numel()) for one, shape in pairs])
-        return chunks[..., : len(scale)] * scale
+        return self._chunks(features)[..., : len(scale)] * scale
 
     def extra_repr(self) -> str:
         return f"size={self.size}, {super().extra_repr()}"

@@ -124,15 +124,19 @@ class LowRank(Rows):
                 weights[name] = LowRankWeight(own, left.to(own.dtype), right.to(own.dtype))
         return weights
 
-    def forward(self, features: Tensor) -> Tensor:
-        parts = []
+    def predict(self, features: Tensor) -> dict[str, Tensor]:
+        predicted: dict[str, Tensor] = {}
         for name, code in self._split_rows(F.linear(features, self.weight), -1):
             matrix = self._matrix(name)
             if matrix is not None:
                 left, right = factors(code, self.rank, matrix)
-                code = (left @ right).flatten(-2)
-            parts.append(code)
-        return torch.cat(parts, dim=-1)
+                code = left @ right
+            predicted[name] = code.reshape(features.shape[:-1] + self.shapes[name])
+        return predicted
+
+    def forward(self, features: Tensor) -> Tensor:
+        batch = features.shape[:-1]
+        return torch.cat([t.reshape(*batch, -1) for t in self.predict(features).values()], dim=-1)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, {super().extra_repr()}"
