@@ -81,7 +81,8 @@ class Vae(Hypernetwork):
     data_dir: Path | None = None
     """Folder with the data; by default where `hyperlight data` puts them."""
     size: int | None = None
-    """Height and width of the images; by default that of the data set."""
+    """Height and width of the images; by default that of the data set. The 256 of flowers102 need
+    gigabytes of weights: choose 32 or so."""
     widths: tuple[int, ...] = (256,)
     """Widths of the encoder's hidden layers; the decoder has them in reverse."""
     latent: int = 16
