@@ -47,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Ratios of HyperLight and other libraries to the plain network, in one "
         "interleaved run. Without --workload, --subject or --all: training steps of three "
         "networks, in minutes. More benchmarks: `python -m benchmarks mnist --help` (time to 95 % "
-        "on MNIST), `scaling --help` (cost per step in every size), `wire --help` (bytes between "
-        "processes).",
+        "on MNIST), `scaling --help` (cost per step in every size), `pays --help` (steps from "
+        "factors), `wire --help` (bytes between processes).",
     )
     shown = ", ".join(WORKLOADS)
     parser.add_argument(
@@ -90,6 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .scaling import main as run_scaling
 
         return run_scaling(words[1:])
+    if words[:1] == ["pays"]:
+        from .pays import main as run_pays
+
+        return run_pays(words[1:])
     parser = _parser()
     given = parser.parse_args(words)
     if given.all and (given.workload or given.subject):

@@ -17,14 +17,16 @@ import pytest
 import torch
 from rich.console import Console
 
+import hyperlight as hl
 from benchmarks import __main__ as cli
-from benchmarks import environments, floor, mnist, report, run, scaling, subjects
+from benchmarks import environments, floor, mnist, pays, report, run, scaling, subjects
 from benchmarks.families import FAMILIES, FunctionalCall, Ours, OursWide, Plain, predicted
 from benchmarks.floor import PASSES, prepare_floor
 from benchmarks.run import Measured, Settings, measure
 from benchmarks.subjects import SUBJECTS, USUAL, choose, prepare
 from benchmarks.worker import peak_memory
 from benchmarks.workloads import WORKLOADS, lenet
+from hyperlight.optim.outer import OuterProduct
 
 SMOKE = WORKLOADS["smoke"]
 
@@ -538,6 +540,66 @@ def test_the_scaling_measures_what_fits_and_estimates_the_rest() -> None:
     lines = list(csv.DictReader(scaling.as_csv(rows).splitlines()))
     assert [line["weights"] for line in lines] == ["1000", "1000000000"]
     assert lines[1]["seconds"] == ""
+
+
+# --- steps from factors -----------------------------------------------------
+
+
+def test_the_grid_of_heads_has_no_more_factors_than_columns() -> None:
+    seen = list(pays.points())
+    assert all(point.rows <= point.columns for point in seen)
+    assert {point.columns for point in seen} == set(pays.COLUMNS)
+    assert max(4 * point.entries for point in seen) > 2**25  # both sides of the rule
+
+
+def test_both_steps_make_the_same_of_a_head() -> None:
+    """One from the factors, whatever the rule says, and one from the matrix."""
+    point = pays.Point(entries=1000, columns=10, rows=3)
+    found = []
+    for factored in (True, False):
+        weight, step = pays.prepare(point, factored, torch.device("cpu"))
+        before = weight.detach().clone()
+        step()
+        assert isinstance(weight.grad, OuterProduct) == factored
+        step()
+        assert not torch.equal(weight, before)
+        found.append(weight.detach())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_heads_that_do_not_fit_into_memory_are_not_timed() -> None:
+    small, large = pays.Point(1000, 10, 1), pays.Point(10**9, 10, 1)
+    rows = pays.measure([small, large], 1e-3, torch.device("cpu"), free=2**30)
+    first, second = list(csv.DictReader(pays.as_csv(rows).splitlines()))
+    assert float(first["factored_seconds"]) > 0.0
+    quotient = float(first["factored_seconds"]) / float(first["dense_seconds"])
+    assert float(first["ratio"]) == pytest.approx(quotient, rel=5.0)
+    assert first["chosen"] == "False"
+    assert second["ratio"] == second["chosen"] == ""
+
+
+def test_the_command_marks_where_factors_are_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pays", "--entries", f"4096,{2**21}", "--columns", "8,32", "--rows", "1"]
+    words += ["--seconds", "0.001", "--out", str(tmp_path)]
+    threads = torch.get_num_threads()
+    try:
+        assert cli.main(words) == 0
+    finally:
+        torch.set_num_threads(threads)
+    shown = capsys.readouterr().out
+    assert shown.count("*") == 1 + 1  # in the title, and 2M in 32 columns
+    rows = list(csv.DictReader((tmp_path / "pays.csv").read_text().splitlines()))
+    chosen = {(row["entries"], row["columns"]) for row in rows if row["chosen"] == "True"}
+    assert len(rows) == 4
+    assert chosen == {(str(2**21), "32")}
+    origin = json.loads((tmp_path / "provenance.json").read_text())
+    assert origin["command"].startswith("python -m benchmarks pays --entries 4096,2097152")
+    assert hl.optim.status()[0] == "auto"
+    for bad in (["--rows", "0"], ["--entries", "4"]):
+        with pytest.raises(SystemExit):
+            cli.main(["pays", *bad])
 
 
 # --- time to 95 % -----------------------------------------------------------

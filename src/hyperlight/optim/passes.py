@@ -104,27 +104,13 @@ def keep_freed_memory() -> None:
 def pays(weight: Tensor, rows: int) -> bool:
     """Whether a step from so many rows of factors is faster than PyTorch's from the matrix.
 
-    Time with factors over time with the matrix: forward, backward and the fused Adam of a head
-    alone, float32, eager, one thread of an AMD EPYC.
+    On a CPU it is if the gradient takes 32 MiB or more and has two columns for each row. A block
+    of that size goes back to the operating system when it is freed, and the next gradient pays for
+    its pages anew. Below that it is from 2 million entries on, with at least 32 columns and four
+    for each row. On a GPU the matrix is faster as long as it can be afforded, which is up to 1 GiB.
 
-    ======= ==== ===== ===== ===== ===== ===== ===== =====
-    columns rows  0.5M    1M    2M    4M    8M   10M   20M entries
-    ======= ==== ===== ===== ===== ===== ===== ===== =====
-          8    1  1.06  1.04  1.02  1.03  1.00  0.94  0.58
-          8    8  1.15  1.12  1.10  1.11  1.15  1.26  0.83
-         16    1  1.07  0.99  0.99  0.97  0.97  0.47  0.48
-         16    8  1.16  1.14  1.08  0.99  1.01  0.49  0.46
-         32    1  1.12  1.02  0.95  0.91  0.88  0.40  0.45
-         32    8  1.07  1.05  1.01  1.00  0.86  0.49  0.51
-         32   32  1.09  1.12  1.14  1.12  1.11  1.08  1.07
-        128    1  1.10  1.04  0.97  0.95  0.96  0.83  0.40
-        128    8  0.99  0.88  0.80  0.73  0.70  0.48  0.50
-        128   32  1.06  0.98  0.89  0.88  0.85  0.66  0.64
-    ======= ==== ===== ===== ===== ===== ===== ===== =====
-
-    The jump after 8 million entries is at 32 MiB. A block of that size goes back to the operating
-    system when it is freed, and the next gradient pays for its pages anew. On a GPU the matrix is
-    faster (docs/benchmarks.md) as long as it can be afforded.
+    ``python -m benchmarks pays`` measures it: the time of forward, backward and Adam from the
+    factors, over that from the matrix with PyTorch's fused Adam.
     """
     size, columns = weight.numel() * weight.element_size(), weight.shape[1]
     if weight.device.type != "cpu":
