@@ -157,7 +157,8 @@ def test_a_plain_network_has_its_one_gamma(task: ScaleSpaceTask, tmp_path: Path)
     assert figures != task.at(model, 0.2)  # the same weights, with maps of other sizes
     outcome = task.finish(model, tmp_path)
     assert not outcome.tables
-    assert set(outcome.figures) == {*figures, "ms per image", "MFLOP per image"}
+    extra = {f"validation {task.metric.name}"} if task.valid is not None else set()
+    assert set(outcome.figures) == {*figures, *extra, "ms per image", "MFLOP per image"}
     assert {k: outcome.figures[k] for k in figures} == figures
 
 

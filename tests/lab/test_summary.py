@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperlight.lab.comparison import VERDICTS
 from hyperlight.lab.record import Run
 from hyperlight.lab.summary import (
     TITLES,
@@ -298,49 +299,96 @@ CALM = [2.0] * 10
 WILD = [3.0, 1.0] * 5
 
 
+def _two(name: str, accuracy: tuple[float, ...], **more: Any) -> list[Run]:
+    """Two seeds, the second with a last figure that is higher by 2."""
+    return [
+        make_run(name, seed, accuracy=(*accuracy[:-1], accuracy[-1] + 2.0 * seed), **more)
+        for seed in (0, 1)
+    ]
+
+
 def test_claims_that_hold() -> None:
     runs = [
-        make_run("classical", accuracy=(9.0, 9.0, 10.0), initial=RISING, final=RISING, norms=WILD),
-        make_run("mip", accuracy=(9.0, 80.0, 90.0), norms=CALM),
+        *_two("classical", (9.0, 9.0, 10.0), initial=RISING, final=RISING, norms=WILD),
+        *_two("mip", (9.0, 80.0, 90.0), norms=CALM),
     ]
     accuracy, scale, gradient = claims(_summaries(runs))
-    assert accuracy.holds
-    assert scale.holds
-    assert gradient.holds
-    assert accuracy.measured == "at step 10: MIP 90.0 %, classical 10.0 %"
+    assert [c.verdict for c in (accuracy, scale, gradient)] == ["holds"] * 3
+    assert accuracy.measured == (
+        "at step 10: MIP 91.0 ± 1.4 %, classical 11.0 ± 1.4 %; difference +80.0 [+80.0, +80.0]"
+    )
     assert "0.0 % and 0.0 % (MIP)" in scale.measured
     share = f"{100.0 * runs[0].initial.variation:.1f} %"
-    assert f"{share} before and {share} after training (classical)" in scale.measured
+    assert f"{share} before and {share} after training (classical; " in scale.measured
+    assert f"correlation {runs[0].initial.correlation:.2f} [" in scale.measured
     assert "0.00 (MIP), 0.50 (classical)" in gradient.measured
     assert all("section" in c.source and "figure" in c.source for c in (accuracy, scale, gradient))
 
 
 def test_claims_that_do_not_hold() -> None:
+    falling = {"initial": RISING[::-1], "final": RISING[::-1]}
     runs = [
-        make_run("mip", accuracy=(9.0, 9.0, 10.0), initial=RISING, final=RISING, norms=WILD),
-        make_run("classical", accuracy=(9.0, 80.0, 90.0), norms=CALM),
+        *_two("mip", (9.0, 9.0, 10.0), initial=RISING, final=RISING, norms=WILD),
+        *_two("classical", (9.0, 80.0, 90.0), norms=CALM, **falling),
     ]
-    assert [claim.holds for claim in claims(_summaries(runs))] == [False, False, False]
+    assert [claim.verdict for claim in claims(_summaries(runs))] == ["refuted"] * 3
 
 
 def test_equal_figures_support_no_claim() -> None:
-    runs = [make_run("mip", initial=RISING, final=RISING), make_run("classical", final=RISING)]
-    assert [claim.holds for claim in claims(_summaries(runs))] == [False, False, False]
+    runs = [
+        make_run(name, seed, initial=initial, final=RISING)
+        for seed in (0, 1)
+        for name, initial in (("mip", RISING), ("classical", FLAT))
+    ]
+    assert [claim.verdict for claim in claims(_summaries(runs))] == ["refuted"] * 3
+
+
+def test_seeds_that_differ_decide_nothing() -> None:
+    lasts = {"mip": (90.0, 80.0), "classical": (85.0, 82.0)}  # +5 and -2
+    runs = [
+        make_run(name, seed, accuracy=(10.0, last))
+        for name, each in lasts.items()
+        for seed, last in enumerate(each)
+    ]
+    lead = claims(_summaries(runs))[0]
+    assert lead.verdict == "not decided"
+    assert "difference +1.5 [-43.0, +46.0]" in lead.measured
+
+
+def test_one_seed_decides_nothing() -> None:
+    runs = [
+        make_run("classical", accuracy=(9.0, 10.0), initial=RISING, final=RISING, norms=WILD[:5]),
+        make_run("mip", accuracy=(9.0, 90.0), norms=CALM[:5]),
+    ]
+    made = claims(_summaries(runs))
+    assert [claim.verdict for claim in made] == ["not decided"] * 3
+    assert made[0].measured.endswith("; difference +80.0")
 
 
 @pytest.mark.parametrize(("initial", "final"), [(RISING, FLAT), (FLAT, RISING)])
 def test_the_scale_must_follow_gamma_before_and_after(
     initial: tuple[float, ...], final: tuple[float, ...]
 ) -> None:
-    runs = [make_run("mip"), make_run("classical", initial=initial, final=final)]
-    assert not claims(_summaries(runs))[1].holds
+    runs = [
+        made
+        for seed in (0, 1)
+        for made in (
+            make_run("mip", seed),
+            make_run("classical", seed, initial=initial, final=final),
+        )
+    ]
+    assert claims(_summaries(runs))[1].verdict == "not decided"  # a flat scale has no correlation
+    both = [make_run("classical", seed, initial=RISING, final=RISING) for seed in (0, 1)]
+    mip = [make_run("mip", seed, initial=initial, final=final) for seed in (0, 1)]
+    assert claims(_summaries([*mip, *both]))[1].verdict == "refuted"
 
 
-@pytest.mark.parametrize(("swing", "holds"), [(0.7, True), (0.9, False), (1.1, False)])
-def test_the_gradient_must_swing_clearly_less(swing: float, holds: bool) -> None:
+@pytest.mark.parametrize(("swing", "verdict"), [(0.7, "holds"), (0.9, "refuted"), (1.1, "refuted")])
+def test_the_gradient_must_swing_clearly_less(swing: float, verdict: str) -> None:
     norms = [2.0 + swing, 2.0 - swing] * 5
-    runs = [make_run("mip", norms=norms), make_run("classical", norms=WILD)]
-    assert claims(_summaries(runs))[2].holds == holds
+    runs = [make_run("mip", seed, norms=norms) for seed in (0, 1)]
+    runs += [make_run("classical", seed, norms=WILD) for seed in (0, 1)]
+    assert claims(_summaries(runs))[2].verdict == verdict
 
 
 def test_claims_need_both_formulations() -> None:
@@ -354,13 +402,14 @@ def test_claims_need_both_formulations() -> None:
 def test_claims_name_the_metric_of_the_task() -> None:
     metric = Metric("dice", digits=3)
     runs = [
-        make_run(name, accuracy=(0.3, last), metric=metric)
+        make_run(name, seed, accuracy=(0.3, last), metric=metric)
         for name, last in (("mip", 0.75), ("classical", 0.5))
+        for seed in (0, 1)
     ]
     overlap = claims(summarize(runs, None, metric))[0]
     assert overlap.text == "MIP has higher dice sooner"
-    assert overlap.measured == "at step 5: MIP 0.750, classical 0.500"
-    assert overlap.holds
+    assert overlap.measured.startswith("at step 5: MIP 0.750 ± 0.000, classical 0.500 ± 0.000; ")
+    assert overlap.verdict == "holds"
 
 
 # --- runs that diverged ---------------------------------------------------------
@@ -468,19 +517,18 @@ def test_divergence_in_words() -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("which", ["mip", "classical"])
-def test_claims_cannot_be_judged_if_one_diverged(which: str) -> None:
+def test_claims_cannot_be_tested_if_one_diverged(which: str) -> None:
     other = "classical" if which == "mip" else "mip"
     made = claims(_summaries([diverged(which), make_run(other, initial=RISING, final=RISING)]))
-    assert [claim.holds for claim in made] == [None, None, None]
+    assert [claim.verdict for claim in made] == ["not testable"] * 3
     assert {claim.measured for claim in made} == {f"{TITLES[which]}: diverged at step 1"}
-    assert {claim.verdict for claim in made} == {"cannot be judged"}
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_claims_cannot_be_judged_if_a_seed_diverged() -> None:
+def test_claims_cannot_be_tested_if_a_seed_diverged() -> None:
     runs = [diverged("mip"), make_run("mip", 1), make_run("classical"), make_run("classical", 1)]
     made = claims(_summaries(runs))
-    assert [claim.holds for claim in made] == [None, None, None]
+    assert [claim.verdict for claim in made] == ["not testable"] * 3
     assert made[0].measured == "MIP: 1 of 2 seeds diverged at step 1"
 
 
@@ -488,16 +536,30 @@ def test_early_gradients_are_judged_if_a_run_diverged_later() -> None:
     steps = 120
     losses = [2.0] * 110 + [math.nan] * 10
     accuracy = (10.0, 20.0)
-    mip = make_run("mip", accuracy=accuracy, every=steps, norms=CALM * 12, losses=losses)
-    classical = make_run("classical", accuracy=accuracy, every=steps, norms=WILD * 12)
-    made = claims(_summaries([mip, classical]))
-    assert [claim.holds for claim in made] == [None, None, True]
-    assert made[0].measured == "MIP: diverged at step 111"
+    how: dict[str, Any] = {"accuracy": accuracy, "every": steps}
+    mip = [make_run("mip", s, norms=CALM * 12, losses=losses, **how) for s in (0, 1)]
+    classical = [make_run("classical", s, norms=WILD * 12, **how) for s in (0, 1)]
+    made = claims(_summaries([*mip, *classical]))
+    assert [claim.verdict for claim in made] == ["not testable", "not testable", "holds"]
+    assert made[0].measured == "MIP: 2 of 2 seeds diverged at steps 111, 111"
 
 
-def test_verdicts() -> None:
+def test_true_false_and_none_are_verdicts() -> None:
     verdicts = [Claim("s", "t", "m", holds).verdict for holds in (True, False, None)]
-    assert verdicts == ["holds", "does not hold here", "cannot be judged"]
+    assert verdicts == ["holds", "refuted", "not decided"]
+    found = [Claim("s", "t", "m", verdict).holds for verdict in VERDICTS]
+    assert found == [True, False, None, None]
+
+
+def test_a_guess_is_the_reason_of_a_refuted_claim() -> None:
+    reasons = [Claim("s", "t", "m", verdict, "few steps").reason for verdict in VERDICTS]
+    assert reasons == ["", "few steps", "", ""]
+
+
+def test_a_claim_is_written_as_it_is_read() -> None:
+    claim = Claim("s", "t", "m", "not testable", "g")
+    assert Claim(**vars(claim)) == claim
+    assert list(vars(claim)) == ["source", "text", "measured", "verdict", "guess"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -46,9 +46,10 @@ def say(line: str | Text, to: Console) -> None:
 
 
 def say_claim(claim: Claim, to: Console) -> None:
-    """Print a claim, whether it holds and what was measured."""
-    word = f"[{'green' if claim.holds else 'yellow'}]{claim.verdict}[/]"
-    guess = f" Possible reason: {claim.guess}." if claim.guess and claim.holds is False else ""
+    """Print a claim, the verdict on it and what was measured."""
+    color = {"holds": "green", "refuted": "yellow"}.get(claim.verdict, "default")
+    word = f"[{color}]{claim.verdict}[/]"
+    guess = f" Possible reason: {claim.reason}." if claim.reason else ""
     who = "" if claim.source.startswith(BEYOND) else "Paper, "
     source = f"{who}{claim.source}"
     to.print(f"{source}: {claim.text}: {word} ({claim.measured}).{guess}", highlight=False)

@@ -8,20 +8,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .comparison import Interval, Verdict, every
 from .record import Run
 from .tasks.base import Metric
 
 __all__ = [
     "BEYOND",
     "EARLY",
+    "FOLLOWS",
+    "STEADY",
+    "SUBSTANTIAL",
     "TITLES",
     "Claim",
     "Spread",
     "Summary",
     "claims",
+    "correlation",
+    "follows",
     "shown",
     "shown_steps",
+    "steady",
     "summarize",
+    "swing",
+    "variation",
 ]
 
 TITLES = {
@@ -40,6 +49,13 @@ EARLY = 100
 
 # Source of a claim that is not the paper's.
 BEYOND = "beyond the paper"
+
+# The scale of the weights is steady if it varies less than this, as for hl.scale_profile, and
+# follows gamma if its correlation with it is above that.
+STEADY = 0.2
+FOLLOWS = 0.8
+# Something is "substantially" smaller, or faster, if by this factor.
+SUBSTANTIAL = 1.25
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,7 @@ class Summary:
         final_variation: the same after training.
         gradient_swing: std / mean of the gradient norm within stretches of 10 steps, mean over the
             first 100 steps and the seeds (paper, figure 3c).
+        runs: the runs, one per seed.
     """
 
     formulation: str
@@ -106,6 +123,7 @@ class Summary:
     initial_variation: float
     final_variation: float
     gradient_swing: float
+    runs: Sequence[Run]
 
     @property
     def title(self) -> str:
@@ -169,7 +187,8 @@ def summarize(runs: Sequence[Run], target: float | None, metric: Metric) -> list
                 outcome=_outcome(group),
                 initial_variation=_mean([i.variation for i in initials]),
                 final_variation=_mean([final.variation for final in finals]),
-                gradient_swing=_mean([_swing(run.gradient_norm[:EARLY]) for run in group]),
+                gradient_swing=_mean([_early_swing(run) for run in group]),
+                runs=group,
             )
         )
     return summaries
@@ -184,8 +203,17 @@ def _outcome(group: Sequence[Run]) -> dict[str, Spread]:
     return {name: Spread.of([figures[name] for figures in found]) for name in names}
 
 
-def _swing(norms: Sequence[float], stretch: int = 10) -> float:
-    """Std / mean within stretches of steps, so that a trend does not count as a swing."""
+def _early_swing(run: Run) -> float:
+    return swing(run.gradient_norm[:EARLY])
+
+
+def swing(norms: Sequence[float], stretch: int = 10) -> float:
+    """Mean of std / mean within stretches of steps, so that a trend does not count as a swing.
+
+    Args:
+        norms: gradient norm of every step.
+        stretch: steps in a stretch; steps after the last whole one do not count.
+    """
     stretch = min(stretch, len(norms))
     rows = np.asarray(norms[: len(norms) // stretch * stretch]).reshape(-1, stretch)
     with np.errstate(invalid="ignore"):  # diverged runs give NaN
@@ -209,7 +237,7 @@ def shown_steps(steps: Sequence[int]) -> list[int]:
     return sorted({max(1, round(last * (i + 1) / rows)) for i in range(rows)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Claim:
     """A claim of the paper, and what these runs measured.
 
@@ -217,26 +245,41 @@ class Claim:
         source: where the paper makes the claim.
         text: what it says.
         measured: what was measured here.
-        holds: whether the measurement supports the claim; None if it cannot be judged.
-        guess: possible reason if it does not; shown only then.
+        verdict: what the measurement says about the claim. True, False and None may be given for
+            ``holds``, ``refuted`` and ``not decided``.
+        guess: possible reason if it does not hold; shown if it is refuted.
     """
 
     source: str
     text: str
     measured: str
-    holds: bool | None
+    verdict: Verdict
     guess: str = ""
 
+    def __init__(
+        self, source: str, text: str, measured: str, verdict: Verdict | bool | None, guess: str = ""
+    ) -> None:
+        if not isinstance(verdict, str):
+            verdict = "not decided" if verdict is None else "holds" if verdict else "refuted"
+        # The class is frozen.
+        vars(self).update(source=source, text=text, measured=measured, verdict=verdict, guess=guess)
+
     @property
-    def verdict(self) -> str:
-        """``holds`` in words."""
-        if self.holds is None:
-            return "cannot be judged"
-        return "holds" if self.holds else "does not hold here"
+    def reason(self) -> str:
+        """The guess, if the claim is refuted."""
+        return self.guess if self.verdict == "refuted" else ""
+
+    @property
+    def holds(self) -> bool | None:
+        """True if it holds, False if it is refuted, else None."""
+        return {"holds": True, "refuted": False}.get(self.verdict)
 
 
 def claims(summaries: Sequence[Summary]) -> list[Claim]:
-    """Check the paper's claims about MIP and classical; empty unless both are there."""
+    """Check the paper's claims about MIP and classical; empty unless both are there.
+
+    Seeds are compared in pairs, so one seed decides nothing.
+    """
     by_name = {summary.formulation: summary for summary in summaries}
     if not {"mip", "classical"} <= set(by_name):
         return []
@@ -244,42 +287,86 @@ def claims(summaries: Sequence[Summary]) -> list[Claim]:
     last, metric = f"at step {mip.steps[-1]}", mip.metric
 
     def claim(
-        source: str, text: str, measured: str, holds: bool, until: int | None = None
+        source: str, text: str, measured: str, verdict: Verdict, until: int | None = None
     ) -> Claim:
         lost = "; ".join(
             f"{summary.title}: {words}"
             for summary in (mip, classical)
             if (words := summary.divergence(until))
         )
-        return Claim(source, text, lost or measured, None if lost else holds)
+        return Claim(source, text, lost or measured, "not testable" if lost else verdict)
 
+    def ends(summary: Summary) -> list[float]:
+        return [run.points[-1].figures[metric.name] for run in summary.runs]
+
+    def swings(summary: Summary) -> list[float]:
+        return [_early_swing(run) for run in summary.runs]
+
+    lead = Interval.difference(ends(mip), ends(classical))
+    calmer = Interval.ratio(swings(classical), swings(mip))
+    scale = [
+        every([follows(classical.runs, when), steady(mip.runs, when)])
+        for when in ("initial", "final")
+    ]
     return [
         claim(
             "section 6.2, figure 4",
             f"MIP has higher {metric.name} sooner",
             f"{last}: MIP {shown(mip.measured[-1], metric)}, "
-            f"classical {shown(classical.measured[-1], metric)}",
-            mip.measured[-1].mean > classical.measured[-1].mean,
+            f"classical {shown(classical.measured[-1], metric)}; "
+            f"difference {lead.text(metric.digits, '+')}",
+            lead.above(0.0),
         ),
         claim(
             "section 6.1, figure 1a",
-            "the scale of the predicted weights follows gamma in the classical formulation, before "
-            "and after training, and does not with MIP",
+            "the scale of the predicted weights correlates with gamma in the classical "
+            "formulation, before and after training, and is robust to it with MIP",
             f"varies along gamma by {_percent(classical.initial_variation)} before and "
-            f"{_percent(classical.final_variation)} after training (classical), "
+            f"{_percent(classical.final_variation)} after training (classical; correlation "
+            f"{correlation(classical.runs, 'initial').text(2)} and "
+            f"{correlation(classical.runs, 'final').text(2)}), "
             f"{_percent(mip.initial_variation)} and {_percent(mip.final_variation)} (MIP)",
-            classical.initial_variation > 3.0 * mip.initial_variation
-            and classical.final_variation > 3.0 * mip.final_variation,
+            every(scale),
         ),
         claim(
             "section 6.1, figure 3c",
-            "the gradient norm swings less with MIP in early training",
+            "the gradient norm swings substantially less with MIP in early training",
             f"std / mean within stretches of 10 steps: {mip.gradient_swing:.2f} (MIP), "
-            f"{classical.gradient_swing:.2f} (classical)",
-            mip.gradient_swing < 0.8 * classical.gradient_swing,
+            f"{classical.gradient_swing:.2f} (classical), ratio {calmer.text(2)}",
+            calmer.above(1.0, SUBSTANTIAL),
             until=EARLY,
         ),
     ]
+
+
+def _scales(runs: Sequence[Run], when: str, name: str) -> Interval:
+    profiles = [getattr(run, when) for run in runs]
+    return Interval.of([math.nan if each is None else getattr(each, name) for each in profiles])
+
+
+def correlation(runs: Sequence[Run], when: str) -> Interval:
+    """Correlation of the scale of the predicted weights with gamma.
+
+    Args:
+        runs: one per seed.
+        when: ``initial`` or ``final``: before or after training.
+    """
+    return _scales(runs, when, "correlation")
+
+
+def variation(runs: Sequence[Run], when: str) -> Interval:
+    """Variation of the scale of the predicted weights along gamma (std / mean)."""
+    return _scales(runs, when, "variation")
+
+
+def follows(runs: Sequence[Run], when: str) -> Verdict:
+    """Whether the scale of the predicted weights follows gamma."""
+    return correlation(runs, when).above(FOLLOWS)
+
+
+def steady(runs: Sequence[Run], when: str) -> Verdict:
+    """Whether the scale of the predicted weights is robust to gamma."""
+    return variation(runs, when).below(STEADY)
 
 
 def _percent(fraction: float) -> str:

@@ -21,7 +21,7 @@ from ..train import Training
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Group", "Results", "Setup", "Size", "Study", "Table", "base", "grid", "value"]
+__all__ = ["Group", "Results", "Setup", "Size", "Study", "Table", "along", "base", "grid", "value"]
 
 Size = Literal["smoke", "cpu", "paper"]
 
@@ -128,9 +128,23 @@ class Group:
         return self.figure()[-1]
 
     @property
+    def finals(self) -> list[float]:
+        """Final metric of every seed."""
+        return [run.points[-1].figures[self.metric.name] for run in self.runs]
+
+    @property
+    def validation(self) -> Spread | None:
+        """Final metric on validation data; None if a run has none."""
+        name = f"validation {self.metric.name}"
+        found = [run.outcome.figures for run in self.runs if run.outcome is not None]
+        if len(found) < len(self.runs) or not all(name in figures for figures in found):
+            return None
+        return Spread.of([figures[name] for figures in found])
+
+    @property
     def diverged(self) -> bool:
-        """Whether all runs diverged."""
-        return all(run.diverged is not None for run in self.runs)
+        """Whether a run diverged."""
+        return any(run.diverged is not None for run in self.runs)
 
     def outcome(self, name: str) -> Spread:
         """One of the task's final figures, by name."""
@@ -147,14 +161,27 @@ class Group:
         Args:
             column: column of the task's table; by default the metric.
         """
-        name = self.metric.heading if column is None else column
         found: dict[float, list[float]] = {}
         for run in self.runs:
-            for _, heading, rows in run.outcome.tables if run.outcome is not None else ():
-                if heading[0] == "gamma":
-                    for row in rows:
-                        found.setdefault(row[0], []).append(row[list(heading).index(name)])
+            for gamma, value in along(run, column).items():
+                found.setdefault(gamma, []).append(value)
         return [(gamma, Spread.of(values)) for gamma, values in found.items()]
+
+
+def along(run: Run, column: str | None = None) -> dict[float, float]:
+    """Final values of a run by gamma; empty if it has none.
+
+    Args:
+        run: the run.
+        column: column of the task's table; by default the metric.
+    """
+    name = run.metric.heading if column is None else column
+    return {
+        row[0]: row[list(heading).index(name)]
+        for _, heading, rows in (run.outcome.tables if run.outcome is not None else ())
+        if heading[0] == "gamma"
+        for row in rows
+    }
 
 
 class Results:

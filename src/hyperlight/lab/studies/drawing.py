@@ -1,14 +1,13 @@
-"""Figures, tables and claims that several studies use."""
+"""Figures and tables that several studies use."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..figures import COLORS, band, panels
-from ..summary import TITLES, Claim, Spread, shown
+from ..summary import TITLES, Spread
 from ..tasks import KINDS
 from .base import Group, Table, value
 
@@ -18,17 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NAMES",
-    "Race",
     "best",
     "convergence",
     "finals",
-    "first",
-    "level",
     "matrix",
-    "no_worse",
+    "name",
     "panel",
-    "races",
-    "sooner",
+    "swatch",
     "worth",
 ]
 
@@ -58,11 +53,16 @@ def worth(spread: Spread) -> float:
 
 
 def best(groups: Iterable[Group]) -> Group:
-    """Return the group with the best final metric.
+    """Return the group with the best final metric on validation data.
 
-    The paper searches over rates and reports the best performing models (section 5.2).
+    The paper searches over rates and reports the best performing models (section 5.2). If a run
+    has no result on validation data, all groups are compared on test data.
     """
-    return max(groups, key=lambda group: worth(group.final))
+    found = list(groups)
+    validated = [group.validation for group in found]
+    chosen = [group.final for group in found] if None in validated else validated
+    ranks = [-math.inf if spread is None else worth(spread) for spread in chosen]
+    return found[max(range(len(found)), key=ranks.__getitem__)]
 
 
 def panel(
@@ -142,183 +142,6 @@ def matrix(blocks: Panels, columns: int, *, loss: bool = False) -> Figure:
     return figure
 
 
-def first(group: Group, target: float) -> float:
-    """First evaluated step at which the mean over seeds reaches the target, or infinity."""
-    steps = zip(group.steps, group.figure(), strict=True)
-    return next((float(step) for step, spread in steps if spread.mean >= target), math.inf)
-
-
-@dataclass(frozen=True)
-class Race:
-    """MIP against another formulation: which one is first to reach the other's level.
-
-    Attributes:
-        mip: runs with MIP.
-        other: runs with classical, or another formulation.
-        target: metric to reach: ``fraction`` of the way from the first to the last value of
-            ``other``. NaN if ``other`` barely improves: by less than a twentieth of what MIP does.
-            Improvements are counted from the first value, or from ``floor`` if that is higher.
-        mip_step: first evaluated step at which MIP's mean over seeds reaches the target.
-        other_step: the same for ``other``.
-        floor: the metric without any learning.
-    """
-
-    mip: Group
-    other: Group
-    target: float
-    mip_step: float
-    other_step: float
-    floor: float = -math.inf
-
-    @classmethod
-    def of(cls, mip: Group, other: Group, fraction: float = 0.95, floor: float = -math.inf) -> Race:
-        """Compare two groups."""
-        starts = [max(group.figure()[0].mean, floor) for group in (mip, other)]
-        gains = [
-            group.final.mean - start for group, start in zip((mip, other), starts, strict=True)
-        ]
-        learned = gains[1] > 0.0 and not gains[1] < 0.05 * gains[0]
-        target = starts[1] + fraction * gains[1] if learned else math.nan
-        return cls(mip, other, target, first(mip, target), first(other, target), floor)
-
-    @property
-    def won(self) -> bool:
-        """Whether MIP is faster, or learns and ends better than one that barely improves."""
-        if math.isnan(self.target):
-            return worth(self.mip.final) > max(worth(self.other.final), self.floor)
-        return self.mip_step < self.other_step
-
-    @property
-    def ratio(self) -> float:
-        """How many times as many steps the other takes; infinite if it barely improves."""
-        if math.isnan(self.target):
-            return math.inf if self.won else math.nan
-        if math.isinf(self.mip_step):
-            return 0.0
-        return self.other_step / max(self.mip_step, self.mip.steps[1])
-
-    def ratio_text(self) -> str:
-        """``2.5 times``."""
-        if math.isnan(self.target):
-            other = f"{name(self.other)} barely improves"
-            return other if self.won else f"{other}, and MIP ends no better"
-        if math.isinf(self.mip_step):
-            return f"MIP does not get there in {self.mip.steps[-1]} steps"
-        return f"{self.ratio:.1f} times"
-
-    def text(self) -> str:
-        """Steps and final metric of both, in words."""
-        metric = self.mip.metric
-        ends = (
-            f"final {metric.name} {shown(self.mip.final, metric)} ({name(self.mip)}) and "
-            f"{shown(self.other.final, metric)} ({name(self.other)})"
-        )
-        if math.isnan(self.target):
-            over = (
-                "its start"
-                if self.other.figure()[0].mean >= self.floor
-                else f"the {metric.text(self.floor)} without learning"
-            )
-            return f"{name(self.other)} barely improves over {over}; {ends}"
-        return (
-            f"steps to {metric.text(self.target)} {metric.name}: "
-            f"{_step(self.mip_step, self.mip)} ({name(self.mip)}) and "
-            f"{_step(self.other_step, self.other)} ({name(self.other)}); {ends}"
-        )
-
-
-def name(group: Group) -> str:
-    """Name of a group's formulation."""
-    return NAMES[group.spec.formulation]
-
-
-def _step(step: float, group: Group) -> str:
-    return f"{step:.0f}" if math.isfinite(step) else f"more than {group.steps[-1]}"
-
-
-def sooner(
-    source: str,
-    text: str,
-    mip: Group,
-    other: Group,
-    guess: str = "",
-    floor: float = -math.inf,
-) -> Claim:
-    """Claim that MIP is faster than the other, and ends no worse.
-
-    Args:
-        source: where the paper makes the claim.
-        text: what it says.
-        mip: runs with MIP.
-        other: runs with classical, or another formulation.
-        guess: why the claim may not hold.
-        floor: the metric without any learning.
-    """
-    race = Race.of(mip, other, floor=floor)
-    holds = race.won and level(mip, other)
-    return Claim(source, text, race.text(), _judged(holds, mip, other), guess)
-
-
-def no_worse(source: str, text: str, mip: Group, other: Group, guess: str = "") -> Claim:
-    """Claim that MIP ends no worse than the other, within the spread over seeds."""
-    measured = (
-        f"final {mip.metric.name} {shown(mip.final, mip.metric)} (MIP), "
-        f"{shown(other.final, other.metric)} ({name(other)})"
-    )
-    return Claim(source, text, measured, _judged(level(mip, other), mip, other), guess)
-
-
-def _judged(holds: bool, *compared: Group) -> bool | None:
-    """A verdict; None if all that is compared diverged."""
-    return None if all(group.diverged for group in compared) else holds
-
-
-def level(mip: Group, other: Group) -> bool:
-    """Whether MIP ends no lower than the other, within the larger of their spreads over seeds."""
-    spreads = [g.final.std for g in (mip, other) if not math.isnan(g.final.std)]
-    return worth(mip.final) >= worth(other.final) - max(spreads, default=0.0)
-
-
-def races(
-    source: str,
-    text: str,
-    pairs: Iterable[tuple[str, tuple[Group, Group]]],
-    guess: str = "",
-    floor: float = -math.inf,
-) -> Claim:
-    """Claim that MIP is faster and ends no worse in each of several settings.
-
-    Args:
-        source: where the paper makes the claim.
-        text: what it says.
-        pairs: name of each setting, with MIP and classical.
-        guess: why the claim may not hold.
-        floor: the metric without any learning.
-    """
-    found, holds = [], []
-    for title, (mip, other) in pairs:
-        race = Race.of(mip, other, floor=floor)
-        holds.append(race.won and level(mip, other))
-        digits = mip.metric.digits
-        ends = " against ".join(
-            f"{g.final.mean:.{digits}f}" if math.isfinite(g.final.mean) else "diverged"
-            for g in (mip, other)
-        )
-        found.append(
-            f"{title}: {race.ratio_text()}, {ends}" + ("" if holds[-1] else " (does not hold)")
-        )
-    metric = mip.metric.heading
-    return Claim(
-        source,
-        text,
-        f"holds in {sum(holds)} of {len(holds)} settings; steps of classical over steps of MIP, to "
-        f"95 % of classical's improvement, and final {metric} of MIP against classical: "
-        f"{'; '.join(found)}",
-        all(holds),
-        guess,
-    )
-
-
 def finals(groups: Iterable[Group], settings: Sequence[str], title: str) -> Table:
     """Make a table of final metrics: mean and standard deviation over seeds.
 
@@ -339,6 +162,11 @@ def finals(groups: Iterable[Group], settings: Sequence[str], title: str) -> Tabl
 
 def _plain(cell: Any) -> Any:
     return " ".join(map(str, cell)) if isinstance(cell, tuple) else cell
+
+
+def name(group: Group) -> str:
+    """Name of a group's formulation."""
+    return NAMES[group.spec.formulation]
 
 
 def swatch(formulation: str) -> dict[str, Any]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from .. import figures
+from ..comparison import Verdict, every
 from ..engine import Spec
-from ..summary import Claim
+from ..summary import Claim, correlation, follows, steady, variation
 from . import drawing, settings
 from .base import Group, Results, Setup, Study, Table, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# The scale is steady below this variation, as in the verdict of hl.scale_profile.
-STEADY = 0.2
-FOLLOWS = 0.8
 
 
 def specs(setup: Setup) -> list[Spec]:
@@ -28,55 +24,46 @@ def draw(results: Results) -> Figure:
     return figures.scales([run for group in results for run in group.runs])
 
 
-def _mean(group: Group, when: str, name: str) -> float:
-    found: list[float] = [getattr(getattr(run, when), name) for run in group.runs]
-    return sum(found) / len(found)
-
-
 def _text(group: Group, when: str) -> str:
-    if math.isnan(_mean(group, when, "variation")):
+    if group.diverged and when == "final":
         return "diverged"
+    varies, follows = (of(group.runs, when) for of in (variation, correlation))
     return (
-        f"varies along gamma by {100 * _mean(group, when, 'variation'):.1f} % of its mean, "
-        f"correlation with gamma {_mean(group, when, 'correlation'):.2f}"
+        f"varies along gamma by {100 * varies.mean:.1f} % of its mean, correlation with gamma "
+        f"{follows.text(2)}"
     )
+
+
+def _judged(group: Group, verdict: Verdict) -> Verdict:
+    """Diverged runs have no scale after training."""
+    return "not testable" if group.diverged else verdict
 
 
 def claims(results: Results) -> list[Claim]:
     mip, classical = results.pair()
-    found = [
+    both = [steady(mip.runs, when) for when in ("initial", "final")]
+    return [
         Claim(
-            "figure 1a",
-            "with the classical formulation, the scale of the predicted parameters is directly "
-            f"proportional to the scale of the hypernetwork input {words}",
-            _text(classical, when),
-            None
-            if math.isnan(_mean(classical, when, "variation"))
-            else _mean(classical, when, "correlation") >= FOLLOWS
-            and _mean(classical, when, "variation") >= STEADY,
-            guess,
-        )
-        for when, words, guess in (
-            ("initial", "at initialization", ""),
-            (
-                "final",
-                "even after training the model",
-                "the biases of the hypernetwork, which start at zero, have grown to compensate",
-            ),
-        )
-    ]
-    found.append(
+            "section 6.1, figure 1a",
+            "with the classical formulation, the scale of the weights correlates linearly with the "
+            "value of the hypernetwork input at initialization",
+            _text(classical, "initial"),
+            follows(classical.runs, "initial"),
+        ),
+        Claim(
+            "section 6.1, figure 1a",
+            "this correlation is still present after the training process ends",
+            _text(classical, "final"),
+            _judged(classical, follows(classical.runs, "final")),
+        ),
         Claim(
             "section 6.1, figure 1a",
             "MIP parametrizations lead to a weight distribution that is robust to the input, both "
             "at the start and end of training",
             f"before training: {_text(mip, 'initial')}; after: {_text(mip, 'final')}",
-            None
-            if math.isnan(_mean(mip, "final", "variation"))
-            else all(_mean(mip, when, "variation") < STEADY for when in ("initial", "final")),
-        )
-    )
-    return found
+            _judged(mip, every(both)),
+        ),
+    ]
 
 
 def tables(results: Results) -> list[Table]:

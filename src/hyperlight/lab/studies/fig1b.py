@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..engine import Spec
 from ..figures import panels
 from ..summary import Claim
-from . import drawing, fig4a, settings
+from . import drawing, fig4a, judging, settings
 from .base import Results, Setup, Study, grid
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def draw(results: Results) -> Figure:
 def claims(results: Results) -> list[Claim]:
     mip, classical = results.pair()
     return [
-        drawing.sooner("figure 1b", "using MIP leads to faster convergence", mip, classical),
+        judging.sooner("figure 1b", "using MIP leads to faster convergence", mip, classical),
         *fig4a.variance("figure 1b", "using MIP results in reduced variance", mip, classical),
     ]
 

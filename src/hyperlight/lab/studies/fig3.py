@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ... import HyperModel
 from .. import figures
+from ..comparison import Interval
 from ..summary import Claim
 from ..tasks import KINDS
 from ..tasks.base import Fixed, Formulation
@@ -28,6 +30,8 @@ __all__ = ["OUTPUTS", "WEIGHTS"]
 
 GAMMAS = (0.05, 0.25, 0.5, 0.75, 1.0)
 FORMULATIONS: tuple[Formulation, ...] = ("classical", "mip", "plain")
+# Standard deviations within this factor of each other are alike.
+CLOSE = 1.25
 _KEPT = 2000  # values of a layer that its density is estimated from
 
 
@@ -36,12 +40,17 @@ class Values:
     """Values in one layer of one model.
 
     Attributes:
-        std: standard deviation of all values, mean over the seeds.
+        stds: standard deviation of all values, for each seed.
         sample: some of the values, from all seeds.
     """
 
-    std: float
+    stds: list[float]
     sample: NDArray[np.float64]
+
+    @property
+    def std(self) -> float:
+        """Standard deviation, mean over the seeds."""
+        return statistics.fmean(self.stds)
 
 
 # By formulation, gamma (None for the plain network) and layer.
@@ -102,7 +111,7 @@ def _values(each: list[Tensor]) -> Values:
     sample = torch.cat(
         [v[torch.randperm(v.numel(), generator=generator)[:few]] for v in each]
     ).double()
-    return Values(sum(float(v.double().std()) for v in each) / len(each), sample.numpy())
+    return Values([float(v.double().std()) for v in each], sample.numpy())
 
 
 def _density(ax: Axes, values: NDArray[np.float64], width: float, **style: Any) -> float:
@@ -163,50 +172,62 @@ def _claims(results: Results, source: str, what: str) -> list[Claim]:
     measured: Measured = results.measured
     plain = measured["plain", None]
 
-    def ratios(formulation: str) -> dict[str, float]:
-        """Largest over smallest standard deviation along gamma, by layer."""
+    def ratios(formulation: str) -> dict[str, list[float]]:
+        """Largest over smallest standard deviation along gamma, by layer and seed."""
         found = {}
         for layer in plain:
-            stds = [measured[formulation, gamma][layer].std for gamma in GAMMAS]
-            found[layer] = max(stds) / max(min(stds), 1e-30)
+            rows = zip(*(measured[formulation, gamma][layer].stds for gamma in GAMMAS), strict=True)
+            found[layer] = [max(row) / max(min(row), 1e-30) for row in rows]
         return found
 
     classical, mip = ratios("classical"), ratios("mip")
-    beside = {
-        layer: sum(measured["mip", gamma][layer].std for gamma in GAMMAS)
-        / (len(GAMMAS) * plain[layer].std)
-        for layer in plain
-    }
+    beside = {}
+    for layer, values in plain.items():
+        rows = zip(*(measured["mip", gamma][layer].stds for gamma in GAMMAS), strict=True)
+        beside[layer] = [
+            statistics.fmean(row) / std for row, std in zip(rows, values.stds, strict=True)
+        ]
+    least, most = (_over_layers(each, how) for each, how in ((classical, min), (mip, max)))
+    apart = _over_layers(
+        {layer: [max(ratio, 1.0 / ratio) for ratio in row] for layer, row in beside.items()}, max
+    )
     span = f"gamma from {GAMMAS[0]:g} to {GAMMAS[-1]:g}"
     return [
         Claim(
             source,
             f"the classical parametrization is highly sensitive to changes in the input ({what})",
-            f"largest over smallest standard deviation for {span}: {_range(classical)} by layer",
-            min(classical.values()) > 2.0,
+            f"largest over smallest standard deviation for {span}: {_range(classical)} by layer, "
+            f"in the least sensitive layer {least.text(2)}",
+            least.above(2.0),
         ),
         Claim(
             source,
             f"MIP eliminates this dependency ({what})",
-            f"largest over smallest standard deviation for {span}: {_range(mip)} by layer",
-            max(mip.values()) < 1.25,
+            f"largest over smallest standard deviation for {span}: {_range(mip)} by layer, in the "
+            f"most sensitive layer {most.text(2)}",
+            most.below(CLOSE),
             "each layer's predicted change has norm 1, which matters more in a small layer",
         ),
         Claim(
             source,
             f"the distribution closely matches that of the non-hypernetwork models ({what})",
             f"standard deviation with MIP over that of the plain network: {_range(beside)} by "
-            "layer",
-            all(0.8 < ratio < 1.25 for ratio in beside.values()),
+            f"layer, in the least alike layer a factor of {apart.text(2)}",
+            apart.below(CLOSE),
             "each layer's predicted change has norm 1 (Kaiming fan-out per tensor), which is large "
             "for a layer with few weights, and the effect accumulates from layer to layer",
         ),
     ]
 
 
-def _range(ratios: Mapping[str, float]) -> str:
-    values = sorted(ratios.values())
-    return f"{values[0]:.2f} to {values[-1]:.2f}"
+def _over_layers(ratios: Mapping[str, list[float]], how: Callable[..., float]) -> Interval:
+    """The smallest or largest of the layers, over seeds."""
+    return Interval.of([how(row) for row in zip(*ratios.values(), strict=True)])
+
+
+def _range(ratios: Mapping[str, list[float]]) -> str:
+    means = sorted(statistics.fmean(row) for row in ratios.values())
+    return f"{means[0]:.2f} to {means[-1]:.2f}"
 
 
 def _study(name: str, what: str, values: str, outputs: bool) -> Study:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..engine import Spec
-from ..summary import Claim
-from . import drawing, settings
+from ..summary import SUBSTANTIAL, Claim
+from . import drawing, judging, settings
 from .base import Results, Setup, Study, grid
 
 if TYPE_CHECKING:
@@ -37,19 +37,20 @@ def claims(results: Results) -> list[Claim]:
         mip, classical = results.pair(optimizer=name)
         where = drawing.NAMES[name]
         found += [
-            drawing.sooner(
+            judging.sooner(
                 SOURCE,
                 "for both optimizers MIP models achieve substantially faster convergence "
                 f"({where})",
                 mip,
                 classical,
+                stated=SUBSTANTIAL,
             ),
-            Claim(
+            judging.better(
                 SOURCE,
                 "MIP models achieve better final accuracy than the classical parametrization "
                 f"({where})",
-                drawing.no_worse(SOURCE, "", mip, classical).measured,
-                drawing.worth(mip.final) > drawing.worth(classical.final),
+                mip,
+                classical,
             ),
         ]
     return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..engine import Spec
 from ..summary import Claim
-from . import drawing, settings
+from . import drawing, judging, settings
 from .base import Group, Results, Setup, Study, Table, grid
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _pairs(results: Results) -> Iterable[tuple[str, tuple[Group, Group]]]:
 
 def claims(results: Results) -> list[Claim]:
     return [
-        drawing.races(
+        judging.races(
             SOURCE,
             "MIP models converge faster without sacrificing final model accuracy, for all tested "
             "hypernetwork architectures",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..comparison import Interval, Verdict, counted, every
 from ..engine import Spec
 from ..summary import Claim
-from . import drawing, settings
+from . import drawing, judging, settings
 from .base import Group, Results, Setup, Study, Table, grid
 
 if TYPE_CHECKING:
@@ -36,10 +37,14 @@ def _pairs(results: Results) -> Iterable[tuple[str, tuple[Group, Group]]]:
 
 
 def claims(results: Results) -> list[Claim]:
-    ratios = {title: drawing.Race.of(*pair).ratio for title, pair in _pairs(results)}
-    relu, *others = ratios.values()
+    found = {
+        title: judging.Race.of(mip, other, floor=judging.floor(other))
+        for title, (mip, other) in _pairs(results)
+    }
+    relu, *others = found.values()
+    verdicts = [_similar(race, relu) for race in others]
     return [
-        drawing.races(
+        judging.races(
             SOURCE,
             "MIP consistently helps for all choices of nonlinear activation function",
             _pairs(results),
@@ -48,10 +53,19 @@ def claims(results: Results) -> list[Claim]:
             SOURCE,
             "the improvements are similar to those of the LeakyReLU models",
             "steps of classical over steps of MIP, to 95 % of classical's improvement: "
-            + ", ".join(f"{ratio:.1f} ({title})" for title, ratio in ratios.items()),
-            all(0.5 * relu <= ratio <= 2.0 * relu for ratio in others),
+            + ", ".join(f"{race.ratio_text()} ({title})" for title, race in found.items())
+            + f"; within a factor of two of LeakyReLU: {counted(verdicts)} (not testable where MIP "
+            "gets there by the first evaluation)",
+            every(verdicts),
         ),
     ]
+
+
+def _similar(race: judging.Race, other: judging.Race) -> Verdict:
+    """Whether two ratios are within a factor of two of each other."""
+    if race.censored or other.censored or "not testable" in (race.faster(), other.faster()):
+        return "not testable"
+    return Interval.ratio(race.factors, other.factors).within(0.5, 2.0)
 
 
 def tables(results: Results) -> list[Table]:

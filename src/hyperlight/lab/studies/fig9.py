@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..comparison import Interval
 from ..engine import Spec
 from ..summary import Claim
-from . import drawing, settings
+from . import drawing, judging, settings
 from .base import Group, Results, Setup, Study, Table, grid
 
 if TYPE_CHECKING:
@@ -54,26 +56,33 @@ def pairs(results: Results, prior: str) -> Iterable[tuple[str, tuple[Group, Grou
 def gap(source: str, results: Results, prior: str) -> Claim:
     """Claim that MIP leads by as much with the most inputs as with one."""
     counts = results.values("dimensions")
-    leads = []
-    for count in (min(counts), max(counts)):
-        mip, classical = results.pair(prior=prior, dimensions=count)
-        rows = zip(mip.figure(), classical.figure(), strict=True)
-        leads.append(sum(a.mean - b.mean for a, b in rows) / len(mip.steps))
-    metric = mip.metric
+    few, many = (
+        results.pair(prior=prior, dimensions=count) for count in (min(counts), max(counts))
+    )
+    leads = [
+        [a - b for a, b in zip(*judging.paired(*pair, judging.mean_over_training), strict=True)]
+        for pair in (few, many)
+    ]
+    change = Interval.difference(leads[1], leads[0])
+    verdict = change.at_least(-judging.margin(few[0]))
+    for pair in (few, many):
+        verdict = judging.testable(*pair, verdict)
+    metric = few[0].metric
+    means = [metric.text(statistics.fmean(each)) for each in leads]
     return Claim(
         source,
         "the gap between MIP and the classical parametrization does not diminish as the number of "
         f"input dimensions grows ({drawing.NAMES[prior]})",
-        f"lead of MIP in test {metric.heading}, mean over training: {leads[0]:.{metric.digits}f} "
-        f"with {min(counts)} input, {leads[1]:.{metric.digits}f} with {max(counts)}",
-        leads[1] >= 0.8 * leads[0],
+        f"lead of MIP in test {metric.name}, mean over training: {means[0]} with {min(counts)} "
+        f"input, {means[1]} with {max(counts)}, change {change.text(metric.digits, '+')}",
+        verdict,
         GUESS,
     )
 
 
 def claims(results: Results) -> list[Claim]:
     found = [
-        drawing.races(
+        judging.races(
             SOURCE,
             "MIP leads to improvements in model convergence and final model accuracy for all "
             f"number of input dimensions ({drawing.NAMES[prior]})",

@@ -12,8 +12,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from ...errors import listed
 from ...io.kinds import fits, read_json
 from .. import pages
+from ..comparison import VERDICTS
 from ..errors import LabError
 from ..files import is_inside, is_plain, write_text
 from ..summary import BEYOND, Claim
@@ -32,7 +34,9 @@ _STUDY: dict[str, Any] = {
     "provenance": {"command": str, "commit": str},
     "made_by": [{str: (str, int)}],
 }
-_CLAIM = {"source": str, "text": str, "measured": str, "holds": (bool, NoneType), "guess": str}
+_CLAIM = {"source": str, "text": str, "measured": str, "verdict": str, "guess": str}
+# Claims of studies that were judged before there were verdicts.
+_OLDER = {"source": str, "text": str, "measured": str, "holds": (bool, NoneType), "guess": str}
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Found:
         folder: the folder.
         about: content of ``study.json``.
         claims: claims with measured values.
+        older: whether the claims were judged by the rules before there were verdicts, which
+            forgave one standard deviation over seeds.
         figure: the figure as an ``<svg>`` element.
         tables: tables of the page, each with a title, a heading and rows.
     """
@@ -50,6 +56,7 @@ class Found:
     folder: Path
     about: dict[str, Any]
     claims: list[Claim]
+    older: bool
     figure: str
     tables: list[tuple[str, list[str], list[list[str]]]]
 
@@ -79,7 +86,7 @@ def read(folder: Path, names: Sequence[str]) -> list[Found]:
 def _read(folder: Path) -> Found:
     try:
         about = _json(folder, "study.json", _STUDY)
-        found = _json(folder, "claims.json", [_CLAIM])
+        claims, older = _claims(folder)
         tables = []
         for table in about["tables"]:
             if not is_plain(table["file"], ".csv"):
@@ -89,13 +96,27 @@ def _read(folder: Path) -> Found:
                 heading, *rows = csv.reader(io.StringIO(text, newline=""))
                 tables.append((table["title"], heading, rows))
         figure = pages.checked_svg(_text(folder, "figure.svg"))
-        return Found(folder, about, [Claim(**claim) for claim in found], figure, tables)
+        return Found(folder, about, claims, older, figure, tables)
     except (OSError, ValueError, TypeError, csv.Error) as error:
         name = folder.name
         raise LabError(
             f"The study in {folder} cannot be read ({type(error).__name__}: {error}). Run "
             f"`hyperlight study {name}` again; finished runs are not repeated."
         ) from error
+
+
+def _claims(folder: Path) -> tuple[list[Claim], bool]:
+    """The claims, and whether they were judged before there were verdicts."""
+    found = _json(folder, "claims.json", ([_CLAIM], [_OLDER]))
+    older = any("verdict" not in claim for claim in found)
+    for claim in found:
+        if older:
+            claim["verdict"] = claim.pop("holds")
+        elif claim["verdict"] not in VERDICTS:
+            raise ValueError(
+                f"claims.json has the verdict {claim['verdict']!r:.60}; expected {listed(VERDICTS)}"
+            )
+    return [Claim(**claim) for claim in found], older
 
 
 def _text(folder: Path, name: str) -> str:
@@ -139,9 +160,13 @@ def write(studies: Sequence[Found], out: Path, command: str) -> Path:
             ("The paper's claims", "the paper says", paper),
             ("Beyond the paper", "expected", beyond),
         ],
-        kept=sum(claim.holds is True for _, claim in paper),
-        undecided=sum(claim.holds is None for _, claim in paper),
-        total=len(paper),
+        verdicts=VERDICTS,
+        counts=[
+            (heading, [sum(claim.verdict == verdict for _, claim in found) for verdict in VERDICTS])
+            for heading, found in (("the paper", paper), ("beyond the paper", beyond))
+            if found
+        ],
+        older=[study.about["name"] for study in studies if study.older],
         hours=_time(sum(study.about["training_seconds"] for study in studies)),
         makers=_makers(studies),
         time=_time,

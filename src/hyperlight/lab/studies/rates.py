@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import figures
+from ..comparison import Interval, Verdict, counted, every
 from ..engine import Spec
 from ..summary import BEYOND, Claim
-from . import drawing, settings
+from . import drawing, judging, settings
 from .base import Group, Results, Setup, Study, Table, grid
 from .first_step import Step, first_step
 
@@ -39,7 +40,8 @@ METHODS: dict[str, tuple[dict[str, Any], Literal["same", "groups"], str]] = {
 TASKS = {"bayes": settings.bayes_short, "scale_space": settings.scale_short}
 RATES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 OPTIMIZERS: tuple[Literal["adam", "sgd"], ...] = ("adam", "sgd")
-# A rate is good if its metric reaches this fraction of the best improvement at any rate.
+# A rate is good if its metric reaches this fraction of the best improvement at any rate, up to
+# the margin.
 GOOD = 0.95
 # Two steps are about as long as each other if neither is longer by more than this factor.
 FAR = 1.5
@@ -156,15 +158,13 @@ def _line(results: Results, cell: Cell, optimizer: str, method: str) -> list[Gro
     return sorted(found, key=lambda group: group.spec.training.lr)
 
 
-def _good(group: Group, best: float) -> bool:
+def _good(group: Group, best: float) -> Verdict:
     """Whether a group's rate is good, given the best metric at any rate."""
-    floor = _floor(group)
-    return drawing.worth(group.final) >= floor + GOOD * (best - floor)
-
-
-def _floor(group: Group) -> float:
-    """Metric of a model that has learned nothing."""
-    return 10.0 if group.spec.task == "bayes" else 0.0  # chance with ten classes, in percent; Dice
+    floor = judging.floor(group)
+    needed = floor + GOOD * (best - floor)
+    if group.diverged:
+        return "refuted"
+    return Interval.of([each - needed for each in group.finals]).at_least(-judging.margin(group))
 
 
 def draw(results: Results) -> Figure:
@@ -211,105 +211,106 @@ def _draw_line(ax: Axes, results: Results, cell: Cell, optimizer: str, method: s
     )
 
 
-def _counts(results: Results, optimizer: str, method: str) -> tuple[int, int, list[str]]:
-    """Count the plain network's good rates that are good for a method too.
+def _kept(results: Results, optimizer: str, method: str) -> list[tuple[str, Verdict]]:
+    """Whether the plain network's good rates are good for a method too, by cell and rate.
 
-    The method's rates are judged by the best result of any hypernetwork of the same size.
-
-    Returns:
-        How many are good for the method, how many for the plain network, and which ones are lost.
+    A rate is good for the plain network if its mean is. The method's rates are judged by the best
+    result of any hypernetwork of the same size.
     """
-    kept, total, lost = 0, 0, []
+    found = []
     for cell in _cells(results):
         plain = _line(results, cell, optimizer, PLAIN)
-        plain_best = max(drawing.worth(group.final) for group in plain)
-        best = max(
-            drawing.worth(group.final)
-            for other in METHODS
-            for group in _line(results, cell, optimizer, other)
-        )
+        lines = [_line(results, cell, optimizer, other) for other in METHODS]
+        best = drawing.worth(drawing.best([g for line in lines for g in line]).final)
+        floor = judging.floor(plain[0])
+        good = floor + GOOD * (drawing.worth(drawing.best(plain).final) - floor)
         for reference, group in zip(plain, _line(results, cell, optimizer, method), strict=True):
-            if not _good(reference, plain_best):
-                continue
-            total += 1
-            if _good(group, best):
-                kept += 1
-            else:
+            if drawing.worth(reference.final) >= good:
                 value = group.metric.text(group.final.mean)
-                lost.append(f"{cell.title} at {group.spec.training.lr:g} ({value})")
-    return kept, total, lost
+                title = f"{cell.title} at {group.spec.training.lr:g} ({value})"
+                found.append((title, _good(group, best)))
+    return found
 
 
-def _level(results: Results, optimizer: str, method: str) -> tuple[int, int, list[str]]:
-    """Count the rates at which a method ends no lower than the plain network.
-
-    Returns:
-        The count, the number of all rates, and the rates at which it ends lower.
-    """
-    pairs = [
-        (cell, plain, group)
-        for cell in _cells(results)
-        for plain, group in zip(
+def _level(results: Results, optimizer: str, method: str) -> list[tuple[str, Verdict]]:
+    """Whether a method ends at least as good as the plain network, by cell and rate."""
+    found = []
+    for cell in _cells(results):
+        pairs = zip(
             _line(results, cell, optimizer, PLAIN),
             _line(results, cell, optimizer, method),
             strict=True,
         )
-    ]
-    below = [
-        f"{cell.title} at {group.spec.training.lr:g} ({group.metric.text(group.final.mean)}, plain "
-        f"network {group.metric.text(plain.final.mean)})"
-        for cell, plain, group in pairs
-        if not drawing.level(group, plain)
-    ]
-    return len(pairs) - len(below), len(pairs), below
+        for plain, group in pairs:
+            values = [each.metric.text(each.final.mean) for each in (group, plain)]
+            rate = group.spec.training.lr
+            title = f"{cell.title} at {rate:g} ({values[0]}, plain network {values[1]})"
+            verdict = judging.compare(group, plain).at_least(-judging.margin(group))
+            found.append((title, judging.testable(group, plain, verdict)))
+    return found
+
+
+def _counted(judged: list[tuple[str, Verdict]], listed: bool = True) -> str:
+    """Counts by verdict, and the rates that are refuted."""
+    lost = "; ".join(title for title, verdict in judged if verdict == "refuted")
+    counts = counted(verdict for _, verdict in judged) or "no rate"
+    return counts + (f"; refuted at {lost}" if lost and listed else "")
 
 
 def claims(results: Results) -> list[Claim]:
     found = []
     for optimizer in results.values("optimizer"):
-        counts = {method: _counts(results, optimizer, method) for method in METHODS}
         where = drawing.NAMES[optimizer]
-        kept, total, lost = counts[GROUPS]
+        kept = {method: _kept(results, optimizer, method) for method in METHODS}
+        level = {method: _level(results, optimizer, method) for method in METHODS}
         found.append(
             Claim(
                 BEYOND,
                 "learning rates that are good for the plain network are good for ours with "
                 f"hl.parameter_groups ({where})",
-                f"{kept} of {total} rates are, over all tasks and sizes"
-                + (f"; the others: {'; '.join(lost)}" if lost else ""),
-                bool(total) and kept == total,
+                f"of {len(kept[GROUPS])} rates, over all tasks and sizes: {_counted(kept[GROUPS])}",
+                every(verdict for _, verdict in kept[GROUPS]),
                 "learning all gammas at once takes more steps than learning one, so a short "
                 "training does best at a larger rate",
             )
         )
-        others = {method: counts[method][0] for method in (MIP, ONE_RATE)}
-        found.append(
+        found += [
             Claim(
                 BEYOND,
-                f"without hl.parameter_groups fewer of these rates are good ({where})",
-                f"of {total} rates: "
-                + ", ".join(f"{count} ({method})" for method, count in others.items()),
-                all(count < kept for count in others.values()),
+                f"without hl.parameter_groups fewer of these rates are good ({where}; {method})",
+                f"of {len(kept[method])} rates: {_counted(kept[method], listed=False)} (with "
+                f"hl.parameter_groups: {_counted(kept[GROUPS], listed=False)})",
+                _fewer(kept[method], kept[GROUPS]),
             )
-        )
-        level = {method: _level(results, optimizer, method) for method in METHODS}
-        count, rates, below = level[GROUPS]
+            for method in (MIP, ONE_RATE)
+        ]
         found.append(
             Claim(
                 BEYOND,
-                "ours with hl.parameter_groups ends no lower than the plain network at any rate, "
-                f"within the spread over seeds ({where})",
-                f"at {count} of {rates} rates, over all tasks and sizes"
-                + (f"; lower: {'; '.join(below)}" if below else "")
-                + "; without hl.parameter_groups: "
-                + ", ".join(f"{level[method][0]} ({method})" for method in (MIP, ONE_RATE)),
-                count == rates,
+                "ours with hl.parameter_groups ends at least as good as the plain network at any "
+                f"rate ({where})",
+                f"of {len(level[GROUPS])} rates, over all tasks and sizes: "
+                f"{_counted(level[GROUPS])}; without hl.parameter_groups: "
+                + "; ".join(
+                    f"{_counted(level[method], listed=False)} ({method})"
+                    for method in (MIP, ONE_RATE)
+                ),
+                every(verdict for _, verdict in level[GROUPS]),
                 "in segmentation the plain network learns one gamma and the hypernetwork all of "
-                "them; and its gradients may be so small that Adam's eps shortens the head's steps",
+                "them",
             )
         )
         found.append(_first_steps(results.measured, optimizer))
     return found
+
+
+def _fewer(some: list[tuple[str, Verdict]], more: list[tuple[str, Verdict]]) -> Verdict:
+    """Whether rates that are good for one method are bad for another, and none the other way."""
+    pairs = [(a, b) for (_, a), (_, b) in zip(some, more, strict=True)]
+    gained, lost = (("refuted", "holds") in pairs), (("holds", "refuted") in pairs)
+    if gained == lost:
+        return "not decided"
+    return "holds" if gained else "refuted"
 
 
 def _first_steps(measured: Steps, optimizer: str) -> Claim:

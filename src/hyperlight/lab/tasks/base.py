@@ -46,6 +46,7 @@ __all__ = [
     "Outcome",
     "ScanData",
     "Task",
+    "drawn",
     "evaluating",
     "last_direction",
     "synchronize",
@@ -222,6 +223,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def drawn(count: int, most: int | None) -> Tensor:
+    """Indices of at most ``most`` of ``count`` test units, always the same draws, in order."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return order[:most].sort().values
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the work of a device, so that a clock measures it."""
     if device.type == "cuda":
@@ -338,7 +345,11 @@ class Task(Protocol):
         ...
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
-        """The final results; pictures are written to ``folder``, if there is one."""
+        """The final results; pictures are written to ``folder``, if there is one.
+
+        They have ``validation METRIC`` if the data have a validation part: the metric there,
+        averaged over the same gammas as by :meth:`evaluate`. Studies choose rates by it.
+        """
         ...
 
 

@@ -33,6 +33,7 @@ from .base import (
     Metric,
     Model,
     Outcome,
+    drawn,
     evaluating,
 )
 
@@ -43,6 +44,9 @@ TRAINING: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4, "batch_size": 128}
 
 # Percentages of the test images to reject.
 _REJECTED = (0, 5, 10, 20, 30, 50)
+
+# Largest number of validation images: more would take as long as a short training.
+_VALIDATION = 2000
 
 # Pixels per forward pass in evaluation. On a CPU they fit its caches: MNIST in chunks of 334 images
 # takes little more than half of the time of chunks of 2,000.
@@ -127,6 +131,9 @@ class BayesTask:
         self.note = self.split.note
         self.train = self.split.train.to(device)
         self.test = self.split.test.to(device)
+        self.valid = self.split.valid
+        if self.valid is not None:
+            self.valid = self.valid[drawn(len(self.valid), _VALIDATION)].to(device)
         # Of the test images, because training images may be larger, to be cropped.
         self.channels, _, self.size = self.test.images.shape[1:]
         least = 2 ** len(config.stages)
@@ -174,8 +181,11 @@ class BayesTask:
 
     def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
         """Test loss and accuracy (in %), averaged over gammas."""
-        gammas = self.space.quantile(self._quantiles()).float().to(self.device)
-        return self._means(model, gammas, self.test if whole else self.few)
+        return self._means(model, self._gammas(), self.test if whole else self.few)
+
+    def _gammas(self) -> Tensor:
+        """The gammas over which figures are averaged."""
+        return self.space.quantile(self._quantiles()).float().to(self.device)
 
     def at(self, model: Model, gamma: float) -> dict[str, float]:
         """The figures of :meth:`evaluate` on the whole test set, at one value of all of gamma."""
@@ -226,6 +236,7 @@ class BayesTask:
         """Calibration, entropy and rejection of the model average on the whole test set.
 
         They are compared with the mean over single gammas. A plain network is an average of one.
+        The digits have no validation part.
         """
         labels = self.test.labels.cpu()
         each: list[Assessment] = []
@@ -241,8 +252,12 @@ class BayesTask:
             if turned is not None:
                 other = functools.reduce(operator.add, self.members(model, turned))
         whole = assess(average, labels)
+        figures = self._figures(average, whole, each, other)
+        if self.valid is not None:
+            found = self._means(model, self._gammas(), self.valid)
+            figures["validation accuracy"] = found["accuracy"]
         return Outcome(
-            figures=self._figures(average, whole, each, other),
+            figures=figures,
             tables=_tables(whole, each),
             pictures=[] if folder is None else self._pictures(folder, average, whole, each, other),
         )

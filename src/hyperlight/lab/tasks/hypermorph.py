@@ -216,6 +216,10 @@ class HypermorphTask:
         """Loss, Dice, fraction of folded pixels and squared error, averaged over gammas."""
         config = self.config
         chosen = self._pairs(self.test, config.final_pairs if whole else config.evaluation_pairs)
+        return self._means(model, chosen)
+
+    def _means(self, model: Model, chosen: Pairs) -> dict[str, float]:
+        """Figures averaged over gammas."""
         gammas = torch.linspace(0.0, 1.0, self.config.evaluation_gammas).tolist()
         if isinstance(model, Fixed):
             gammas = [self.config.gamma]
@@ -270,12 +274,12 @@ class HypermorphTask:
         pairs; for a hypernetwork, ``hl.tune`` finds one as well. A plain network has only the
         figures at its one gamma.
         """
-        before = self.before()
+        before, most = self.before(), self.config.final_pairs
+        validated = self._means(model, self._pairs(self.valid, most))["dice"]
+        known = {"dice before registration": before, "validation dice": validated}
         if isinstance(model, Fixed):
-            figures = self.at(model, self.config.gamma)
-            return Outcome(figures={"dice before registration": before, **figures})
+            return Outcome(figures={**known, **self.at(model, self.config.gamma)})
         gammas = [i / 10 for i in range(11)]
-        most = self.config.final_pairs
         pictures: list[tuple[str, Path]] = []
         found: dict[str, float] = {}
         with evaluating(model):
@@ -301,7 +305,7 @@ class HypermorphTask:
                 self._gallery(model, [0.0, 0.25, 0.5, 0.75, 1.0]).savefig(pictures[1][1], dpi=110)
         return Outcome(
             figures={
-                "dice before registration": before,
+                **known,
                 **found,
                 "best gamma of 11, validation": gammas[by_grid],
                 "dice there, test, of 11": rows[by_grid]["dice"],

@@ -50,6 +50,7 @@ from .base import (
     Metric,
     Model,
     Outcome,
+    drawn,
     evaluating,
     synchronize,
 )
@@ -174,6 +175,9 @@ class ScaleSpaceTask:
         self.note = self.split.note
         self.train: Images | Scans = self.split.train.to(device)
         self.test: Images | Scans = self.split.test.to(device)
+        self.valid: Images | Scans | None = self.split.valid
+        if self.valid is not None:
+            self.valid = self.valid[drawn(len(self.valid), config.final_images)].to(device)
         order = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
         self.few = self.test[order[: config.evaluation_images].to(device)]
         if config.final_images is not None:
@@ -283,11 +287,15 @@ class ScaleSpaceTask:
 
     def evaluate(self, model: Model, whole: bool = False) -> dict[str, float]:
         """Loss and accuracy (in %) or Dice, averaged over gammas."""
+        return self._means(model, self.test if whole else self.few)
+
+    def _means(self, model: Model, data: Images | Scans) -> dict[str, float]:
+        """Figures averaged over gammas."""
         count = self.config.evaluation_gammas
         gammas = [_LARGEST * (i + 1) / count for i in range(count)]
         if isinstance(model, Fixed):
             gammas = [self.config.gamma]
-        rows = self._rows(model, gammas, self.test if whole else self.few)
+        rows = self._rows(model, gammas, data)
         return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
     def at(self, model: Model, gamma: float) -> dict[str, float]:
@@ -349,6 +357,9 @@ class ScaleSpaceTask:
         A plain network has only the figures at its one gamma.
         """
         single, config = isinstance(model, Fixed), self.config
+        metric, validated = self.metric.name, {}
+        if self.valid is not None:
+            validated[f"validation {metric}"] = self._means(model, self.valid)[metric]
         pictures: list[tuple[str, Path]] = []
         if folder is not None and isinstance(self.test, Scans):
             caption = "Scans, their labels, and predictions along gamma"
@@ -357,7 +368,7 @@ class ScaleSpaceTask:
             self._gallery(model, self.test, shown).savefig(pictures[0][1], dpi=110)
         if single:
             found = {**self.at(model, config.gamma), **self.costs(model, [config.gamma])[0]}
-            return Outcome(figures=found, pictures=pictures)
+            return Outcome(figures={**validated, **found}, pictures=pictures)
         gammas = [_LARGEST * i / 10 for i in range(11)]
         rows = [
             {**figures, **cost}
@@ -370,7 +381,7 @@ class ScaleSpaceTask:
             caption = f"{title} and time per image against gamma"
             pictures.insert(0, (caption, folder / "family.png"))
             _curves(gammas, rows, self.metric.name, title).savefig(pictures[0][1], dpi=110)
-        figures = {
+        figures = validated | {
             f"{name} at gamma {gammas[i]:g}": rows[i][name]
             for i in (10, 5)
             for name in (self.metric.name, "ms per image")
