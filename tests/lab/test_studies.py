@@ -297,12 +297,18 @@ def test_faster_is_a_ratio_of_steps_over_seeds() -> None:
     )
 
 
-def test_a_lead_that_ends_lower_is_not_sooner() -> None:
-    mip = group("mip", (10.0, 80.0, 85.0), (10.0, 80.0, 85.5))
-    other = group("classical", (10.0, 20.0, 88.0), (10.0, 20.0, 88.5))
-    assert judging.Race.of(mip, other).faster() == "refuted"  # 84.1 % in the last step of both
-    assert judging.sooner("s", "t", mip, other).verdict == "refuted"
-    assert judging.no_worse("s", "t", mip, other).verdict == "refuted"
+def test_a_claim_of_speed_may_be_about_the_end_as_well() -> None:
+    slow = group("classical", (10.0, 20.0, 88.0, 88.0), (10.0, 20.0, 88.5, 88.5))
+    endings: tuple[judging.Ending, ...] = ("any", "level", "higher")
+    for last, verdicts in (
+        (85.0, ["holds", "refuted", "refuted"]),
+        (88.0, ["holds", "holds", "refuted"]),
+        (90.0, ["holds", "holds", "holds"]),
+    ):
+        mip = group("mip", (10.0, 85.0, 86.0, last), (10.0, 85.0, 86.0, last + 0.5))
+        for ending, verdict in zip(endings, verdicts, strict=True):
+            assert judging.sooner("s", "t", mip, slow, ending=ending).verdict == verdict
+            assert judging.races("s", "t", [("a", (mip, slow))], ending=ending).verdict == verdict
 
 
 def test_a_race_in_many_settings_counts_verdicts() -> None:

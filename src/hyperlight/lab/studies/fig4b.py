@@ -63,6 +63,7 @@ def claims(results: Results) -> list[Claim]:
             SOURCE,
             "with Adam, MIP models consistently achieve similar Dice scores substantially faster",
             *adam,
+            ending="level",
             stated=SUBSTANTIAL,
         ),
         *fig4a.variance(SOURCE, "with Adam, MIP models are less sensitive", *adam),

@@ -30,9 +30,10 @@ def claims(results: Results) -> list[Claim]:
         judging.sooner(
             SOURCE,
             "MIP leads to improvements in model convergence and final model accuracy as we "
-            f"increase the dimension of the hypernetwork input ({count} inputs)",
+            f"increase the dimension of the hypernetwork input (inputs: {count})",
             *pair,
             fig9.GUESS,
+            ending="higher",
         )
         for count, pair in fig9.pairs(results, PRIOR)
     ]

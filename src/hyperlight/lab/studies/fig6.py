@@ -66,6 +66,7 @@ def claims(results: Results) -> list[Claim]:
             "MIP models converge faster without sacrificing final model accuracy, for all tested "
             "hypernetwork architectures",
             _pairs(results),
+            ending="level",
         )
     ]
 

@@ -88,6 +88,7 @@ def claims(results: Results) -> list[Claim]:
             f"number of input dimensions ({drawing.NAMES[prior]})",
             pairs(results, prior),
             GUESS,
+            ending="higher",
         )
         for prior in PRIORS
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from ..comparison import MARGINS, Interval, Verdict, counted, every
 from ..record import Run
@@ -246,16 +247,31 @@ def _step(step: float, group: Group) -> str:
     return f"{step:.0f}" if math.isfinite(step) else f"more than {group.steps[-1]}"
 
 
-def _sooner(mip: Group, other: Group, stated: float) -> tuple[Race, Verdict]:
-    race = Race.of(mip, other, floor=floor(other))
-    level = compare(mip, other).at_least(-margin(mip))
-    return race, testable(mip, other, every([race.faster(stated), level]))
+Ending = Literal["any", "level", "higher"]
+"""What a claim that MIP is faster says about its final metric: nothing, no lower, or higher."""
+
+
+def _sooner(mip: Group, other: Group, ending: Ending, stated: float = 1.0) -> tuple[Race, Verdict]:
+    race, final_lead = Race.of(mip, other, floor=floor(other)), compare(mip, other)
+    parts = [race.faster(stated)]
+    if ending == "level":
+        parts.append(final_lead.at_least(-margin(mip)))
+    if ending == "higher":
+        parts.append(final_lead.above(0.0))
+    return race, testable(mip, other, every(parts))
 
 
 def sooner(
-    source: str, text: str, mip: Group, other: Group, guess: str = "", stated: float = 1.0
+    source: str,
+    text: str,
+    mip: Group,
+    other: Group,
+    guess: str = "",
+    *,
+    ending: Ending = "any",
+    stated: float = 1.0,
 ) -> Claim:
-    """Claim that MIP is faster than the other, and ends at least as good.
+    """Claim that MIP is faster than the other.
 
     Args:
         source: where the paper makes the claim.
@@ -263,9 +279,10 @@ def sooner(
         mip: runs with MIP.
         other: runs with classical, or another formulation.
         guess: why the claim may not hold.
+        ending: what the claim says about the final metric.
         stated: how many times as many steps the other takes at least.
     """
-    race, verdict = _sooner(mip, other, stated)
+    race, verdict = _sooner(mip, other, ending, stated)
     return Claim(source, text, race.text(), verdict, guess)
 
 
@@ -286,18 +303,21 @@ def races(
     text: str,
     pairs: Iterable[tuple[str, tuple[Group, Group]]],
     guess: str = "",
+    *,
+    ending: Ending = "any",
 ) -> Claim:
-    """Claim that MIP is faster and ends at least as good in all of several settings.
+    """Claim that MIP is faster in all of several settings.
 
     Args:
         source: where the paper makes the claim.
         text: what it says.
         pairs: name of each setting, with MIP and classical.
         guess: why the claim may not hold.
+        ending: what the claim says about the final metric.
     """
     found, verdicts = [], []
     for title, (mip, other) in pairs:
-        race, verdict = _sooner(mip, other, 1.0)
+        race, verdict = _sooner(mip, other, ending)
         verdicts.append(verdict)
         digits = mip.metric.digits
         finals = " against ".join(
