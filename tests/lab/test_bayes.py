@@ -221,6 +221,27 @@ def test_a_plain_network_is_an_average_of_one(
     }
 
 
+def test_accuracy_is_measured_on_validation_images_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fifth of the training images of MNIST, at most 2,000; the digits have none."""
+    monkeypatch.setattr("hyperlight.lab.tasks.bayes._VALIDATION", 15)
+    task = BayesTask(replace(SMALL, data="mnist", data_dir=write_idx(tmp_path)), CPU)
+    assert task.valid is not None
+    assert len(task.valid) == 15
+    for formulation in ("mip", "plain"):
+        model = task.model(formulation, 1).eval()  # type: ignore[arg-type]
+        right = []
+        for gamma in task._gammas():
+            logits = model.bind(gamma=gamma)(task.valid.unit().images)
+            right.append((logits.argmax(dim=1) == task.valid.labels).float().mean())
+        figures = task.finish(model, None).figures
+        expected = 100.0 * float(torch.stack(right).mean())
+        assert figures["validation accuracy"] == pytest.approx(expected)
+    digits = BayesTask(SMALL, CPU)
+    assert "validation accuracy" not in digits.finish(digits.model("mip", 0), None).figures
+
+
 def test_a_model_that_came_to_nothing_is_told_of(task: BayesTask, tmp_path: Path) -> None:
     model = task.model("classical", 0)
     for parameter in model.parameters():

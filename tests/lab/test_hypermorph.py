@@ -114,6 +114,19 @@ def test_registration_is_learned_and_gamma_does_what_it_should(
     assert all(math.isfinite(value) for value in outcome.figures.values())
 
 
+@pytest.mark.parametrize("formulation", ["mip", "plain"])
+def test_the_metric_is_measured_on_validation_pairs_too(
+    task: HypermorphTask, formulation: Formulation
+) -> None:
+    model = task.model(formulation, 1).eval()
+    moving, fixed = task._pairs(task.valid, task.config.final_pairs)
+    gammas = [0.5] if formulation == "plain" else torch.linspace(0, 1, 5).tolist()
+    found = [task.measure(model.bind(gamma=g), moving, fixed, g)["dice"] for g in gammas]
+    figures = task.finish(model, None).figures
+    assert figures["validation dice"] == pytest.approx(sum(found) / len(found))
+    assert figures["validation dice"] != task.evaluate(model, whole=True)["dice"]
+
+
 def test_what_has_diverged_is_reported(task: HypermorphTask, tmp_path: Path) -> None:
     model = task.model("mip", 0)
     assert isinstance(model, HyperModel)

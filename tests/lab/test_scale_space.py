@@ -18,7 +18,7 @@ from hyperlight.lab.errors import LabError
 from hyperlight.lab.normalization import Normalization
 from hyperlight.lab.registration import dice, soft_dice
 from hyperlight.lab.tasks import scale_space
-from hyperlight.lab.tasks.base import SWITCHES, Fixed, Task
+from hyperlight.lab.tasks.base import SWITCHES, Fixed, Formulation, Task
 from hyperlight.lab.tasks.scale_space import TRAINING, ScaleSpace, ScaleSpaceTask
 from hyperlight.lab.train import Training, train
 
@@ -160,6 +160,21 @@ def test_a_plain_network_has_its_one_gamma(task: ScaleSpaceTask, tmp_path: Path)
     extra = {f"validation {task.metric.name}"} if task.valid is not None else set()
     assert set(outcome.figures) == {*figures, *extra, "ms per image", "MFLOP per image"}
     assert {k: outcome.figures[k] for k in figures} == figures
+
+
+@pytest.mark.parametrize("formulation", ["mip", "plain"])
+def test_the_metric_is_measured_on_validation_data_too(
+    task: ScaleSpaceTask, formulation: Formulation
+) -> None:
+    model = task.model(formulation, 1).eval()
+    figures = task.finish(model, None).figures
+    name = f"validation {task.metric.name}"
+    if task.valid is None:  # the digits, if they are classified
+        assert name not in figures
+        return
+    gammas = [0.5] if formulation == "plain" else [0.1, 0.2, 0.3, 0.4, 0.5]
+    found = [task.measure(model.bind(gamma=g), task.valid, g)[task.metric.name] for g in gammas]
+    assert figures[name] == pytest.approx(sum(found) / len(found))
 
 
 # --- figures ----------------------------------------------------------------------------
