@@ -304,7 +304,7 @@ def test_the_verdict_on_gradients_tells_the_formulations_apart(seed: int) -> Non
     assert mip.verdict == (
         "The gradient by the predicted weights does not follow 'g': nothing to change."
     )
-    assert mip.variation < 0.25 * classical.variation
+    assert mip.variation < 0.1 * classical.variation
 
 
 def test_variation_below_the_noise_of_the_batches_is_no_problem() -> None:
@@ -407,15 +407,15 @@ def test_the_profile_says_that_data_condition_next_to_nothing() -> None:
     for settings_ in ({}, {"encoding": hl.CosSin(per_input=True)}):
         model = hl.hypernetize(mlp(), {"z": hl.Vector(64), "g": hl.Uniform()}, **settings_)
         profile = hl.scale_profile(model, values={"z": data})
-        assert profile.spread < 0.015
-        assert re.search(r"'z' conditions next to nothing: .* by 0\.0\d+ of th", profile.verdict)
+        assert profile.spread < 0.005
+        assert re.search(r"'z' conditions next to nothing: .* by 0\.00\d+ of th", profile.verdict)
         assert "spread by 0.05, and it was declared as Vector(shape=(64,)" in profile.verdict
         assert "calibrate_on={'z': batch}" in profile.verdict
         calibrated = hl.hypernetize(
             mlp(), {"z": hl.Vector(64), "g": hl.Uniform()}, calibrate_on={"z": data}, **settings_
         )
         again = hl.scale_profile(calibrated, values={"z": embeddings()})
-        assert again.spread > 0.03
+        assert again.spread > 0.01
         assert "conditions next to nothing" not in again.verdict
     level = hl.hypernetize(mlp(), {"g": hl.Uniform(0.0, 100.0)})
     verdict = hl.scale_profile(level, values={"g": torch.rand(9)}).verdict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -883,6 +884,61 @@ def test_a_layer_that_moves_the_features_far_has_a_small_rate() -> None:
     model = hl.hypernetize(Gelu(), SPACE, hidden=(8, 8, 512, 512))
     rates = rates_of(model, 1.0)
     assert rates["trunk.layers.3"] < rates["trunk.layers.2"] < rates["trunk.layers.1"]
+
+
+def _parts_of_the_rate(model: hl.HyperModel, lr: float, **options: Any) -> dict[str, float]:
+    return {name: rate / lr for name, rate in rates_of(model, lr, **options).items()}
+
+
+def test_the_trunk_is_up_to_three_times_as_fast_while_its_features_change_slowly() -> None:
+    model = hl.hypernetize(Gelu(), SPACE)
+    found = [_parts_of_the_rate(model, 10.0**k) for k in (-7.0, -5.0, -2.0, -1.5, -1.0, 0.0, 1.0)]
+    for name in found[0]:
+        parts = [rates[name] for rates in found]
+        if not name.startswith("trunk"):
+            assert parts == pytest.approx([parts[0]] * len(parts))
+            continue
+        close = functools.partial(pytest.approx, rel=1e-2)
+        assert parts[0] == close(parts[1]) == close(3.0 * parts[-1])
+        assert parts[-1] == close(parts[-2])
+        assert all(before >= after * 0.99 for before, after in itertools.pairwise(parts))
+        assert 1.5 * parts[-1] < parts[3] < 2.5 * parts[-1]
+
+
+def test_a_step_of_all_layers_changes_the_features_by_less_than_a_third() -> None:
+    """Unless a step changes the weights of the plain network that much."""
+    gammas = {"g": torch.linspace(0.0, 1.0, 50)}
+    for lr in (1e-3, 1e-2, 3e-2):
+        moved = []
+        for seed in range(10):
+            torch.manual_seed(seed)
+            model = hl.hypernetize(Gelu().double(), SPACE)
+            groups = hl.parameter_groups(model, lr)
+            before = model.hypernet.features(**gammas).detach()
+            batch = batch_of(seed)
+            loss_of(model.bind(g=0.4), batch).backward()
+            torch.optim.Adam([g for g in groups if g["name"].startswith("trunk")]).step()
+            after = model.hypernet.features(**gammas).detach()
+            moved.append(float((after - before).norm() / before.norm()))
+        mean = sum(moved) / len(moved)
+        # Random gradients move features as far as those of any loss; not all in one direction.
+        assert mean < 0.35
+        assert mean > 0.1 if lr > 1e-3 else mean > 0.01
+
+
+@pytest.mark.parametrize("options", [{"rule": "sgd"}, {"rule": torch.optim.Adafactor}])
+def test_the_trunk_is_no_faster_where_the_size_of_steps_is_not_known(
+    options: dict[str, Any],
+) -> None:
+    model = hl.hypernetize(Gelu(), SPACE)
+    slow, fast = (_parts_of_the_rate(model, lr, **options) for lr in (1e-6, 1.0))
+    assert slow == pytest.approx(fast)
+
+
+def test_an_encoder_is_never_faster() -> None:
+    model = model_of("dense, encoder")
+    slow, fast = (_parts_of_the_rate(model, lr)["trunk.encoding"] for lr in (1e-6, 1.0))
+    assert slow == pytest.approx(fast)
 
 
 def test_an_encoder_has_one_rate_and_is_not_slowed_as_the_trunk_is() -> None:

@@ -40,7 +40,7 @@ _STEADY_SCALE = 0.2
 _STEADY_GRADIENT = 0.25
 _FOLLOWS = 0.8
 # Below these an input conditions next to nothing: of the weights' size, and of what draws do.
-_CONDITIONS, _OF_DRAWS = 0.015, 0.2
+_CONDITIONS, _OF_DRAWS = 0.005, 0.2
 _ENCODING, _RESIDUAL = "encoding=hl.CosSin()", "residual=True"
 
 
@@ -224,7 +224,7 @@ def scale_profile(
 
     Values that come from elsewhere (an encoder, an embedding) may differ from what the input
     was declared for, and then condition next to nothing. Profile such an input over your data,
-    ``values={"image": batch}``. If they move the weights by less than 0.015 of their size, and by
+    ``values={"image": batch}``. If they move the weights by less than 0.005 of their size, and by
     less than a fifth of what draws of the space do, the verdict says so, and what to change.
 
     Args:

@@ -42,6 +42,9 @@ _RANK = 3
 # The same for optimizers that even out the directions, such as Muon: there is no end to them, but
 # they fade.
 _FADING_RANK = 64
+# How much the trunk may be faster than the rule for large heads says, while all of its layers
+# together change the features by less than this part of their size in a step.
+_FASTER, _QUICK = 3.0, 0.3
 # The mean size of a weight, where there is nothing to measure it on.
 _TYPICAL_WEIGHT = 0.05
 
@@ -160,7 +163,7 @@ def parameter_groups(
         _estimate(model, units, rule)
     else:
         with _alone(model.hypernet):
-            _measure(model, units, rule, objective)
+            _measure(model, units, rule, objective, lr)
     several = {name: sum(unit.group == name for unit in units) > 1 for name in _GROUPS}
     return [
         {
@@ -274,6 +277,7 @@ def _measure(
     units: Sequence[_Unit],
     rule: Rule,
     objective: Callable[[nn.Module], Tensor] | None,
+    lr: float,
 ) -> None:
     """Set the factors of all units."""
     net, theta0 = model.hypernet, model.theta0
@@ -311,7 +315,7 @@ def _measure(
 
     layers = [unit for unit in units if unit.group == "trunk"]
     if layers:
-        _measure_trunk(net, layers, gammas, features[trials], theta0, rule, gradients)
+        _measure_trunk(net, layers, gammas, features[trials], theta0, rule, gradients, lr)
 
 
 def _check_finite(what: str, size: Tensor | float, *, positive: bool = False) -> float:
@@ -444,12 +448,16 @@ def _measure_trunk(
     theta0: Mapping[str, Tensor],
     rule: Rule,
     gradients: _Gradients,
+    lr: float,
 ) -> None:
     """Set the factors of the trunk's layers by the relative change of the features in a step.
 
     A change of the features moves all predicted weights, the farther the larger the head's
     weights have grown. So it is judged with W f as large as theta: relative to their size, all
     layers together change the features half as fast as a step changes the plain network's weights.
+
+    Where that is slow, they are up to three times as fast, as most heads never grow so large. A
+    step of Adam is as large as its rate says, so it is known where that is.
     """
     entries = _Entries(net.shapes, features.device)
     middle = len(features) // 2
@@ -499,8 +507,13 @@ def _measure_trunk(
     with _moved(parameters, steps, factors) as scale:
         after = entries.read(net.head.change(theta0, net.features(**gammas[middle])))
     distance = entries.mean(after - predicted) / (scale * plain) if plain else 0.0
+    faster = 1.0
+    if rule == "adam" and size:
+        own = sum(u.factor * c for u, c in zip(layers, changes, strict=True) if not u.encoder)
+        faster = min(_FASTER, max(1.0, _QUICK / max(lr * plain * own, 1e-30)))
     for unit in layers:
-        unit.factor *= min(1.0, 0.5 / max(distance, 1e-30))
+        by = min(1.0 if unit.encoder else faster, 0.5 / max(distance, 1e-30))
+        unit.factor = min(0.5, unit.factor * by)
 
 
 def _slow(reach: float, count: int) -> float:

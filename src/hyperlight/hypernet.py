@@ -24,10 +24,9 @@ from .errors import (
     sharded,
 )
 from .heads import Dense, Head, find_head
-from .init import Init, Initialization, find_init, kaiming_fan_out_
+from .init import Init, find_init, kaiming_fan_out_
 from .inputs import Categorical, Input, as_batch_shape
 from .memory import refuse_oversize
-from .precision import rms
 from .trunk import Activation, OwnTrunk, Trunk, apply, build_trunk
 from .widths import Directions, Hidden, find_widths
 
@@ -364,21 +363,9 @@ class HyperNet(nn.Module):
         for _, space, encoder in self._encoded():
             encoder.calibrate(space)
         self.head.reset_parameters(found, generator)
-        if found.measured or found.centred:
+        if found.measured:
             with torch.no_grad(), buffers_kept(self):
-                self._calibrate(found)
-
-    def _calibrate(self, init: Initialization) -> None:
-        """Centre the coordinates over draws, and scale the head to what is asked for."""
-        features = self.features(**self.draws())
-        if init.centred and self.projection is not None:
-            mean = features.mean(0)
-            # Without an input that varies, the coordinates would be zero.
-            if float(rms(features - mean)) > 1e-3 * float(rms(features)):
-                self.projection.bias.sub_(mean)
-                features = features - mean
-        if init.measured:
-            self.head.calibrate(features, init)
+                self.head.calibrate(self.features(**self.draws()), found)
 
     def draws(self, count: int | None = None) -> dict[str, Any]:
         """So many draws of all inputs, always the same, to measure on.

@@ -30,12 +30,9 @@ class Initialization(ABC):
     Attributes:
         measured: whether :meth:`std` is the root mean square over draws of the inputs, to which
             the head is scaled after it was drawn; otherwise it is meant for features of norm 1.
-        centred: whether the coordinates of the directions start with mean zero over draws of the
-            inputs, so that :math:`\theta^0` is the mean of the weights.
     """
 
     measured: bool = False
-    centred: bool = False
 
     @abstractmethod
     def std(self, name: str, shape: torch.Size) -> float:
@@ -90,8 +87,6 @@ class Zero(Initialization):
     Only the head starts at zero. The features that it multiplies do not, so it has a gradient.
     """
 
-    centred = True
-
     def std(self, name: str, shape: torch.Size) -> float:
         return 0.0
 
@@ -104,10 +99,8 @@ class Relative(Initialization):
     tensor's :math:`\theta^0`, whatever the number of inputs, the width of the hypernetwork and the
     shape of the tensor. A tensor that is all zero starts unchanged, and learns from there.
 
-    With ``directions``, as by default, the change has mean zero over the inputs, so its root mean
-    square is its standard deviation. Without, most of it is an offset that is the same for all
-    inputs: 80 to 95 % of the mean square for numbers, and half of it for ten categories. So are
-    the changes of heads whose predictions are not linear in the features.
+    Most of it is an offset that is the same for all inputs: 80 to 95 % of the mean square for
+    numbers, and half of it for ten categories.
 
     Args:
         fraction: the root mean square of the change, in units of the tensor's.
@@ -120,15 +113,12 @@ class Relative(Initialization):
     >>> scale = theta0.square().mean().sqrt()
     >>> round(float(change.square().mean().sqrt() / scale), 2)
     0.1
-    >>> round(float(change.var(dim=0).mean().sqrt() / scale), 2)
-    0.1
     """
 
     fraction: float = 0.1
     scales: Mapping[str, float] = field(default_factory=dict[str, float], repr=False)
 
     measured = True
-    centred = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.fraction < math.inf:
