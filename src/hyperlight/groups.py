@@ -77,7 +77,9 @@ def parameter_groups(
     ``trunk``       of the hypernetwork but its head;  at most ``lr / 2``, so that all layers
                     a group for every layer            together change the features, relative
                                                        to their size, half as fast as a step
-                                                       changes the plain network's weights
+                                                       changes the plain network's weights;
+                                                       with Adam up to three times as fast,
+                                                       while that is less than 0.3
     ``head``        of the head; a group for every     so that the head moves a predicted
                     tensor                             weight by half of a plain step
     ``unpredicted`` others of the primary              ``lr``
@@ -98,7 +100,9 @@ def parameter_groups(
     a step of layer ``l`` at rate 1. The trunk has no more, because what it moves grows with the
     head during training. For the same reason, tensors inside a head that multiply others of the
     head, such as the embeddings of :class:`~hyperlight.Chunked`, are held back as the trunk is. An
-    input's encoder, a network of several layers, has one rate.
+    input's encoder, a network of several layers, has one rate. With Adam, three times
+    :math:`\eta_l` while ``lr`` is small enough for it: the trunk's rates are not proportional to
+    ``lr`` throughout.
 
     Call it on the model that training begins with, after freezing what should not be trained.
     Nothing is changed: neither parameters, gradients and modes, nor the state of the random number

@@ -25,6 +25,7 @@ from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 from hyperlight.lab.tasks.families import Families, FamiliesTask
 from hyperlight.lab.tasks.hypermorph import Hypermorph, HypermorphTask
 from hyperlight.lab.tasks.scale_space import ScaleSpace, ScaleSpaceTask
+from hyperlight.lab.tasks.vae import Vae, VaeTask
 from hyperlight.lab.train import Training, train
 from tests.lab.making import equal_runs
 
@@ -75,6 +76,13 @@ TASKS: dict[str, Task] = {
     "hat": _family(),
     "permuted": _family(family="permuted", count=3, evaluation_images=20),
     "filtered": _family(family="filtered", width=16),
+    "vae": VaeTask(
+        Vae(
+            **{"size": 8, "widths": (8,), "latent": 2, "hidden": (8,), "directions": None},
+            **{"gammas": 4, "evaluation_gammas": 2, "evaluation_images": 20},
+        ),
+        CPU,
+    ),
 }
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
@@ -130,8 +138,26 @@ def test_controls_start_as_the_plain_network(task: Task) -> None:
     larger = task.model("channel", 5).primary.state_dict()
     wider = [name for name in plain if larger[name].shape != plain[name].shape]
     assert all(larger[name].shape[1] > plain[name].shape[1] for name in wider)
-    # In a residual block two layers read the image.
-    assert len(wider) == (2 if "stages.0.shortcut.weight" in plain else 1)
+    # In a residual block two layers read the image; a decoder reads gamma as well.
+    twice = "stages.0.shortcut.weight" in plain or any(n == "decoder.0.weight" for n in plain)
+    assert len(wider) == (2 if twice else 1)
+
+
+def test_a_network_reads_the_pictures_of_a_family(fabric: Fabric, tmp_path: Path) -> None:
+    task = _family(family="picture", count=5)
+    for formulation in ("shared", "film"):
+        run = _whole(task, formulation, fabric, tmp_path / formulation)
+        assert run.outcome is not None
+        assert run.outcome.figures["test error"] < 100.0
+    with pytest.raises(LabError, match="'gamma' is encoded by a network; .* Choose film"):
+        task.model("channel", 0)
+
+
+def test_the_decoder_reads_gamma_as_well() -> None:
+    task = TASKS["vae"]
+    model = task.model("channel", 0)
+    first, second = (model.primary.decode(torch.tensor([[0.5, 0.5, g]])) for g in (0.0, 1.0))
+    assert not torch.equal(first, second)
 
 
 def _curve(task: Task, model: Any) -> list[float]:

@@ -285,7 +285,7 @@ def test_all_formulations_start_with_the_same_primary() -> None:
         assert not torch.equal(parameter, other.primary.get_parameter(name))
 
 
-@pytest.mark.parametrize("formulation", ["mip", "plain"])
+@pytest.mark.parametrize("formulation", ["mip", "plain", "shared", "channel", "film"])
 def test_pictures_are_written(formulation: Any, tmp_path: Path) -> None:
     from matplotlib.image import imread
 
