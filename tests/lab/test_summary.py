@@ -544,13 +544,6 @@ def test_early_gradients_are_judged_if_a_run_diverged_later() -> None:
     assert made[0].measured == "MIP: 2 of 2 seeds diverged at steps 111, 111"
 
 
-def test_true_false_and_none_are_verdicts() -> None:
-    verdicts = [Claim("s", "t", "m", holds).verdict for holds in (True, False, None)]
-    assert verdicts == ["holds", "refuted", "not decided"]
-    found = [Claim("s", "t", "m", verdict).holds for verdict in VERDICTS]
-    assert found == [True, False, None, None]
-
-
 def test_a_guess_is_the_reason_of_a_refuted_claim() -> None:
     reasons = [Claim("s", "t", "m", verdict, "few steps").reason for verdict in VERDICTS]
     assert reasons == ["", "few steps", "", ""]

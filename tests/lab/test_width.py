@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from scipy import stats
 
 import hyperlight as hl
+from hyperlight.lab.comparison import Interval
 from hyperlight.lab.studies import Results, Setup, width
-from hyperlight.lab.studies.width import WHOLE, Cell, Price, Ratio, Width, activated, linear
+from hyperlight.lab.studies.width import WHOLE, Cell, Price, Width, activated, linear
 from hyperlight.lab.tasks.base import Outcome
 from hyperlight.widths import directions_for
 from tests.lab.making import make_run
@@ -24,42 +24,30 @@ SETUP = Setup("cpu", seeds=3)
 # --- ratios -----------------------------------------------------------------------------
 
 
-def test_a_ratio_has_the_interval_of_the_paired_logarithms() -> None:
-    values, others = [0.2, 0.3, 0.5, 0.4], [0.1, 0.25, 0.3, 0.5]
-    ratio = Ratio.of(values, others)
-    logs = [math.log(a / b) for a, b in zip(values, others, strict=True)]
-    expected = stats.ttest_1samp(logs, 0.0).confidence_interval(0.95)
-    assert ratio.mean == pytest.approx(math.exp(sum(logs) / 4))
-    assert ratio.low == pytest.approx(math.exp(expected.low))
-    assert ratio.high == pytest.approx(math.exp(expected.high))
-    assert ratio.text() == f"{ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-    assert Ratio.of([0.3], [0.2]).text() == "1.50"
-
-
 @pytest.mark.parametrize(
     ("ratio", "verdict"),
     [
-        (Ratio(1.10, 0.9, 1.25), True),
-        (Ratio(1.10, 0.9, 1.26), None),
-        (Ratio(1.11, 0.9, 1.25), None),
-        (Ratio(1.5, 1.10, 2.0), None),
-        (Ratio(1.5, 1.11, 2.0), False),
-        (Ratio(0.5, 0.4, 0.6), True),
-        (Ratio(0.5, math.nan, math.nan), None),
-        (Ratio(math.inf, math.nan, math.nan), None),
+        (Interval(1.09, 0.9, 1.24), "holds"),
+        (Interval(1.09, 0.9, 1.26), "not decided"),
+        (Interval(1.11, 0.9, 1.24), "not decided"),
+        (Interval(1.5, 1.09, 2.0), "not decided"),
+        (Interval(1.5, 1.11, 2.0), "refuted"),
+        (Interval(0.5, 0.4, 0.6), "holds"),
+        (Interval(0.5, math.nan, math.nan), "not decided"),
+        (Interval(math.inf, math.nan, math.nan), "not decided"),
     ],
 )
-def test_a_width_is_good_bad_or_not_decided(ratio: Ratio, verdict: bool | None) -> None:
-    assert ratio.good is verdict
+def test_a_width_is_good_bad_or_not_decided(ratio: Interval, verdict: str) -> None:
+    assert width._verdict(ratio) == verdict
 
 
 def test_an_error_of_zero_or_none_has_a_ratio() -> None:
-    assert Ratio.of([0.0, 0.0], [0.1, 0.1]).mean < 1e-6
+    assert width._ratio([0.0, 0.0], [0.1, 0.1]).mean < 1e-6
     for errors in ([math.nan], [math.nan, 0.1], [math.inf, 0.1]):
-        ratio = Ratio.of(errors, [0.1] * len(errors))
+        ratio = width._ratio(errors, [0.1] * len(errors))
         assert ratio.mean == math.inf
-        assert ratio.good is None
-        assert ratio.text() == "inf"
+        assert width._verdict(ratio) == "not decided"
+        assert ratio.text(2) == "inf"
 
 
 # --- results ----------------------------------------------------------------------------
@@ -152,30 +140,30 @@ def test_errors_between_two_lengths_are_interpolated() -> None:
     assert width._meanwhile(whole, 8000) == [0.1, 0.2]
 
 
-@pytest.mark.parametrize(("error", "verdict"), [(0.1, True), (0.16, False)])
+@pytest.mark.parametrize(("error", "verdict"), [(0.1, "holds"), (0.16, "refuted")])
 def test_the_chosen_number_of_directions_is_judged(
-    error: float, verdict: bool, monkeypatch: pytest.MonkeyPatch
+    error: float, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors = {**WHOLES, **{(linear(8), 800, rate): _same(error) for rate in width.RATES}}
     first = width.claims(_results(errors, monkeypatch))[0]
-    assert first.holds is verdict
+    assert first.verdict == verdict
     assert first.text.startswith("with 8 directions the error is at most 1.10 times")
     assert first.measured.startswith(f"{error / 0.1:.2f} [")
     assert f"{error / 0.4:.2f} [" in first.measured  # at equal time
 
 
 def test_projections_are_compared_with_narrow_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for narrow, verdict in ((0.3, True), (0.05, False)):
+    for narrow, verdict in ((0.3, "holds"), (0.05, "refuted")):
         errors = {**WHOLES, **{(linear(8), 800, rate): _same(0.1) for rate in width.RATES}}
         errors |= {(activated(8), 800, rate): _same(narrow) for rate in width.RATES}
         claim = width.claims(_results(errors, monkeypatch))[1]
-        assert claim.holds is verdict
+        assert claim.verdict == verdict
         assert f"a family, 8: {narrow / 0.1:.2f} [" in claim.measured
 
 
-@pytest.mark.parametrize(("error", "verdict"), [(0.1, True), (0.15, False)])
+@pytest.mark.parametrize(("error", "verdict"), [(0.1, "holds"), (0.15, "refuted")])
 def test_other_heads_are_compared_with_the_default(
-    error: float, verdict: bool, monkeypatch: pytest.MonkeyPatch
+    error: float, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scaled = width.other("channel-scale", 8)
     errors = {**WHOLES, **{(linear(8), 800, rate): _same(0.1) for rate in width.RATES}}
@@ -185,20 +173,21 @@ def test_other_heads_are_compared_with_the_default(
     assert claim.text == (
         "a head of ChannelScale has an error at most 1.10 times that of the default's"
     )
-    assert claim.holds is verdict
+    assert claim.verdict == verdict
     assert f"a family: {error / 0.1:.2f} [" in claim.measured
     assert claim.measured.endswith("with 1,000 weights for 1,000")
 
 
 @pytest.mark.parametrize(
-    ("last", "error", "verdict"), [(0.02, 0.2, True), (0.02, 0.1, False), (0.009, 0.2, None)]
+    ("last", "error", "verdict"),
+    [(0.02, 0.2, "holds"), (0.02, 0.1, "refuted"), (0.009, 0.2, "not testable")],
 )
 def test_a_full_last_direction_means_too_few(
-    last: float, error: float, verdict: bool | None, monkeypatch: pytest.MonkeyPatch
+    last: float, error: float, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors = {**WHOLES, **{(linear(4), 800, rate): _same(error) for rate in width.RATES}}
     claim = width.claims(_results(errors, monkeypatch, last))[-1]
-    assert claim.holds is verdict
+    assert claim.verdict == verdict
     assert f"{int(last < 0.01)} are too narrow as well" in claim.measured
 
 

@@ -237,7 +237,7 @@ def shown_steps(steps: Sequence[int]) -> list[int]:
     return sorted({max(1, round(last * (i + 1) / rows)) for i in range(rows)})
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Claim:
     """A claim of the paper, and what these runs measured.
 
@@ -245,8 +245,7 @@ class Claim:
         source: where the paper makes the claim.
         text: what it says.
         measured: what was measured here.
-        verdict: what the measurement says about the claim. True, False and None may be given for
-            ``holds``, ``refuted`` and ``not decided``.
+        verdict: what the measurement says about the claim.
         guess: possible reason if it does not hold; shown if it is refuted.
     """
 
@@ -256,23 +255,10 @@ class Claim:
     verdict: Verdict
     guess: str = ""
 
-    def __init__(
-        self, source: str, text: str, measured: str, verdict: Verdict | bool | None, guess: str = ""
-    ) -> None:
-        if not isinstance(verdict, str):
-            verdict = "not decided" if verdict is None else "holds" if verdict else "refuted"
-        # The class is frozen.
-        vars(self).update(source=source, text=text, measured=measured, verdict=verdict, guess=guess)
-
     @property
     def reason(self) -> str:
         """The guess, if the claim is refuted."""
         return self.guess if self.verdict == "refuted" else ""
-
-    @property
-    def holds(self) -> bool | None:
-        """True if it holds, False if it is refuted, else None."""
-        return {"holds": True, "refuted": False}.get(self.verdict)
 
 
 def claims(summaries: Sequence[Summary]) -> list[Claim]:

@@ -329,7 +329,7 @@ def _first_steps(measured: Steps, optimizer: str) -> Claim:
         "the first step of ours with hl.parameter_groups moves a predicted weight about as far as "
         f"a step of the plain network, at all sizes ({drawing.NAMES[optimizer]})",
         f"in multiples of the plain network's step: {', '.join(shown)}",
-        all(1 / FAR <= each <= FAR for each in total[GROUPS]),
+        "holds" if all(1 / FAR <= each <= FAR for each in total[GROUPS]) else "refuted",
     )
 
 

@@ -28,6 +28,7 @@ import torch
 
 from ... import HyperModel, save
 from .. import figures
+from ..comparison import Interval, Verdict, every
 from ..engine import Spec, task_of
 from ..summary import BEYOND, Claim
 from .base import Group, Results, Setup, Study, Table, base, grid
@@ -132,9 +133,10 @@ class Cell:
 
     def belongs(self, group: Group) -> bool:
         """Whether a group is of this cell."""
-        config = group.spec.config
-        own = all(getattr(config, name) == value for name, value in self.settings)
-        return group.spec.task == self.task and own
+        spec = group.spec
+        return spec.task == self.task and all(
+            getattr(spec.config, name) == value for name, value in self.settings
+        )
 
 
 def _family(
@@ -341,43 +343,18 @@ def _saved(model: HyperModel) -> int:
 # --- quality ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Geometric mean of paired ratios, with the 95 % interval of Student's t.
+def _ratio(errors: Sequence[float], others: Sequence[float]) -> Interval:
+    """Errors over those of the same seeds; a run that diverged has an infinite one."""
+    return Interval.ratio([_finite(e) for e in errors], [_finite(e) for e in others])
 
-    Attributes:
-        mean: of the ratios.
-        low: lower end; NaN with one seed, or if a run diverged.
-        high: upper end; NaN likewise.
-    """
 
-    mean: float
-    low: float
-    high: float
+def _verdict(ratio: Interval) -> Verdict:
+    """Whether a width is as good."""
+    return ratio.below(DECIDED, GOOD)
 
-    @classmethod
-    def of(cls, values: Sequence[float], others: Sequence[float]) -> Ratio:
-        """Compare values with others of the same seeds."""
-        logs = [_log(a) - _log(b) for a, b in zip(values, others, strict=True)]
-        mean = statistics.fmean(logs)
-        if len(logs) < 2 or not math.isfinite(mean):
-            return cls(math.exp(mean), math.nan, math.nan)
-        from scipy.stats import t
 
-        half = float(t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
-        return cls(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
-
-    @property
-    def good(self) -> bool | None:
-        """Whether it is at most 1.10; None if these seeds do not decide it."""
-        if self.mean <= GOOD and self.high <= DECIDED:
-            return True
-        return False if self.low > GOOD else None
-
-    def text(self) -> str:
-        """``1.07 [0.95, 1.20]``."""
-        interval = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
-        return f"{self.mean:.2f}{interval}"
+def _finite(error: float) -> float:
+    return error if math.isfinite(error) else math.inf
 
 
 def _log(error: float) -> float:
@@ -438,8 +415,8 @@ class Row:
     width: Width
     price: Price
     quality: Quality
-    steps: Ratio
-    time: Ratio
+    steps: Interval
+    time: Interval
 
 
 def _rows(results: Results) -> list[Row]:
@@ -455,8 +432,8 @@ def _rows(results: Results) -> list[Row]:
             found.append(
                 Row(
                     *(cell, width, prices[cell, width], own),
-                    steps=Ratio.of(own.errors, whole[lengths[-1]].errors),
-                    time=Ratio.of(own.errors, meanwhile),
+                    steps=_ratio(own.errors, whole[lengths[-1]].errors),
+                    time=_ratio(own.errors, meanwhile),
                 )
             )
     return found
@@ -543,10 +520,10 @@ def claims(results: Results) -> list[Claim]:
                     BEYOND,
                     f"with {row.width.read} directions the error is at most {GOOD:.2f} times that "
                     f"of a head that reads all 128 features ({row.cell.title})",
-                    f"{row.steps.text()} times at equal steps, {row.time.text()} times at equal "
+                    f"{row.steps.text(2)} times at equal steps, {row.time.text(2)} times at equal "
                     "time (geometric mean over seeds, 95 % interval); "
                     f"{row.price.weights:,} weights, a step takes {1e3 * row.price.step:.1f} ms",
-                    row.steps.good,
+                    _verdict(row.steps),
                     "this family changes in more directions, or faster, than so few learn in so "
                     "few steps",
                 )
@@ -565,20 +542,19 @@ def _narrow(rows: Sequence[Row]) -> Claim:
         for row in rows
         if row.width.kind == "activated" and (row.cell, linear(row.width.read)) in by_width
     ]
-    ratios = [Ratio.of(a.quality.errors, b.quality.errors) for a, b in pairs]
+    ratios = [_ratio(a.quality.errors, b.quality.errors) for a, b in pairs]
     better = sum(ratio.mean > 1.0 for ratio in ratios)
     shown = [
-        f"{a.cell.title}, {a.width.read}: {ratio.text()}"
+        f"{a.cell.title}, {a.width.read}: {ratio.text(2)}"
         for (a, _), ratio in zip(pairs, ratios, strict=True)
     ]
-    sure = any(ratio.low > 1.0 for ratio in ratios)
     return Claim(
         BEYOND,
         "with as many features, a linear projection of a wide trunk has a smaller error than a "
         "narrow last layer with an activation",
         f"in {better} of {len(pairs)} comparisons; error of the narrow layer over that of the "
         f"projection: {'; '.join(shown)}",
-        better == len(pairs) if sure or better < len(pairs) else None,
+        every(ratio.above(1.0) for ratio in ratios),
         "where the family changes slowly, any few features are enough",
     )
 
@@ -587,19 +563,18 @@ def _head(rows: Sequence[Row], name: str) -> Claim | None:
     """Claim that another head is as good as the default; None where it was not tried."""
     chosen = {row.cell: row for row in rows if row.width == linear(row.cell.chosen)}
     pairs = [(row, chosen[row.cell]) for row in rows if row.width.kind == name]
-    ratios = [Ratio.of(a.quality.errors, b.quality.errors) for a, b in pairs]
+    ratios = [_ratio(a.quality.errors, b.quality.errors) for a, b in pairs]
     if not ratios:
         return None
     shown = [
-        f"{a.cell.title}: {ratio.text()} with {a.price.weights:,} weights for {b.price.weights:,}"
+        f"{a.cell.title}: {ratio.text(2)} with {a.price.weights:,} weights for {b.price.weights:,}"
         for (a, b), ratio in zip(pairs, ratios, strict=True)
     ]
-    verdicts = [ratio.good for ratio in ratios]
     return Claim(
         BEYOND,
         f"a head of {name} has an error at most {GOOD:.2f} times that of the default's",
         f"error over that of the default: {'; '.join(shown)}",
-        False if False in verdicts else None if None in verdicts else True,
+        every(map(_verdict, ratios)),
         "it changes the weights in fewer ways",
     )
 
@@ -617,7 +592,7 @@ def _last(rows: Sequence[Row]) -> Claim:
         f"{len(few)} of {len(full)} such widths have an error above {GOOD:.2f} times that with all "
         f"features{'; not ' if others else ''}{'; '.join(others)}; of the widths below it, "
         f"{len(missed)} are too narrow as well",
-        (len(few) == len(full)) if full else None,
+        every(row.steps.above(1.0, GOOD) for row in full),
     )
 
 
@@ -637,7 +612,7 @@ def tables(results: Results) -> list[Table]:
                 f"{1e3 * row.price.step:.2f}",
                 f"{row.quality.rate:g}",
                 f"{statistics.fmean(errors):.3g}{spread}",
-                *(row.steps.text(), row.time.text(), f"{row.quality.last:.2g}"),
+                *(row.steps.text(2), row.time.text(2), f"{row.quality.last:.2g}"),
             ]
         )
     return [Table("Widths", heading, cells)]
