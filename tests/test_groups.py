@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 import hyperlight as hl
 from hyperlight.groups import _gradient as random_gradients
+from hyperlight.lab.data import Batches, Request, load_images
+from hyperlight.lab.primaries import LeNet
 from tests.models import PRIMARIES, mlp
 from tests.reference.steps import Batch, distances, first_step, spread_draws
 
@@ -819,6 +821,40 @@ def test_it_trains_at_the_highest_rate_at_which_the_plain_network_trains(setting
     assert least < 0.8 * float(batch_of(59)[1].var())
     model = model_of(setting)
     assert trained(model, hl.parameter_groups(model, 0.05)) < 1.25 * least
+
+
+@pytest.mark.parametrize(("rule", "lr"), [("adam", 1e-3), ("adam", 3e-2), ("sgd", 0.1)])
+def test_a_network_learns_digits_at_the_rates_of_the_plain_one(rule: str, lr: float) -> None:
+    split = load_images("digits", Request(None))
+    test = split.test.unit()
+
+    def accuracy(model: nn.Module, groups: Any) -> float:
+        adam = rule == "adam"
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(groups) if adam else torch.optim.SGD(groups, momentum=0.9)
+        )
+        batches = Batches(split.train, 128, 0)
+        generator = torch.Generator().manual_seed(0)
+
+        def draw() -> dict[str, Tensor]:
+            return model.sample(generator=generator) if isinstance(model, hl.HyperModel) else {}
+
+        for _ in range(150):
+            batch = next(batches)
+            loss = F.cross_entropy(model(batch.images, **draw()), batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            right = [model(test.images, **draw()).argmax(1) == test.labels for _ in range(3)]
+        return float(torch.cat(right).float().mean())
+
+    torch.manual_seed(0)
+    plain = LeNet(8)
+    model = hl.hypernetize(copy.deepcopy(plain), SPACE)
+    least = accuracy(plain, [{"params": [*plain.parameters()], "lr": lr}])
+    assert least > 0.9
+    assert accuracy(model, hl.parameter_groups(model, lr, rule=rule)) > least - 0.02
 
 
 # --- parts ------------------------------------------------------------------------------
