@@ -98,7 +98,7 @@ def test_registration_is_learned_and_gamma_does_what_it_should(
     outcome = task.finish(model, tmp_path)
     assert model.training
     (_, heading, rows) = outcome.tables[0]
-    assert list(heading) == ["gamma", "dice", "folding (%)", "mse"]
+    assert list(heading) == ["gamma", "dice", "folding (%)", "mse", "objective"]
     assert [row[0] for row in rows] == [i / 10 for i in range(11)]
     assert rows[0][3] < rows[-1][3]  # images are most alike where nothing asks for smoothness
     before = outcome.figures["dice before registration"]
@@ -107,6 +107,7 @@ def test_registration_is_learned_and_gamma_does_what_it_should(
     assert outcome.figures["dice there, test"] > before + 0.05
     pairs = task._pairs(task.test)
     losses = [task._rows(model, [i / 10], pairs)[0]["loss"] for i in range(11)]
+    assert [row[4] for row in rows] == pytest.approx(losses, rel=1e-4)
     assert outcome.figures["test error"] == pytest.approx(sum(losses) / 11)
     assert outcome.figures["validation error"] != outcome.figures["test error"]
     for _, path in outcome.pictures:

@@ -20,6 +20,7 @@ from . import (
     fig9,
     lr,
     rates,
+    registration,
     runtime,
     table2,
     width,
@@ -36,6 +37,6 @@ STUDIES: dict[str, Study] = {
         *(fig6.STUDY, fig7.STUDY, fig8.STUDY, fig9.STUDY),
         *(table2.STUDY, lr.STUDY, runtime.STUDY),
         *(dimension.STUDY, rates.STUDY, family_hypermorph.STUDY, family_scale_space.STUDY),
-        width.STUDY,
+        *(registration.STUDY, width.STUDY),
     )
 }

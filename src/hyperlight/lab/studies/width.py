@@ -17,21 +17,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ... import HyperModel, save
 from .. import figures
 from ..comparison import Interval, Verdict, every
-from ..engine import Spec, task_of
+from ..engine import Spec
 from ..summary import BEYOND, Claim
 from .base import Group, Results, Setup, Study, Table, base, grid
+from .price import Price, prices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -273,21 +268,6 @@ def specs(setup: Setup) -> list[Spec]:
 # --- what a width costs -----------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Price:
-    """What a width costs in a family.
-
-    Attributes:
-        weights: parameters of the model.
-        file: size of the saved model in bytes.
-        step: median seconds of a training step.
-    """
-
-    weights: int
-    file: int
-    step: float
-
-
 Prices = Mapping[tuple[Cell, Width], Price]
 
 
@@ -297,47 +277,14 @@ def measure(setup: Setup) -> Prices:
     found: dict[tuple[Cell, Width], Price] = {}
     for cell in cells(setup):
         start = _base(setup, cell)
-        steppers: dict[Width, Callable[[], None]] = {}
-        models: dict[Width, HyperModel] = {}
-        for width in widths(cell):
-            config = dataclasses.replace(start.config, **dataclasses.asdict(width))
-            models[width], steppers[width] = _stepper(dataclasses.replace(start, config=config))
-        times: dict[Width, list[float]] = {width: [] for width in models}
-        for _ in range(rounds):
-            for width, step in steppers.items():
-                begun = time.perf_counter()
-                step()
-                times[width].append(time.perf_counter() - begun)
-        for width, model in models.items():
-            weights = sum(p.numel() for p in model.parameters())
-            step_seconds = statistics.median(times[width][1:])
-            found[cell, width] = Price(weights, _saved(model), step_seconds)
+        specs = {
+            (cell, width): dataclasses.replace(
+                start, config=dataclasses.replace(start.config, **dataclasses.asdict(width))
+            )
+            for width in widths(cell)
+        }
+        found |= prices(specs, rounds)
     return found
-
-
-def _stepper(spec: Spec) -> tuple[HyperModel, Callable[[], None]]:
-    """A model, and a function that takes a training step."""
-    task = task_of(spec.task, spec.config, torch.device("cpu"))
-    model = task.model("mip", 0)
-    assert isinstance(model, HyperModel)
-    optimizer = spec.training.make_optimizer(model)
-    batches = task.batches(spec.training.batch_size, 0)
-    generator = torch.Generator().manual_seed(0)
-
-    def step() -> None:
-        loss = task.loss(model, next(batches), task.sample(model, generator), 0)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-
-    return model, step
-
-
-def _saved(model: HyperModel) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        save(model, path)
-        return path.stat().st_size
 
 
 # --- quality ----------------------------------------------------------------------------
@@ -420,18 +367,18 @@ class Row:
 
 
 def _rows(results: Results) -> list[Row]:
-    prices: Prices = results.measured
+    measured: Prices = results.measured
     lengths = sorted(results.values("steps"))
     found = []
-    for cell in dict.fromkeys(cell for cell, _ in prices):
+    for cell in dict.fromkeys(cell for cell, _ in measured):
         whole = {n: _quality(results, cell, WHOLE, n) for n in lengths}
-        for width in (width for there, width in prices if there == cell):
+        for width in (width for there, width in measured if there == cell):
             own = _quality(results, cell, width, lengths[-1])
-            share = prices[cell, width].step / prices[cell, WHOLE].step
+            share = measured[cell, width].step / measured[cell, WHOLE].step
             meanwhile = _meanwhile(whole, share * lengths[-1])
             found.append(
                 Row(
-                    *(cell, width, prices[cell, width], own),
+                    *(cell, width, measured[cell, width], own),
                     steps=_ratio(own.errors, whole[lengths[-1]].errors),
                     time=_ratio(own.errors, meanwhile),
                 )

@@ -275,9 +275,10 @@ class HypermorphTask:
         figures at its one gamma.
         """
         before, most = self.before(), self.config.final_pairs
-        validated = self._means(model, self._pairs(self.valid, most))["dice"]
-        known = {"dice before registration": before, "validation dice": validated}
+        validated = self._means(model, self._pairs(self.valid, most))
+        known = {"dice before registration": before, "validation dice": validated["dice"]}
         if isinstance(model, Fixed):
+            known["validation error"] = validated["loss"]
             return Outcome(figures={**known, **self.at(model, self.config.gamma)})
         gammas = [i / 10 for i in range(11)]
         pictures: list[tuple[str, Path]] = []
@@ -316,9 +317,12 @@ class HypermorphTask:
             tables=[
                 (
                     "Test pairs against gamma",
-                    ("gamma", "dice", "folding (%)", "mse"),
+                    ("gamma", "dice", "folding (%)", "mse", "objective"),
                     [
-                        (g, round(r["dice"], 4), round(100 * r["folding"], 3), round(r["mse"], 6))
+                        (
+                            *(g, round(r["dice"], 4), round(100 * r["folding"], 3)),
+                            *(round(r["mse"], 6), float(f"{r['loss']:.5g}")),
+                        )
                         for g, r in zip(gammas, rows, strict=True)
                     ],
                 )

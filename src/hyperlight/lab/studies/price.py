@@ -1,0 +1,91 @@
+"""What models cost: parameters, the size of a file, and the time of a training step."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import save_model
+
+from ... import HyperModel, save
+from ..engine import Spec, task_of
+from ..tasks.base import Model
+
+__all__ = ["Price", "prices"]
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a model costs.
+
+    Attributes:
+        weights: parameters of the model.
+        file: size of the saved model in bytes.
+        step: median seconds of a training step.
+    """
+
+    weights: int
+    file: int
+    step: float
+
+
+def prices(specs: Mapping[Key, Spec], rounds: int) -> dict[Key, Price]:
+    """Measure models on the CPU; in every round each of them takes one step.
+
+    Args:
+        specs: how each is built and trained.
+        rounds: number of steps; the first one is not counted.
+    """
+    models: dict[Key, Model] = {}
+    steps: dict[Key, Callable[[], None]] = {}
+    for key, spec in specs.items():
+        models[key], steps[key] = _stepper(spec)
+    times: dict[Key, list[float]] = {key: [] for key in specs}
+    for _ in range(rounds):
+        for key, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            times[key].append(time.perf_counter() - begun)
+    return {
+        key: Price(
+            sum(p.numel() for p in model.parameters()),
+            _saved(model),
+            statistics.median(times[key][1:]),
+        )
+        for key, model in models.items()
+    }
+
+
+def _stepper(spec: Spec) -> tuple[Model, Callable[[], None]]:
+    """A model, and a function that takes a training step."""
+    task = task_of(spec.task, spec.config, torch.device("cpu"))
+    model = task.model(spec.formulation, 0)
+    optimizer = spec.training.make_optimizer(model)
+    batches = task.batches(spec.training.batch_size, 0)
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        loss = task.loss(model, next(batches), task.sample(model, generator), 0)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+    return model, step
+
+
+def _saved(model: Model) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        if isinstance(model, HyperModel):
+            save(model, path)
+        else:
+            save_model(model.saved, str(path))
+        return path.stat().st_size
