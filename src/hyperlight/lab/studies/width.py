@@ -177,7 +177,7 @@ CELLS = (
     ),
     Cell(
         *("1 input, beta-VAE", 16, (4, 8)),
-        (("data", "mnist"),),
+        (("data", "digits"),),
         "vae",
         (("rates", "groups"), ("schedule", "cosine")),
         rates=(1e-3, 3e-3),
