@@ -172,7 +172,7 @@ CELLS = (
         "hypermorph",
         tuple(_REGISTERED.items()),
         rates=(2e-3, 5e-3),
-        narrow=(8,),
+        narrow=(),
         heads=("channel-scale",),
     ),
     Cell(
