@@ -433,7 +433,7 @@ def test_a_study_lists_the_runs_that_diverged(
 ) -> None:
     def claims(results: Results) -> list[Claim]:
         wild = judging.sooner("figure 1", "MIP is sooner", *results.pair(lr=1e9))
-        return [wild, Claim("figure 1", "an old claim", "1", False, "a guess")]
+        return [wild, Claim("figure 1", "another claim", "1", "refuted", "a guess")]
 
     study = Study(
         name="wild",

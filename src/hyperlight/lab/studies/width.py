@@ -580,8 +580,8 @@ STUDY = Study(
     tables=tables,
     reduced={
         "smoke": "two small families, 8 steps (4 steps and 2 steps for equal time)",
-        "cpu": "800 steps (400 steps and 200 steps for equal time) in batches of 256, or batches "
-        "of 32 images for the convolutional network and 4 pairs for registration; two rates; "
-        "other trunks in three families, other heads in six",
+        "cpu": "800 steps (400 steps and 200 steps for equal time) in batches of 256, batches of "
+        "32 images for the convolutional network, or batches of 4 pairs for registration; two "
+        "rates; other trunks in three families, other heads in six",
     },
 )
