@@ -157,13 +157,12 @@ def explore(
     for name, value in held.items():
         notes.append(escape(f"{name} is held at {_texts(_stacked(value))[0]}."))
     html = _html(title, axes, panels, notes)
-    if len(html) > max_bytes:
+    if (size := len(html.encode())) > max_bytes:
         raise ConfigurationError(
-            f"The page would take {len(html) / 1000:.0f} kB for {len(frames.wheres)} values with "
-            f"{len(panels)} pictures each; expected at most {max_bytes / 1000:.0f} kB. Show fewer "
-            "samples "
-            "(samples=1), fewer values, or smaller pictures (draw=lambda y: "
-            "torch.nn.functional.avg_pool2d(y, 2)), or raise max_bytes."
+            f"The page would take {size / 1000:.0f} kB, for {len(frames.wheres)} values with "
+            f"{len(panels)} panels each; expected at most {max_bytes / 1000:.0f} kB. Show fewer "
+            "samples (samples=1), fewer values, or smaller pictures (draw=lambda y: "
+            "torch.nn.functional.avg_pool2d(y, 2)); or raise max_bytes."
         )
     return Page(html)
 
@@ -239,10 +238,9 @@ def _axes(model: HyperModel, given: dict[str, Any]) -> tuple[list[_Axis], dict[s
         else:
             axes.append(_Axis(name, values[name], _texts(values[name], shape[0])))
     if not axes:
-        name = next(iter(values))
         raise InputError(
             f"No input varies: {listed(held)} {'are' if len(held) > 1 else 'is'} held at a value. "
-            f"Pass several values, or how many, as in {name}=32."
+            "Pass a list or a tensor of values for one of them."
         )
     if len(axes) > 2:
         raise InputError(
