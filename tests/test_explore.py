@@ -265,6 +265,13 @@ def test_a_category_and_a_single_tensor_hold_an_input() -> None:
     assert Reader(page.html).text("p")[-2:] == ["site is held at 2.", "z is held at 0.5, -1."]
 
 
+def test_a_list_of_one_value_holds_an_input() -> None:
+    model, x = made(nn.Linear(2, 1), scale=hl.Uniform(), level=hl.Uniform()), torch.rand(4, 2)
+    page = hl.explore(model, x, scale=[0.1, 0.2], level=[0.3])
+    cells = frames(page)["panels"][3]["cells"]
+    assert cells[1] == [f"{model(x, scale=0.2, level=0.3)[3].item():.4g}"]
+
+
 def test_values_of_several_entries_vary_in_the_order_given() -> None:
     model, x = made(nn.Linear(2, 1), ray=hl.Simplex(2), z=hl.Vector(6)), torch.rand(1, 2)
     rays, z = torch.tensor([[0.25, 0.75], [1.0, 0.0]]), torch.randn(3, 6)
@@ -336,17 +343,18 @@ def test_bytes_are_pictures_as_they_are() -> None:
     assert torch.equal(picture(panel["sources"][0]), pixels[0].movedim(0, -1))
 
 
-@pytest.mark.parametrize("pattern", ["noise", "across", "down"])
+@pytest.mark.parametrize("pattern", ["noise", "across", "down", "colour"])
 def test_pngs_are_right_with_every_filter(pattern: str) -> None:
     ramp = torch.arange(0, 240, 3, dtype=torch.uint8)
     pixels = {
-        "noise": torch.randint(0, 255, (80, 80), dtype=torch.uint8),
-        "across": ramp.expand(80, 80),
-        "down": ramp[:, None].expand(80, 80),
+        "noise": torch.randint(0, 255, (1, 80, 80), dtype=torch.uint8),
+        "across": ramp.expand(1, 80, 80),
+        "down": ramp[:, None].expand(1, 80, 80),
+        "colour": torch.stack([ramp, 255 - ramp, ramp // 2])[:, None].expand(3, 80, 80),
     }[pattern]
-    model = made(Through(nn.Linear(1, 1), lambda y: pixels[None, None]))
+    model = made(Through(nn.Linear(1, 1), lambda y: pixels[None]))
     (panel,) = frames(hl.explore(model, torch.rand(1, 1), scale=2))["panels"]
-    assert torch.equal(picture(panel["sources"][0])[..., 0], pixels)
+    assert torch.equal(picture(panel["sources"][0]), pixels.movedim(0, -1))
     if pattern != "noise":  # a filter makes a ramp almost nothing
         assert len(panel["sources"][0]) < 500
 
@@ -460,7 +468,7 @@ def test_classes_have_bars(given: str) -> None:
         "draw": {"draw": "classes"},
     }[given]
     page = hl.explore(model, x, scale=[0.1, 0.4], **options)
-    p = model(x, scale=0.4)
+    p = model(x, scale=0.4).detach()
     p = p if given == "probabilities" else p.softmax(1)
     panel = frames(page)["panels"][1]
     assert panel["cells"][1] == [f"{float(v):.3f}" for v in p[1]]
