@@ -48,6 +48,7 @@ ORDER = [
     "diagnostics",
     "groups",
     "tune",
+    "explore",
     "testing",
     "__init__",
     "__main__",

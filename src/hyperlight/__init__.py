@@ -29,6 +29,7 @@ from .errors import (
     TargetError,
     TransferError,
 )
+from .explore import Page, explore
 from .groups import parameter_groups
 from .heads import ChannelScale, Chunked, Dense, Head, LowRank, PerLayer
 from .hypernet import HyperNet
@@ -87,6 +88,9 @@ __all__ = [
     # after training: the best inputs
     "tune",
     "Tuned",
+    # a page with sliders
+    "explore",
+    "Page",
     # diagnosis
     "scale_profile",
     "ScaleProfile",

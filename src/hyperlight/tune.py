@@ -127,7 +127,7 @@ def tune(
     fixed = {} if fixed is None else fixed
     _check_names(model, start, fixed)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         first, batch_shape = _first(model, {**fixed, **start})
         spaces = {name: space for name, space in model.inputs.items() if name not in fixed}
         searched = {n: space for n, space in spaces.items() if not isinstance(space, Encoded)}
@@ -370,7 +370,7 @@ def _check_names(model: HyperModel, start: Mapping[str, Any], fixed: Mapping[str
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, and every module's own mode again afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
