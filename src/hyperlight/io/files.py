@@ -33,7 +33,7 @@ from ..errors import FormatError, HyperLightError, did_you_mean, listed
 from ..heads import ChannelScale, Chunked, Dense, Head, LowRank, Mixed, PerLayer
 from ..hypernet import HyperNet
 from ..inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
-from ..model import HyperModel
+from ..model import HyperModel, N
 from ..trunk import ACTIVATIONS, Activation, OwnTrunk, Trunk
 from . import container
 from .container import CODES, feed, in_words
@@ -174,7 +174,7 @@ def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -
 
 
 @overload
-def load(path: FilePath, primary: nn.Module, **settings: Unpack[LoadSettings]) -> HyperModel: ...
+def load(path: FilePath, primary: N, **settings: Unpack[LoadSettings]) -> HyperModel[N]: ...
 
 
 @overload
