@@ -243,7 +243,8 @@ def test_the_verdict_says_what_the_model_lacks() -> None:
     raw = hl.scale_profile(exaggerated(wide(encoding=None), 8.0)).verdict
     assert raw.endswith("Build the model with encoding=hl.CosSin().")
     assert hl.scale_profile(wide()).verdict == (
-        "The scale of the predicted weights does not follow 'g': nothing to change."
+        "The scale of the predicted weights is steady along 'g' (variation below 20 %): nothing to "
+        "change."
     )
 
 
@@ -301,9 +302,8 @@ def test_the_verdict_on_gradients_tells_the_formulations_apart(seed: int) -> Non
     classical, mip = profile(encoding=None, residual=False), profile(init="relative")
     assert "gradient by the predicted weights follows the magnitude of 'g'" in classical.verdict
     assert classical.verdict.endswith("encoding=hl.CosSin() and residual=True.")
-    assert mip.verdict == (
-        "The gradient by the predicted weights does not follow 'g': nothing to change."
-    )
+    assert mip.verdict.startswith("The gradient by the predicted weights is steady along 'g' (")
+    assert mip.verdict.endswith("): nothing to change.")
     assert mip.variation < 0.1 * classical.variation
 
 
@@ -316,8 +316,31 @@ def test_variation_below_the_noise_of_the_batches_is_no_problem() -> None:
     steady = hl.gradient_profile(model, loss, [1.0, 1.0])  # proportional to gamma: 0.6
     assert "follows the magnitude" in steady.verdict
     noisy = hl.gradient_profile(model, loss, [1.0, 1e-3])
-    assert "does not follow 'g'" in noisy.verdict
+    assert "steady along 'g' (variation below " in noisy.verdict
+    assert "twice that across the batches): nothing to change." in noisy.verdict
+    assert "twice" not in hl.gradient_profile(wide(), loss, [1.0, 1.0]).verdict
     assert noisy.variation == pytest.approx(steady.variation)
+    assert "correlation" in str(steady)
+    assert "correlation" not in str(noisy)
+
+
+def test_no_correlation_is_shown_of_what_hardly_varies() -> None:
+    # One direction that rises evenly, by a tenth: a straight line has a correlation of 1.
+    model = hl.hypernetize(mlp(), {"g": hl.Uniform(0.0, 1.0)}, init="zero")
+    theta0 = {name: t.detach() for name, t in model.theta0.items()}
+    model.predict = lambda g: {n: t * (1.0 + 0.1 * float(g)) for n, t in theta0.items()}
+    profile = hl.scale_profile(model)
+    assert profile.correlation > 0.99
+    assert "steady along 'g'" in profile.verdict
+    assert str(profile).startswith("g: predicted weights have std ")
+    assert str(profile).endswith(f"(variation 3 %)\n{profile.verdict}")
+    model.predict = lambda g: {n: t * (1.0 + 3.0 * float(g)) for n, t in theta0.items()}
+    steep = hl.scale_profile(model)
+    assert "correlation with the input's magnitude 1.00\n" in str(steep)
+    assert "steady" not in steep.verdict
+    categories = hl.hypernetize(mlp(), {"g": hl.Categorical(3)}, init="zero")
+    categories.predict = lambda g: {n: t * (1.0 + 3.0 * float(g)) for n, t in theta0.items()}
+    assert "nan" not in str(hl.scale_profile(categories))
 
 
 # --- figures ------------------------------------------------------------------------

@@ -71,6 +71,46 @@ def test_every_primary_comes_back_to_the_bit(name: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def _regularized() -> nn.Sequential:
+    inner = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5))
+    return nn.Sequential(nn.Linear(3, 4), inner, nn.Linear(4, 2))
+
+
+def _modes(module: nn.Module) -> dict[str, bool]:
+    return {name: part.training for name, part in module.named_modules()}
+
+
+@pytest.mark.parametrize("part", ["", "primary", "primary.1.1", "hypernet", "hypernet.trunk"])
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_model_comes_back_in_the_mode_in_which_it_was_saved(
+    tmp_path: Path, part: str, mode: bool
+) -> None:
+    model = hl.hypernetize(_regularized(), SPACE).train(not mode)
+    model.get_submodule(part).train(mode)
+    hl.save(model, tmp_path / "m")
+    for fresh in (_regularized(), _regularized().eval()):
+        again = hl.load(tmp_path / "m", fresh)
+        assert _modes(again) == _modes(model)
+    hl.save(model.hypernet, tmp_path / "h")
+    assert _modes(hl.load(tmp_path / "h")) == _modes(model.hypernet)
+
+
+def test_a_model_saved_for_use_predicts_at_once(tmp_path: Path) -> None:
+    model = hl.hypernetize(_regularized(), SPACE).eval()
+    hl.save(model, tmp_path / "m")
+    x = torch.randn(8, 3)
+    assert torch.equal(hl.load(tmp_path / "m", _regularized())(x, g=0.3), model(x, g=0.3))
+
+
+def test_a_file_without_modes_leaves_that_of_the_primary(tmp_path: Path) -> None:
+    hl.save(hl.hypernetize(_regularized(), SPACE).eval(), tmp_path / "m")
+    rewrite(tmp_path / "m", lambda tensors, about: about.pop("modes"))
+    again = hl.load(tmp_path / "m", _regularized().eval())
+    assert again.training
+    assert again.hypernet.training
+    assert not again.primary.training
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "classical": {"encoding": None, "residual": False},
@@ -275,6 +315,7 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
         "aliases": {},
         "raw": {},
         "left_out": {},
+        "modes": {"": True},
     }
     assert list(about["inputs"]) == ["b", "a"]
 

@@ -59,6 +59,11 @@ class _Profile(ABC):
         """What was measured, a column for every batch: ``(points, batches)``."""
 
     @property
+    @abstractmethod
+    def _steady(self) -> float:
+        """The variation below which the size is called steady."""
+
+    @property
     def _size(self) -> Tensor:
         return self._columns.mean(dim=1)
 
@@ -83,7 +88,8 @@ class _Profile(ABC):
     def correlation(self) -> float:
         """Pearson's correlation of scale and magnitude; 1 if they are proportional.
 
-        NaN if either is constant, and for categories, which have no magnitude.
+        It says nothing of a scale that hardly varies, and is not printed there. NaN if either is
+        constant, and for categories, which have no magnitude.
         """
         return _correlation(self.magnitude, self._size)
 
@@ -124,10 +130,14 @@ class _Profile(ABC):
 
     def _text(self, subject: str, noise: str = "") -> str:
         low, high = (float(end) for end in torch.aminmax(self._size))
-        return (
+        text = (
             f"{self.input}: {subject} {low:.3g} to {high:.3g} (variation {100 * self.variation:.0f}"
-            f" %{noise}), correlation with the input's magnitude {self.correlation:.2f}"
+            f" %{noise})"
         )
+        # Of what hardly varies, a correlation says nothing: it is 1 for any straight line.
+        if self.variation < self._steady or math.isnan(self.correlation):
+            return text
+        return f"{text}, correlation with the input's magnitude {self.correlation:.2f}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +167,10 @@ class ScaleProfile(_Profile):
     def _columns(self) -> Tensor:
         return self.std[:, None]
 
+    @property
+    def _steady(self) -> float:
+        return _STEADY_SCALE
+
     def __str__(self) -> str:
         return f"{self._text('predicted weights have std')}\n{self.verdict}"
 
@@ -184,6 +198,10 @@ class GradientProfile(_Profile):
     @property
     def _columns(self) -> Tensor:
         return self.norm
+
+    @property
+    def _steady(self) -> float:
+        return _steady_gradient(self.norm)
 
     @property
     def batch_variation(self) -> float:
@@ -339,8 +357,8 @@ def gradient_profile(
         )
     each = torch.stack(columns, dim=2).cpu()  # (targets, points, batches)
     norm = each.norm(dim=0)
-    steady = max(_STEADY_GRADIENT, 2 * _noise(norm))
-    verdict = axis.verdict("The gradient by the predicted weights", norm.mean(dim=1), steady)
+    subject = "The gradient by the predicted weights"
+    verdict = axis.verdict(subject, norm.mean(dim=1), _steady_gradient(norm))
     targets = dict(zip(model.theta0, each, strict=True))
     return GradientProfile(axis.name, axis.values.cpu(), axis.magnitude, norm, targets, verdict)
 
@@ -535,7 +553,11 @@ class _Axis:
         if not bool(size.isfinite().all()):
             return f"{subject} is not finite everywhere along {self.name!r}: the model diverged."
         if variation < steady:
-            return f"{subject} does not follow {self.name!r}: nothing to change."
+            noise = ", twice that across the batches" if steady > _STEADY_GRADIENT else ""
+            return (
+                f"{subject} is steady along {self.name!r} (variation below {100 * steady:.0f} %"
+                f"{noise}): nothing to change."
+            )
         hypernet = self.model.hypernet
         varied = self._wrapped(self.name, self._data)
         encoded = hypernet.encode(**{self.name: varied}, **self._held).norm(dim=-1)
@@ -612,6 +634,10 @@ def _variation(size: Tensor) -> float:
 
 def _noise(norm: Tensor) -> float:
     return sum(map(_variation, norm)) / len(norm)
+
+
+def _steady_gradient(norm: Tensor) -> float:
+    return max(_STEADY_GRADIENT, 2 * _noise(norm))
 
 
 def _correlation(magnitude: Tensor, size: Tensor) -> float:

@@ -11,7 +11,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +34,25 @@ from .targets import Targets, attribute, select
 from .trunk import Activation, OwnTrunk
 from .widths import Directions, Hidden
 
+N = TypeVar("N", bound=nn.Module)
+if TYPE_CHECKING:  # typing's own has defaults from Python 3.13 on
+    from typing_extensions import TypeVar as TypeVarWithDefault
 
-class HyperModel(nn.Module):
+    M = TypeVarWithDefault("M", bound=nn.Module, covariant=True, default=Any)
+else:
+    M = TypeVar("M", bound=nn.Module, covariant=True)
+
+
+class HyperModel(nn.Module, Generic[M]):
     r"""A primary whose weights depend on named inputs.
 
     .. math:: \theta = \theta^0 + h(\gamma; \omega)
 
     The primary's own parameters are :math:`\theta^0`; ``hypernet`` is :math:`h`. Made by
     :func:`hypernetize`.
+
+    Type checkers know it as ``HyperModel[M]``, where ``M`` is the class of the primary: that of
+    ``primary`` and of what :meth:`bind` and :meth:`at` return.
 
     Args:
         primary: the network; it is not changed, and not copied.
@@ -77,7 +88,7 @@ class HyperModel(nn.Module):
     # Of a model inside of another one: they hold structure, by path, and no weights.
     shared_when_bound = frozenset(("_plan", "_many"))
 
-    def __init__(self, primary: nn.Module, hypernet: HyperNet) -> None:
+    def __init__(self, primary: M, hypernet: HyperNet) -> None:
         super().__init__()
         targets = select(primary, lambda name, _: name in hypernet.shapes)
         missing = set(hypernet.shapes) - {target.name for target in targets}
@@ -95,7 +106,7 @@ class HyperModel(nn.Module):
                     f"shape {tuple(target.shape)}."
                 )
         _refuse_clashes(primary, hypernet.inputs)
-        self.primary = primary
+        self.primary: M = primary
         self.hypernet = hypernet
         self._names = tuple(target.name for target in targets)
         self._plan = BindPlan(primary, {target.name: target.aliases for target in targets})
@@ -268,7 +279,7 @@ class HyperModel(nn.Module):
         theta = self._weights(self.theta0, *self._features(gamma))
         return {name: dense(theta[name]) for name in self._names}
 
-    def bind(self, **gamma: Any) -> Any:
+    def bind(self, **gamma: Any) -> M:
         """The primary with the weights for ``gamma`` in place, predicted once.
 
         The bound network is a module of the primary's own class: call it, call its other methods,
@@ -308,9 +319,10 @@ class HyperModel(nn.Module):
         theta = self._weights(theta0, features, gain)
         if features.ndim == 1:
             return self._plan.bind(self.primary, {name: dense(w) for name, w in theta.items()})
-        return self._many.bind(self.primary, theta0, theta, features.shape[0])
+        bound: M = self._many.bind(self.primary, theta0, theta, features.shape[0])
+        return bound
 
-    def at(self, **gamma: Any) -> Any:
+    def at(self, **gamma: Any) -> M:
         """The primary for one ``gamma`` as an independent module, to export and ship.
 
         A deep copy of the primary, of its own class and with its own parameters, into which
@@ -436,7 +448,7 @@ class HyperModel(nn.Module):
         """
         return self.hypernet.extend(name, n, like=like, optimizer=optimizer, generator=generator)
 
-    def truncate(self, directions: int, values: Mapping[str, Any] | None = None) -> HyperModel:
+    def truncate(self, directions: int, values: Mapping[str, Any] | None = None) -> HyperModel[M]:
         r"""A smaller model, in which weights move in the strongest ``directions`` alone.
 
         Train wide, ship small: over draws of the inputs, a trained dense head :math:`W f` moves in
@@ -551,7 +563,7 @@ def _refuse_clashes(primary: nn.Module, inputs: Mapping[str, Input]) -> None:
 
 
 def hypernetize(
-    primary: nn.Module,
+    primary: N,
     inputs: Mapping[str, Input],
     targets: Targets = None,
     *,
@@ -568,7 +580,7 @@ def hypernetize(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
-) -> HyperModel:
+) -> HyperModel[N]:
     r"""Turn a network into a hypernetwork model: its weights become functions of ``inputs``.
 
     The defaults are the Magnitude Invariant Parametrization (MIP, section 4 of the paper,
@@ -714,7 +726,7 @@ def hypernetize(
     return HyperModel(primary, hypernet)
 
 
-def _zeroed(primary: nn.Module, names: Sequence[str]) -> nn.Module:
+def _zeroed(primary: N, names: Sequence[str]) -> N:
     copied = _copied(primary, "residual=False works on a deep copy of the primary")
     with torch.no_grad():
         for name in names:
@@ -722,7 +734,7 @@ def _zeroed(primary: nn.Module, names: Sequence[str]) -> nn.Module:
     return copied
 
 
-def _copied(primary: nn.Module, why: str) -> nn.Module:
+def _copied(primary: N, why: str) -> N:
     try:
         return copy.deepcopy(primary)
     except Exception as error:

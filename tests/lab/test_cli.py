@@ -246,6 +246,35 @@ def test_train_bayes_makes_a_folder_named_after_its_settings(
     assert f"Report: runs/{folder.name}/report.html" in capsys.readouterr().out
 
 
+def _written(path: Path, when: float) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    os.utime(path, (when, when))
+    return path
+
+
+def test_report_finds_the_last_run(tmp_path: Path, capsys: Captured) -> None:
+    runs = tmp_path / "cwd" / "runs"
+    assert main(["report"]) == 2
+    error = capsys.readouterr().err
+    assert f"There are no finished runs and no studies in {runs}. Run one first, such as" in error
+    _written(runs / "unfinished" / "config.json", 9e8)
+    _written(runs / "demo" / "report.html", 2e8)
+    _written(runs / "bayes-1" / "report.html", 1e8)
+    assert main(["report"]) == 0
+    assert capsys.readouterr().out == "Report: runs/demo/report.html\n"
+    assert main(["report", "--results", "runs/bayes-1"]) == 0
+    assert capsys.readouterr().out == "Report: runs/bayes-1/report.html\n"
+    _written(runs / "studies" / "cpu" / "fig1a" / "study.json", 3e8)
+    _written(runs / "studies" / "cpu" / "lr" / "study.json", 1e8)
+    _written(runs / "studies" / "smoke" / "lr" / "study.json", 1e8)
+    _written(runs / "studies" / "cpu" / "report.html", 1e8)  # an earlier page of the studies
+    assert main(["report"]) == 2  # this study is damaged, and it is the last
+    assert f"The study in {Path('runs/studies/cpu/fig1a')} cannot be read" in (
+        capsys.readouterr().err
+    )
+
+
 @quick
 def test_the_same_command_finds_its_folder_and_its_finished_runs(
     tmp_path: Path, capsys: Captured

@@ -70,6 +70,69 @@ def test_train_and_test_of_ones_own(tmp_path: Path) -> None:
         _classes_are_colours(part, split.class_names)
 
 
+@pytest.mark.parametrize("name", ["valid", "val", "validation"])
+def test_parts_of_ones_own_are_kept(tmp_path: Path, name: str) -> None:
+    _folder(tmp_path / "train")
+    _folder(tmp_path / name, each=3)
+    _folder(tmp_path / "test", each=2)
+    (tmp_path / "notes").mkdir()
+    split = image_folder(tmp_path, 8)
+    assert split.valid is not None
+    assert [len(part) for part in (split.train, split.valid, split.test)] == [30, 9, 6]
+    for part in (split.train, split.valid, split.test):
+        _classes_are_colours(part, split.class_names)
+    assert "30 images to train, 9 to validate, 6 to test" in split.note
+    assert "held out" not in split.note
+
+
+@pytest.mark.parametrize(("valid", "found"), [(0, [19, 5, 6]), (3, [24, 9, 6])])
+def test_a_missing_test_part_is_held_out_and_said(
+    tmp_path: Path, valid: int, found: list[int]
+) -> None:
+    _folder(tmp_path / "train")
+    if valid:
+        _folder(tmp_path / "val", each=valid)
+    split = image_folder(tmp_path, 8)
+    assert split.valid is not None
+    assert split.class_names == ("blue", "green", "red")
+    assert [len(part) for part in (split.train, split.valid, split.test)] == found
+    assert split.note.endswith(
+        "(there is no folder 'test': 20 % of the images in 'train' are held out for it)"
+    )
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    _folder(tmp_path)
+    (tmp_path / "red").rename(tmp_path / "train")
+    assert image_folder(tmp_path, 8).class_names == ("blue", "green", "train")
+
+
+def test_parts_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    _folder(tmp_path / "train")
+    for name in ("valid", "val"):
+        _folder(tmp_path / name, each=2)
+    assert f"{tmp_path} has the folders 'valid', 'val'; expected one of them" in _refused(tmp_path)
+    (tmp_path / "valid").rename(tmp_path / "cat")
+    message = _refused(tmp_path)
+    assert f"{tmp_path} has the parts 'train', 'val', and beside them 'cat' with images" in message
+    (tmp_path / "cat").rename(tmp_path / "test")
+    (tmp_path / "train").rename(tmp_path.parent / "train")
+    message = _refused(tmp_path)
+    assert f"{tmp_path} has 'val', 'test' and no 'train'; expected a folder 'train'" in message
+    (tmp_path.parent / "train").rename(tmp_path / "train")
+    for name in COLOURS:
+        for path in (tmp_path / "val" / name).iterdir():
+            path.unlink()
+    message = _refused(tmp_path)
+    assert f"{tmp_path / 'val' / 'blue'} has no images; expected some" in message
+    assert "Add images, or remove the folder, here and in train" in message
+    for name in COLOURS:
+        (tmp_path / "val" / name).rmdir()
+    message = _refused(tmp_path)
+    assert f"{tmp_path / 'val'} has the class folders none; expected 'blue', 'green'" in message
+    assert "Without the folder 'val', a fifth of train is held out in its place" in message
+
+
 def _read(path: Path, **options: Any) -> torch.Tensor:
     """The one image, uint8 (C, size, size), among others that make up the rest."""
     folder = path.parent.parent

@@ -379,6 +379,67 @@ def test_what_is_wrong_with_a_folder_of_scans_is_said(tmp_path: Path) -> None:
     assert f"{path} cannot be read as a NIfTI file" in _folder_refused(tmp_path)
 
 
+def _brightest(part: Any) -> list[int]:
+    """The cases that a part holds: case i has its greatest label only in pixel i."""
+    return [int(labels.flatten().argmax()) for labels in part.labels]
+
+
+def _cases(folder: Path, cases: range) -> None:
+    folder.mkdir()
+    for i in cases:
+        labels = np.eye(1, 30, i, dtype=np.int16).reshape(6, 5)
+        np.savez(folder / f"case{i}.npz", image=np.arange(30.0).reshape(6, 5), labels=labels)
+
+
+@pytest.mark.parametrize("name", ["valid", "val", "validation"])
+def test_parts_of_scans_are_kept(tmp_path: Path, name: str) -> None:
+    _cases(tmp_path / "train", range(3))
+    _cases(tmp_path / name, range(3, 5))
+    _cases(tmp_path / "test", range(5, 6))
+    split = scan_folder(tmp_path)
+    assert _brightest(split.train) == [0, 1, 2]
+    assert _brightest(split.valid) == [3, 4]
+    assert _brightest(split.test) == [5]
+    assert "3 slices to train, 2 to validate, 1 to test" in split.note
+    assert "held out" not in split.note
+
+
+@pytest.mark.parametrize("given", [(), ("val",), ("test",)])
+def test_missing_parts_of_scans_are_held_out_and_said(
+    tmp_path: Path, given: tuple[str, ...]
+) -> None:
+    _cases(tmp_path / "train", range(10))
+    for name in given:
+        _cases(tmp_path / name, range(10, 13))
+    split = scan_folder(tmp_path)
+    found = [_brightest(part) for part in (split.train, split.valid, split.test)]
+    assert sorted(case for part in found for case in part) == list(range(13 if given else 10))
+    expected = {(): [6, 2, 2], ("val",): [8, 3, 2], ("test",): [8, 2, 3]}
+    assert [len(part) for part in found] == expected[given]
+    if given:
+        assert found[1 if given == ("val",) else 2] == [10, 11, 12]
+    said = "(there is no folder 'test': 20 % of the scans in 'train' are held out for it)"
+    assert split.note.endswith(said) == ("test" not in given)
+
+
+def test_parts_of_scans_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    _cases(tmp_path / "test", range(2))
+    message = _folder_refused(tmp_path)
+    assert f"{tmp_path} has 'test' and no 'train'; expected a folder 'train' beside" in message
+    _cases(tmp_path / "train", range(2, 6))
+    message = _folder_refused(tmp_path)
+    assert f"{tmp_path / 'train'} has 4 scans; expected 5 or more, of which some" in message
+    (tmp_path / "valid").mkdir()
+    message = _folder_refused(tmp_path)
+    assert f"{tmp_path / 'valid'} has 0 scans; expected 1 or more: NAME.nii.gz" in message
+    _cases(tmp_path / "val", range(7, 9))
+    message = _folder_refused(tmp_path)
+    assert f"{tmp_path} has the folders 'valid', 'val'; expected one of them" in message
+    np.savez(tmp_path / "case9.npz", image=np.eye(6, 5), labels=np.eye(6, 5, dtype=int))
+    message = _folder_refused(tmp_path)
+    assert f"{tmp_path} has 1 scans, and more in its folders 'test', 'train', 'val'" in message
+
+
 def test_intensities_near_the_limits_of_floats(tmp_path: Path) -> None:
     for i in range(5):
         image = np.array([[-1e308, 0.0, 1e308], [-1e308, 5e307, 0.0]])

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,11 +32,11 @@ from hyperlight.lab.cli import main
 from hyperlight.lab.errors import DataError, LabError
 from hyperlight.lab.locks import LOCK
 from hyperlight.lab.processes import stop_on_request
-from hyperlight.lab.session import Session, launch
+from hyperlight.lab.session import Session, _Board, launch
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 from hyperlight.lab.train import Training, train
 from tests.lab import running
-from tests.lab.making import equal_runs, listing
+from tests.lab.making import ACCURACY, equal_runs, listing, make_run
 
 Captured = pytest.CaptureFixture[str]
 
@@ -968,3 +970,24 @@ def test_a_full_disk_ends_with_a_message_and_the_same_command_goes_on(
     assert (out / "report.html").is_file()
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     shutil.rmtree(out)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "losses", "shown"),
+    [
+        ([10.0], None, "accuracy 10.0 %"),
+        ([10.0, 50.0], [2.0, 1.0], "accuracy 50.0 %  loss 1.5  "),
+        ([10.0, 50.0], [math.nan, 1.0], "accuracy 50.0 %  loss not finite  "),
+        ([10.0, 50.0], [1.0, math.nan], "diverged at step 2  "),
+    ],
+)
+def test_a_bar_never_shows_nan(
+    accuracy: list[float], losses: list[float] | None, shown: str
+) -> None:
+    task: Any = SimpleNamespace(metric=ACCURACY)
+    console = Console(file=io.StringIO(), width=200)
+    board = _Board(console, task, Training(steps=2, seeds=1), ["mip"])
+    board.show(make_run("mip", accuracy=accuracy, losses=losses, every=2))
+    (bar,) = board.bars.tasks
+    assert f"{bar.fields['figures']}  ".startswith(shown)
+    assert "nan" not in bar.fields["figures"]

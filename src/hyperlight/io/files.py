@@ -33,13 +33,13 @@ from ..errors import FormatError, HyperLightError, did_you_mean, listed
 from ..heads import ChannelScale, Chunked, Dense, Head, LowRank, Mixed, PerLayer
 from ..hypernet import HyperNet
 from ..inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Vector
-from ..model import HyperModel
+from ..model import HyperModel, N
 from ..trunk import ACTIVATIONS, Activation, OwnTrunk, Trunk
 from . import container
 from .container import CODES, feed, in_words
 from .kinds import fits, read_json
 from .state import check_values, differences, empty_hypernet, load_in_place, own_tensors, under
-from .structure import Structure, structural_differences, structure_of
+from .structure import Structure, modes_of, set_modes, structural_differences, structure_of
 
 FORMAT = "hyperlight"
 VERSION = 3  # 1 had no checksum and no structure; 2 no directions, trunk, encoders
@@ -76,11 +76,13 @@ _METADATA: Description = {
     "aliases": {str: str},
     "raw": {str: [str, [_SIZE]]},
     "left_out": {str: str},
+    "modes": ({str: bool}, NoneType),
 }
 
 
-# The version of the format that a part came with; all others are in every file.
-_SINCE = {"structure": 2, "directions": 3, "trunk": 3, "encoders": 3}
+# The version of the format that a part came with; all others are in every file. Some files of this
+# version have no modes.
+_SINCE = {"structure": 2, "directions": 3, "trunk": 3, "encoders": 3, "modes": VERSION + 1}
 
 
 class LoadSettings(TypedDict, total=False):
@@ -100,8 +102,9 @@ def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -
 
     The file is written whole or not at all: an existing one stays until the new one is complete.
     It has a checksum, so that :func:`load` refuses it if a single bit has changed. Tensors are
-    restored bit for bit, and tied tensors stay tied. Not saved are ``requires_grad``, the training
-    mode, buffers that are not persistent, and the initialisation scheme.
+    restored bit for bit, and tied tensors stay tied. The mode of every module (train or eval) is
+    saved, too. Not saved are ``requires_grad``, buffers that are not persistent, and the
+    initialisation scheme.
 
     Args:
         model: a model, or a hypernetwork alone.
@@ -163,6 +166,7 @@ def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -
         "aliases": aliases,
         "raw": raw,
         "left_out": left_out,
+        "modes": modes_of(model),
     }
     _warn_of_values(model, "The weights of the saved model")
     description = json.dumps(about, allow_nan=False)
@@ -170,7 +174,7 @@ def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -
 
 
 @overload
-def load(path: FilePath, primary: nn.Module, **settings: Unpack[LoadSettings]) -> HyperModel: ...
+def load(path: FilePath, primary: N, **settings: Unpack[LoadSettings]) -> HyperModel[N]: ...
 
 
 @overload
@@ -195,6 +199,10 @@ def load(
     before anything else. Then :math:`\theta^0` and the buffers are copied into the primary in
     place. After an error the primary and the modules of
     encoded inputs are unchanged. Code in methods is not compared.
+
+    Every module is in the mode in which it was saved: a model that was saved after
+    ``model.eval()`` predicts at once, without dropout. Older files do not say the mode: the
+    primary then keeps its own, and the rest of the model is in training mode.
 
     Args:
         path: the file.
@@ -261,6 +269,8 @@ def load(
             model = HyperModel(primary, hypernet if home is None else hypernet.to(home.device))
             hypernet.load_state_dict(own)
             load_in_place(primary, values)
+    if about.get("modes"):
+        set_modes(model, about["modes"])
     _warn_of_values(model, f"{path}: the weights")
     return model.to(device)
 

@@ -30,6 +30,33 @@ def structure_of(module: nn.Module) -> Structure:
     return {name: [type(part).__name__, _settings(part)] for name, part in module.named_modules()}
 
 
+def modes_of(module: nn.Module) -> dict[str, bool]:
+    """Whether the module is in training mode, and every one inside whose parent is not alike.
+
+    >>> modes_of(nn.Sequential(nn.Linear(2, 2), nn.Dropout().eval()))
+    {'': True, '1': False}
+    """
+    modes: dict[str, bool] = {}
+    for name, part in module.named_modules():
+        if _mode(name.rpartition(".")[0], modes) is not part.training:
+            modes[name] = part.training
+    return modes
+
+
+def set_modes(module: nn.Module, modes: Mapping[str, bool]) -> None:
+    """Restore what :func:`modes_of` found; nothing is called, as ``train`` may be overridden."""
+    for name, part in module.named_modules():
+        mode = _mode(name, modes)
+        part.training = part.training if mode is None else mode
+
+
+def _mode(name: str, modes: Mapping[str, bool]) -> bool | None:
+    """The mode of a module, or of the nearest one around it."""
+    while name and name not in modes:
+        name = name.rpartition(".")[0]
+    return modes.get(name)
+
+
 def _settings(module: nn.Module) -> dict[str, Any]:
     found = {}
     for name, value in vars(module).items():

@@ -28,6 +28,7 @@ from .checkpoint import digest, identity
 from .data import DATA
 from .errors import LabError, at_least
 from .processes import connected
+from .report import PAGE
 from .session import Session, launch, say, say_claim
 from .studies import STUDIES, Setup, Size, page
 from .studies.run import run_study
@@ -204,17 +205,41 @@ class Study:
 
 @dataclass(frozen=True)
 class Report:
-    """Put all studies on one page: figures, claims, and the commands to repeat them."""
+    """Find the report of the last run, or make the page of studies: figures, claims, commands."""
 
-    results: Path = Path("runs/studies/smoke")
-    """Folder that `hyperlight study` wrote to."""
+    results: Path | None = None
+    """Folder that `hyperlight study`, `demo` or `train` wrote to; by default the last one in
+    runs."""
     out: Path = Path("report.html")
-    """The page, in a single file; if the name ends in .md, Markdown that links to the figures."""
+    """The page of studies, in a single file; if the name ends in .md, Markdown that links to the
+    figures. A run has its page already, and the command says where."""
 
     def run(self) -> None:
-        studies = page.read(self.results, list(STUDIES))
+        results = _last(Path("runs")) if self.results is None else self.results
+        if (results / PAGE).is_file() and not any(results.glob("*/study.json")):
+            say(f"Report: {results / PAGE}", console)
+            return
+        studies = page.read(results, list(STUDIES))
         written = page.write(studies, self.out, _command())
-        say(f"Report of {len(studies)} studies: {written}", console)
+        say(f"Report of {len(studies)} studies in {results}: {written}", console)
+
+
+def _last(runs: Path) -> Path:
+    """The folder of the last run or studies that were finished.
+
+    Raises:
+        LabError: there are none.
+    """
+    when = {path.parent: path.stat().st_mtime for path in sorted(runs.glob(f"*/{PAGE}"))}
+    for path in sorted(runs.glob("studies/*/*/study.json")):
+        folder = path.parent.parent
+        when[folder] = max(path.stat().st_mtime, when.get(folder, 0.0))
+    if not when:
+        raise LabError(
+            f"There are no finished runs and no studies in {runs.absolute()}. Run one first, such "
+            "as `hyperlight demo`, or pass the folder of one: --results DIR."
+        )
+    return max(when, key=lambda folder: when[folder])
 
 
 @dataclass(frozen=True)

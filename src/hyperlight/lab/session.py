@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -375,7 +376,10 @@ class _Board:
             self.lines[key] = self.bars.add_task(name, total=self.training.steps, figures="")
         line, point = self.lines[key], run.points[-1]
         value = self.metric.text(point.figures[self.metric.name])
-        shown = f"{self.metric.name} {value}  loss {point.train_loss:.3g}"
+        shown = f"{self.metric.name} {value}"
+        if point.step:  # before the first update there is no training loss
+            loss = "not finite" if math.isnan(point.train_loss) else f"{point.train_loss:.3g}"
+            shown += f"  loss {loss}"
         if run.diverged is not None:
             shown = f"diverged at step {run.diverged}"
             if key not in self.warned:
