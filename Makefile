@@ -10,7 +10,7 @@ INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
 # went into compiling what they import. It is compiled once and kept in .venv, outside the sources.
 BYTECODE := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX='$(CURDIR)/$(VENV)/bytecode'
 
-.PHONY: demo test lint types doctest check bench oldest clean
+.PHONY: demo test lint types doctest check bench oldest dist clean
 
 demo: $(VENV)/.lab ## train a classical and a MIP hypernetwork on real digits and compare them
 	$(BIN)/hyperlight demo
@@ -37,6 +37,12 @@ bench: $(VENV)/.dev ## HyperLight and other libraries side by side, in minutes (
 # options of pip, such as those that PyTorch documents for its CPU builds.
 oldest: $(VENV)-oldest/.dev ## test the library with the oldest torch that it supports
 	$(BYTECODE) $(VENV)-oldest/bin/python -m pytest -n auto --ignore=tests/lab
+
+dist: $(VENV)/.lab ## build a wheel and an sdist in dist/, and check their metadata and description
+	$(INSTALL) build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 %/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
