@@ -991,3 +991,4 @@ def test_a_bar_never_shows_nan(
     (bar,) = board.bars.tasks
     assert f"{bar.fields['figures']}  ".startswith(shown)
     assert "nan" not in bar.fields["figures"]
+    assert ("loss" in bar.fields["figures"]) == ("loss" in shown)
