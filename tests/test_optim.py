@@ -450,9 +450,10 @@ def faults() -> int:
     del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-first = min(faults() for _ in range(4))
+first = max(faults() for _ in range(4))
 hl.optim.Adam(torch.nn.Linear(2, 2).parameters())
-print(first, min(faults() for _ in range(4)))
+later = [faults() for _ in range(4)]
+print(first, min(later), max(later))
 """
 
 
@@ -464,6 +465,6 @@ def test_freed_memory_is_kept_for_the_next_step_unless_the_user_chose(chosen: bo
         environment["MALLOC_TRIM_THRESHOLD_"] = str(2**20)
     command = [sys.executable, "-c", FAULTS]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    before, after = map(int, result.stdout.split())
+    before, least, most = map(int, result.stdout.split())
     assert before > 2000  # pages, of 40,960
-    assert (after > 2000) if chosen else (after < 500)
+    assert (most > 2000) if chosen else (least < 500)

@@ -175,7 +175,14 @@ def _read_cache(folder: Path) -> Any:
 
 def _make_study(folder: Path, variant: int) -> None:
     def claims(_: Any) -> list[Claim]:
-        return [Claim("figure 1", "it holds", f"measured {variant}", variant == 0)]
+        return [
+            Claim(
+                "figure 1",
+                "it holds",
+                f"measured {variant}",
+                "holds" if variant == 0 else "refuted",
+            )
+        ]
 
     def tables(_: Any) -> list[Table]:
         return [Table("All numbers", ["a", "b"], [[variant, 1.5], [2, "x"]])]

@@ -12,6 +12,7 @@ import torch
 
 import hyperlight as hl
 from hyperlight.lab.comparison import Interval
+from hyperlight.lab.engine import task_of
 from hyperlight.lab.studies import Results, Setup, width
 from hyperlight.lab.studies.width import WHOLE, Cell, Price, Width, activated, linear
 from hyperlight.lab.tasks.base import Outcome
@@ -227,7 +228,7 @@ def test_a_price_is_that_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     for (cell, each), price in prices.items():
         spec = width._base(Setup("smoke"), cell)
         config = dataclasses.replace(spec.config, **dataclasses.asdict(each))
-        model = width.task_of(spec.task, config, torch.device("cpu")).model("mip", 0)
+        model = task_of(spec.task, config, torch.device("cpu")).model("mip", 0)
         assert price.weights == sum(p.numel() for p in model.parameters())
         assert 4 * price.weights < price.file < 4 * price.weights + 20_000
         assert 0.0 < price.step < 5.0

@@ -144,7 +144,7 @@ def run_grid(
     if stop():  # too late for the last run to notice
         raise KeyboardInterrupt
     if failed:
-        key, error = next(iter(failed.items()))
+        key, error = next((key, failed[key]) for key in unique if key in failed)
         raise LabError(
             f"{len(failed)} of {len(unique)} runs failed; the others are kept in {cache}. The "
             f"first was {key} ({unique[key].about}): {error}. Repeat the same command to try "

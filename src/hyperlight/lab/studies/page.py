@@ -111,7 +111,8 @@ def _claims(folder: Path) -> tuple[list[Claim], bool]:
     older = any("verdict" not in claim for claim in found)
     for claim in found:
         if older:
-            claim["verdict"] = claim.pop("holds")
+            holds = claim.pop("holds")
+            claim["verdict"] = "not decided" if holds is None else "holds" if holds else "refuted"
         elif claim["verdict"] not in VERDICTS:
             raise ValueError(
                 f"claims.json has the verdict {claim['verdict']!r:.60}; expected {listed(VERDICTS)}"
