@@ -28,7 +28,7 @@ from ... import (
 from ...init import Init, Relative
 from ...targets import Targets
 from ..controls import Channel, Control, Film, Fixed, Shared, input_channels
-from ..data import DATA
+from ..data import DATA, Images, ImageSplit, stratified_split
 from ..errors import LabError, at_least
 
 __all__ = [
@@ -46,10 +46,12 @@ __all__ = [
     "Outcome",
     "ScanData",
     "Task",
+    "check_parts",
     "drawn",
     "evaluating",
     "last_direction",
     "synchronize",
+    "with_validation",
 ]
 
 Formulation = Literal[
@@ -235,6 +237,24 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def with_validation(split: ImageSplit) -> tuple[Images, Images]:
+    """Images to train on and to validate with: a fifth of the former if there are none."""
+    if split.valid is not None:
+        return split.train, split.valid
+    kept, rest = stratified_split(split.train.labels.numpy(), share=0.2, seed=0)
+    return split.train[kept], split.train[rest]
+
+
+def check_parts(batch_size: int, gammas: int, processes: int) -> None:
+    """Refuse a batch that cannot be divided evenly by its gammas in every process."""
+    parts = gammas * processes
+    if batch_size % parts:
+        raise LabError(
+            f"--batch-size was {batch_size} and --gammas {gammas}; expected a batch size that is a "
+            f"multiple of {parts}."
+        )
 
 
 def last_direction(model: nn.Module) -> dict[str, float]:

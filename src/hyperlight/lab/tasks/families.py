@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import Categorical, Encoded, Input, Normal, Uniform
-from ..data import Batches, Images, Request, load_images, stratified_split
+from ..data import Batches, Images, Request, load_images
 from ..errors import LabError, at_least
 from .base import (
     Drawn,
@@ -31,8 +31,10 @@ from .base import (
     Metric,
     Model,
     Outcome,
+    check_parts,
     evaluating,
     last_direction,
+    with_validation,
 )
 
 __all__ = ["COUNTS", "KIND", "TRAINING", "Families", "FamiliesTask", "FamilyName"]
@@ -329,12 +331,7 @@ class _OfImages(_Family):
         super().__init__(config)
         split = load_images(config.data, Request(config.data_dir))
         self.classes = split.classes
-        self.train, self.test = split.train, split.test
-        if split.valid is None:
-            kept, held_out = stratified_split(split.train.labels.numpy(), share=0.2, seed=0)
-            self.train, self.valid = split.train[kept], split.train[held_out]
-        else:
-            self.valid = split.valid
+        (self.train, self.valid), self.test = with_validation(split), split.test
         self.channels, height, width = self.train.images.shape[1:]
         self.pixels = self.channels * height * width
         self.shown = f"{split.name}, {len(self.train):,} images to train"
@@ -526,12 +523,7 @@ class FamiliesTask:
 
     def batches(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> Drawn:
         """Endless batches of points; their answers follow with gamma."""
-        parts = self.config.gammas * shard[1]
-        if batch_size % parts:
-            raise LabError(
-                f"--batch-size was {batch_size} and --gammas {self.config.gammas}; expected a "
-                f"batch size that is a multiple of {parts}."
-            )
+        check_parts(batch_size, self.config.gammas, shard[1])
         return self.family.batches(batch_size, seed, shard)
 
     def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import LogUniform
-from ..data import Batches, Images, Request, load_images, stratified_split
+from ..data import Batches, Images, Request, load_images
 from ..errors import LabError, at_least
 from ..primaries import VAE
 from .base import (
@@ -31,8 +31,10 @@ from .base import (
     Metric,
     Model,
     Outcome,
+    check_parts,
     evaluating,
     last_direction,
+    with_validation,
 )
 
 if TYPE_CHECKING:
@@ -268,10 +270,7 @@ class VaeTask:
         self.device = device
         size = None if config.size is None else (config.size, config.size)
         split = load_images(config.data, Request(config.data_dir, size, augment=False))
-        train, valid = split.train, split.valid
-        if valid is None:
-            kept, held_out = stratified_split(train.labels.numpy(), share=0.2, seed=0)
-            train, valid = train[kept], train[held_out]
+        train, valid = with_validation(split)
         order = torch.randperm(len(valid), generator=torch.Generator().manual_seed(0))
         valid = valid[order[: config.evaluation_images].sort().values]
         self.train = train.to(device)
@@ -305,12 +304,7 @@ class VaeTask:
 
     def batches(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> _NoisyBatches:
         """Endless batches of images and noise."""
-        parts = self.config.gammas * shard[1]
-        if batch_size % parts:
-            raise LabError(
-                f"--batch-size was {batch_size} and --gammas {self.config.gammas}; expected a "
-                f"batch size that is a multiple of {parts}."
-            )
+        check_parts(batch_size, self.config.gammas, shard[1])
         return _NoisyBatches(Batches(self.train, batch_size, seed, shard=shard), self.config.latent)
 
     def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
