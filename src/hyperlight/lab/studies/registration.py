@@ -119,7 +119,8 @@ def specs(setup: Setup) -> list[Spec]:
             config={"gamma": gammas},
             training={"lr": rates},
         )
-    return found
+    # Seed by seed: what is there after an interruption compares all methods.
+    return sorted(found, key=lambda spec: spec.seed)
 
 
 # --- the results -------------------------------------------------------------------------
