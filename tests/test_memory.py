@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import pickle
 import warnings
 from pathlib import Path
@@ -466,3 +468,58 @@ def test_a_gpu_has_what_is_free_and_what_is_held_unused(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: GIB)
     assert memory.available_memory(torch.device("cuda:0")) == 4 * GIB
+
+
+# --- what a call leaves ----------------------------------------------------------------
+
+
+def _keep(model: hl.HyperModel, x: Tensor) -> None:
+    with contextlib.suppress(hl.BindError):  # some run sample by sample, and cannot be kept
+        model.bind(g=torch.rand(len(x)))(x)
+
+
+def _export(model: hl.HyperModel, x: Tensor) -> None:
+    with contextlib.suppress(hl.ConfigurationError):  # the old weight norm cannot be copied
+        model.at(g=0.5)(x)
+
+
+def _train(model: hl.HyperModel, x: Tensor) -> None:
+    model(x, g=torch.rand(len(x))).sum().backward()
+    model.zero_grad()
+
+
+# Their modules hold themselves, and so do the copies.
+CYCLES = ("bound method", "back reference")
+
+
+@pytest.mark.filterwarnings("ignore:The primary cannot run once on the whole batch")
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda model, x: model(x, g=0.5), id="one set"),
+        pytest.param(lambda model, x: model.sweep(x, g=torch.rand(3)), id="sweep"),
+        pytest.param(lambda model, x: model(x, g=torch.rand(len(x))), id="per sample"),
+        pytest.param(_keep, id="per sample, kept"),
+        pytest.param(_export, id="at"),
+        pytest.param(_train, id="training"),
+    ],
+)
+@pytest.mark.parametrize("primary", [name for name in PRIMARIES if name not in CYCLES])
+def test_a_call_leaves_no_tensors_to_the_garbage_collector(primary: str, use: Any) -> None:
+    make, data = PRIMARIES[primary]
+    model, x = hl.hypernetize(make(), SPACE).eval(), data()
+
+    def tensors() -> int:
+        return sum(isinstance(one, Tensor) for one in gc.get_objects())
+
+    for _ in range(2):  # plans are made, then followed
+        use(model, x)
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        for _ in range(3):
+            use(model, x)
+        assert tensors() <= before
+    finally:
+        gc.enable()

@@ -35,6 +35,7 @@ import inspect
 import itertools
 import operator
 import warnings
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -707,22 +708,7 @@ def _rewrite(
         for leaf, _ in node.leaves:
             fresh[id(getattr(original, leaf))] = getattr(new, leaf)
 
-    def move(value: Any) -> Any:
-        if type(value) in ATOMS:
-            return value
-        key = id(value)
-        if key in fresh:
-            return fresh[key]
-        moved, known = rebuild(value, move, fresh)
-        if not known:
-            unknown = judged is not None and (
-                key not in judged or has_changed(value, judged[key][1])
-            )
-            if unknown and not is_inert(value):
-                raise _ChangedError
-            fresh[key] = value
-        return moved
-
+    move = functools.partial(_moved, fresh, judged)
     for node, original, _ in busy:
         for name in node.objects:
             value = original.__dict__[name]
@@ -747,6 +733,26 @@ def _rewrite(
             _compute(new, key)
 
 
+def _moved(fresh: dict[int, Any], judged: Mapping[int, Any] | None, value: Any) -> Any:
+    """What stands for a value in the copies; see :func:`_rewrite`.
+
+    No closure that calls itself: that is a reference cycle, which would keep the copies and their
+    weights until the next garbage collection.
+    """
+    if type(value) in ATOMS:
+        return value
+    key = id(value)
+    if key in fresh:
+        return fresh[key]
+    moved, known = rebuild(value, functools.partial(_moved, fresh, judged), fresh)
+    if not known:
+        unknown = judged is not None and (key not in judged or has_changed(value, judged[key][1]))
+        if unknown and not is_inert(value):
+            raise _ChangedError
+        fresh[key] = value
+    return moved
+
+
 def _compute(module: nn.Module, key: int) -> None:
     """Compute once what a hook of torch computes before every forward."""
     hook: Any = module._forward_pre_hooks[key]
@@ -765,7 +771,7 @@ _Held = tuple[_Node, dict[str, Any], int, tuple[dict[str, Any], ...] | None]
 
 
 class Left:
-    """What a forward leaves on a bound network.
+    """What a forward leaves on a bound network, while the context is open.
 
     Args:
         copies: the modules of the network.
@@ -773,12 +779,19 @@ class Left:
     """
 
     def __init__(self, copies: _Copies, warned: set[tuple[str, str]]) -> None:
-        self._copies, self._warned = copies, warned
-        self._before = [] if torch.compiler.is_compiling() else _snapshot(copies)
+        # Weak references: the network holds this object, and is freed when its user drops it, not
+        # by a later garbage collection.
+        compiling = torch.compiler.is_compiling()
+        entries = [] if compiling else copies.values()
+        self._copies = [(node, weakref.ref(new)) for node, _, new in entries]
+        self._warned = warned
+        self._before: list[_Held] = []
 
-    def start(self) -> None:
-        """Look from here on."""
+    def __enter__(self) -> None:
         self._before = _snapshot(self._copies)
+
+    def __exit__(self, *exception: object) -> None:
+        self._before = []
 
     @property
     def any(self) -> bool:
@@ -805,10 +818,13 @@ class Left:
                 )
 
 
-def _snapshot(copies: _Copies) -> list[_Held]:
+def _snapshot(copies: Iterable[tuple[_Node, weakref.ref[nn.Module]]]) -> list[_Held]:
     found: list[_Held] = []
     seen: set[int] = set()  # an object of many modules, such as a configuration, counts once
-    for node, _, new in copies.values():
+    for node, reference in copies:
+        new = reference()
+        if new is None:  # the user has put another module in its place
+            continue
         held = new.__dict__
         if node.types is None:  # a class of torch, which assigns nothing itself
             found.append((node, held, len(held), None))

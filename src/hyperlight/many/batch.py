@@ -279,7 +279,9 @@ class Sets:
                 self.found.plans.pop(key, None)
                 if not self.fresh or plan.writes:
                     raise
-        return self._watch(network, method, given, key, layout)
+        # Whoever made a network for one call looks at what it leaves himself.
+        with self.left if self.left is not None and not self.fresh else contextlib.nullcontext():
+            return self._watch(network, method, given, key, layout)
 
     def _unfolded(self, output: Any, plan: Plan, layout: Axis | None) -> Any:
         """For a sweep, the output with the sets in front."""
@@ -328,8 +330,6 @@ class Sets:
         key: Any,
         layout: Axis | None,
     ) -> Any:
-        if self.left is not None and not self.fresh:
-            self.left.start()
         plan, tracker = Plan(), Tracker(self.samples, layout or Axis(0), self.facts, self.guarded)
         for tensor in _held(network):
             tracker.hold(tensor)

@@ -186,8 +186,9 @@ class Many:
         try:
             network = self.bind(primary, theta0, weights, samples, fresh=True, layout=layout)
             sets, call = network.sets_of_weights, functools.partial(nn.Module.__call__, network)
-            output = sets.call(network, "forward", call, given, layout)
-            sets.left.tell()
+            with sets.left:
+                output = sets.call(network, "forward", call, given, layout)
+                sets.left.tell()
             return output, ""
         except (Lost, Changed) as error:
             return None, str(error)
