@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from .environments import ROOT, interpreter, variables
 from .workloads import lenet
 
-__all__ = ["CONTENDERS", "main", "middle", "work"]
+__all__ = ["CONTENDERS", "main", "middle", "ratio_of", "work"]
 
 INPUTS, WIDTHS = 10, (16, 64, 128)
 BATCH, EVALUATE_EVERY, GAMMAS = 128, 20, 3
@@ -121,6 +121,11 @@ def middle(values: Sequence[float]) -> float:
     return statistics.median_low(values)
 
 
+def ratio_of(run: Mapping[str, float], plain: Mapping[str, float]) -> float:
+    """Seconds of a run over those of the plain network with the same seed."""
+    return run["seconds"] / plain["seconds"] if math.isfinite(run["seconds"]) else math.inf
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all contenders in turn, seed by seed, each in its own process."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks mnist", description=__doc__)
@@ -178,14 +183,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"seed {seed} {name}: {found[name][-1]}", file=sys.stderr)
 
     table = Table(title=f"Seconds of training to {given.target:g} % on MNIST")
-    for number, column in enumerate(("", "rate", "seconds, median", "steps", "ms per step")):
+    headings = ("", "rate", "seconds, median", "x plain", "steps", "ms per step")
+    for number, column in enumerate(headings):
         table.add_column(column, justify="right" if number else "left")
     for name, runs in found.items():
-        cells = (
+        seconds, steps, each = (
             f"{middle([run[key] for run in runs]):.1f}"
             for key in ("seconds", "steps", "milliseconds_per_step")
         )
-        table.add_row(CONTENDERS[name][1], f"{CONTENDERS[name][2]:g}", *cells)
+        # Seeds are compared in pairs, because a busy minute slows all contenders of a seed.
+        ratio = middle([ratio_of(*pair) for pair in zip(runs, found["plain"], strict=True)])
+        title, rate = CONTENDERS[name][1:]
+        table.add_row(title, f"{rate:g}", seconds, f"{ratio:.2f}", steps, each)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     given.out.mkdir(parents=True, exist_ok=True)
     command = f"python -m benchmarks mnist --seeds {given.seeds} --target {given.target:g}"

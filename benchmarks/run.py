@@ -234,7 +234,7 @@ def measure(
         subject.name: Measured(
             workload.name,
             subject.name,
-            subject.title if optimized else subject.title.partition(", ")[0],
+            subject.title if optimized else subject.without_optimizer,
         )
         for subject in subjects
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,11 @@ class Subject:
     @property
     def name(self) -> str:
         return f"{self.family}/{self.optimizer}"
+
+    @property
+    def without_optimizer(self) -> str:
+        """The title up to its first comma; the one in ``(16, 128)`` does not count."""
+        return re.split(r", (?!\d)", self.title)[0]
 
     @property
     def requirement(self) -> str | None:

@@ -616,6 +616,18 @@ def _images() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("ours-wide/hl-adam-eager", "HyperLight (16, 128)"),
+        ("functional-call-narrow/fused", "functional_call by hand (64, 8)"),
+        ("ours-rank4/fused", "HyperLight"),
+    ],
+)
+def test_inference_tables_name_no_optimizer(name: str, title: str) -> None:
+    assert subjects.SUBJECTS[name].without_optimizer == title
+
+
 @pytest.mark.parametrize("name", ["plain", "ours", "ours-wide"])
 def test_a_contender_reaches_an_easy_target(name: str) -> None:
     found = mnist.work(name, _images(), 0, target=0.95, steps=200)
@@ -629,3 +641,5 @@ def test_a_run_that_gives_up_counts_as_infinitely_long() -> None:
     assert found["seconds"] == found["steps"] == math.inf
     assert mnist.middle([3.0, math.inf, 1.0]) == 3.0
     assert mnist.middle([math.inf, math.inf, 1.0]) == math.inf
+    assert mnist.ratio_of(found, {"seconds": 2.0}) == math.inf
+    assert mnist.ratio_of({"seconds": 3.0}, {"seconds": 2.0}) == 1.5
