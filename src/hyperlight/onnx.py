@@ -536,20 +536,14 @@ class _Graph(nn.Module):
         self.model, self._call = call.model, call
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        seen, found = list(tensors), []
-        for _, tensor in self._call.outputs(self._call.run(tensors)):
-            # What is also an input, or another output, would get one name for both.
-            found.append(tensor.clone() if any(tensor is other for other in seen) else tensor)
-            seen.append(tensor)
-        return tuple(found)
+        return tuple(tensor for _, tensor in self._call.outputs(self._call.run(tensors)))
 
 
 def _exported(onnx: Any, call: _Call, about: Mapping[str, Any], opset: int | None) -> bytes:
     """The content of the file, checked by onnx."""
     export: Any = torch.onnx.export
     try:
-        # Without gradients PyTorch takes a fast path in transformers, which has no ONNX.
-        with torch.enable_grad(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about itself; the result is checked
             program = export(
                 _Graph(call).eval(),
