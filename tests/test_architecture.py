@@ -49,6 +49,7 @@ ORDER = [
     "groups",
     "tune",
     "explore",
+    "onnx",
     "testing",
     "__init__",
     "__main__",

@@ -38,6 +38,7 @@ from .inputs import Categorical, Input, LogUniform, Normal, Simplex, Uniform, Ve
 from .io import load, save
 from .many import PerSample, Shared
 from .model import HyperModel, hypernetize
+from .onnx import export_onnx
 from .optim import FactorExchange, exchange_factors
 from .regularizer import OutputRegularizer
 from .summary import Summary
@@ -78,6 +79,7 @@ __all__ = [
     # files
     "save",
     "load",
+    "export_onnx",
     "io",
     # for the training loop
     "optim",

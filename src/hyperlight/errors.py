@@ -35,7 +35,7 @@ class BindError(HyperLightError, TypeError):
 
 
 class FormatError(HyperLightError, ValueError):
-    """A model cannot be saved, or a file does not hold what was to be loaded."""
+    """A model cannot be saved or exported, or a file does not hold what was to be loaded."""
 
 
 class ObjectiveError(HyperLightError, ValueError):
@@ -47,7 +47,7 @@ class TransferError(HyperLightError, OSError):
 
 
 class MissingExtraError(HyperLightError, ImportError):
-    """A package is missing that an extra of HyperLight installs."""
+    """A package is missing that only some calls need."""
 
 
 def sharded(what: str) -> ConfigurationError:

@@ -7,6 +7,8 @@ tensors), ``state`` (how state dicts are compared and copied), ``legacy`` (check
 """
 
 from . import hub
+from .container import file_to_write as file_to_write
+from .container import replaced as replaced
 from .files import load, save
 from .legacy import from_hyperlight
 

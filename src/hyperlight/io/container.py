@@ -46,6 +46,7 @@ __all__ = [
     "Contents",
     "check_seal",
     "feed",
+    "file_to_write",
     "in_words",
     "read",
     "replaced",
@@ -165,6 +166,20 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             feed(tensor, file.write, digest.update)
         file.seek(_place(text))
         file.write(digest.hexdigest().encode())
+
+
+def file_to_write(path: str | os.PathLike[str], example: str) -> Path:
+    """The path of a file that is to be written, with links followed.
+
+    Raises:
+        FormatError: it is a folder, or in a folder that does not exist.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise FormatError(f"{path} is a folder; expected a file, such as {path}/{example}.")
+    if not path.parent.is_dir():
+        raise FormatError(f"The folder {path.parent} does not exist. Make it first (Path.mkdir).")
+    return path
 
 
 @contextlib.contextmanager

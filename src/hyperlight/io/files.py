@@ -137,11 +137,7 @@ def save(model: HyperModel | HyperNet, path: FilePath, *, frozen: bool = True) -
             "hypernetize, or a HyperNet. If it wraps one (torch.compile, DistributedDataParallel), "
             "pass the model inside; for any other module use safetensors.torch.save_model."
         )
-    path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise FormatError(f"{path} is a folder; expected a file, such as {path}/model.safetensors.")
-    if not path.parent.is_dir():
-        raise FormatError(f"The folder {path.parent} does not exist. Make it first (Path.mkdir).")
+    path = container.file_to_write(path, "model.safetensors")
     primary = None if isinstance(model, HyperNet) else model.primary
     hypernet = model if isinstance(model, HyperNet) else model.hypernet
     state = model.state_dict(prefix="hypernet." if primary is None else "")
