@@ -124,7 +124,7 @@ def tidy_signature(
 
 
 def resolve_folders(app: Sphinx, document: nodes.document) -> None:
-    """Turn a link to a folder into one to its README, or to the repository, or into text."""
+    """Turn a link to a folder into one to its README, or the repository, or the next README above."""
     page = Path(app.env.doc2path(app.env.docname)).parent
     for node in list(document.findall(addnodes.pending_xref)):
         if node.get("reftype") != "myst" or node.get("refdomain") == "doc":
@@ -132,15 +132,14 @@ def resolve_folders(app: Sphinx, document: nodes.document) -> None:
         folder = (page / node["reftarget"]).resolve()
         if not folder.is_dir() or ROOT not in folder.parents:
             continue
-        path = folder.relative_to(ROOT).as_posix()
-        if (folder / "README.md").exists():
-            node["refdomain"], node["reftarget"] = "doc", f"{path}/README"
-            node["reftargetid"] = None
-        elif REPOSITORY:
+        path = folder.relative_to(ROOT)
+        readmes = [f"{place.as_posix()}/README" for place in (path, *path.parents)]
+        readme = next((name for name in readmes if name in app.env.found_docs), None)
+        if REPOSITORY and readme != readmes[0]:
             link = nodes.reference("", "", *node.children, refuri=f"{REPOSITORY}/tree/main/{path}")
             node.replace_self(link)
-        else:
-            node.replace_self(node.children)
+        elif readme:
+            node["refdomain"], node["reftarget"], node["reftargetid"] = "doc", f"/{readme}", None
 
 
 def inline_formula(translator: HTML5Translator, node: nodes.math) -> None:
