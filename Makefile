@@ -26,7 +26,7 @@ types: $(VENV)/.dev ## static types
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs ## the documentation site, in build/site; the examples of the gallery are run
-	$(BYTECODE) $(BIN)/python -m sphinx -c docs -d build/doctrees -n -W --keep-going -q . build/site
+	$(BYTECODE) $(BIN)/python -m sphinx -E -c docs -d build/doctrees -n -W --keep-going -q . build/site
 	@echo build/site/index.html
 
 doctest: $(VENV)/.dev ## the examples in docstrings

@@ -124,7 +124,7 @@ def tidy_signature(
 
 
 def resolve_folders(app: Sphinx, document: nodes.document) -> None:
-    """Turn a link to a folder into one to its README, or the repository, or the next README above."""
+    """Turn a link to a folder into one to its README, the repository, or the next README above."""
     page = Path(app.env.doc2path(app.env.docname)).parent
     for node in list(document.findall(addnodes.pending_xref)):
         if node.get("reftype") != "myst" or node.get("refdomain") == "doc":
@@ -139,7 +139,7 @@ def resolve_folders(app: Sphinx, document: nodes.document) -> None:
             link = nodes.reference("", "", *node.children, refuri=f"{REPOSITORY}/tree/main/{path}")
             node.replace_self(link)
         elif readme:
-            node["refdomain"], node["reftarget"], node["reftargetid"] = "doc", f"/{readme}", None
+            node["refdomain"], node["reftarget"], node["reftargetid"] = "doc", readme, None
 
 
 def inline_formula(translator: HTML5Translator, node: nodes.math) -> None:
