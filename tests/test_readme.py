@@ -21,7 +21,7 @@ RUN = [
         ROOT / "docs" / f"{name}.md"
         for name in (
             *("start", "choosing", "cheat-sheet", "learning-rates", "per-sample", "widths"),
-            *("functional-call", "hypnettorch"),
+            *("diagnosing", "functional-call", "hypnettorch"),
         )
     ),
     *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
