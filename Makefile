@@ -10,7 +10,7 @@ INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
 # went into compiling what they import. It is compiled once and kept in .venv, outside the sources.
 BYTECODE := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX='$(CURDIR)/$(VENV)/bytecode'
 
-.PHONY: demo test lint types doctest check bench oldest dist clean
+.PHONY: demo test lint types doctest check bench oldest docs dist clean
 
 demo: $(VENV)/.lab ## train a classical and a MIP hypernetwork on real digits and compare them
 	$(BIN)/hyperlight demo
@@ -25,10 +25,14 @@ lint: $(VENV)/.dev ## style
 types: $(VENV)/.dev ## static types
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs ## the documentation site, in build/site; the examples of the gallery are run
+	$(BYTECODE) $(BIN)/python -m sphinx -E -c docs -d build/doctrees -n -W --keep-going -q . build/site
+	@echo build/site/index.html
+
 doctest: $(VENV)/.dev ## the examples in docstrings
 	$(BIN)/python -m pytest --doctest-modules src/hyperlight --doctest-continue-on-failure
 
-check: test lint types doctest ## all of the above
+check: test lint types doctest docs ## all of the above
 
 bench: $(VENV)/.dev ## HyperLight and other libraries side by side, in minutes (ARGS=--all: hours)
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -56,6 +60,10 @@ $(VENV)/.lab: pyproject.toml constraints.txt $(VENV)/.python
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.lab
 	$(INSTALL) -e '.[lab,dev]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.dev
+	$(INSTALL) -e '.[lab,dev,docs]'
 	@touch $@
 
 $(VENV)-oldest/.dev: Makefile pyproject.toml constraints.txt $(VENV)-oldest/.python

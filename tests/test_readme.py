@@ -19,8 +19,12 @@ RUN = [
     README,
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("cheat-sheet", "learning-rates", "per-sample", "widths")
+        for name in (
+            *("start", "choosing", "cheat-sheet", "learning-rates", "per-sample", "widths"),
+            *("diagnosing", "functional-call", "hypnettorch"),
+        )
     ),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
 ]
 PAGES = [
     README,
@@ -29,7 +33,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
 # Pages whose numbers are measurements, and nothing else.
-MEASURED = [ROOT / "docs" / "paper.md", ROOT / "docs" / "learning-rates.md"]
+MEASURED = [ROOT / "docs" / f"{name}.md" for name in ("choosing", "paper", "learning-rates")]
 
 
 def named(page: Path) -> str:

@@ -260,8 +260,7 @@ def bind(module: _M, tensors: Mapping[str, Tensor]) -> _M:
     """Return a copy of ``module`` that uses ``tensors`` in place of its parameters.
 
     The module itself is not touched; gradients flow to ``tensors`` and to the parameters that are
-    still shared. For many calls on the same module keep the plan: see :class:`BindPlan`, which
-    :class:`~hyperlight.HyperModel` uses.
+    still shared.
 
     Args:
         module: any eager :class:`torch.nn.Module`.

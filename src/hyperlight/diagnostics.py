@@ -207,7 +207,7 @@ class GradientProfile(_Profile):
     def batch_variation(self) -> float:
         """Standard deviation of the norm over its mean, across the batches at one value.
 
-        A mean over the values: the noise of any training, to compare :attr:`variation` with.
+        A mean over the values: the noise of any training, to compare ``variation`` with.
         0 with one batch.
         """
         return _noise(self.norm)

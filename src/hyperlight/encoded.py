@@ -135,7 +135,7 @@ class Encoded(Input):
 
     @property
     def numel(self) -> int:
-        """The number of scalars that it counts as among the inputs: one."""
+        """The number of scalars that it counts as among the inputs, which is one."""
         return 1
 
     @property

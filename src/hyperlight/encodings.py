@@ -25,8 +25,8 @@ class Encoding(nn.Module, metaclass=ABCMeta):  # ABC as a base would fix where i
     """The base class of encodings.
 
     Attributes:
-        normalized: whether :meth:`forward` is given inputs in [0, 1] (the
-            default) or the values as the user passed them.
+        normalized: whether ``forward`` is given inputs in [0, 1] (the default) or the values as the
+            user passed them.
         unit_norm: whether the whole encoded vector has norm 1. It keeps this norm when there are
             categories or encoded inputs, each of which then counts as one more input.
     """

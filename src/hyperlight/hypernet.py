@@ -51,7 +51,7 @@ class HyperNet(nn.Module):
         shapes: the shape of every tensor to predict, by name.
         hidden: the widths of the hidden layers; ``"auto"`` is (64, 128).
         directions: the number of directions ``r``, or ``None`` for a head that reads the last
-            hidden layer itself. ``"auto"`` goes by the inputs (:func:`directions_for`) if
+            hidden layer itself. ``"auto"`` goes by the inputs (docs/widths.md) if
             ``hidden`` is ``"auto"``, and otherwise is ``None``. Heads that are no larger
             without, such as :class:`~hyperlight.LowRank`, have none.
         activation: a name, a module (copied for every layer) or a class of one.

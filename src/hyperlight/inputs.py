@@ -570,7 +570,7 @@ class Vector(_Unbounded):
     entry by entry: ``hypernetize(..., calibrate_on={"z": batch})``. For vectors that a network
     makes while it trains, use :class:`~hyperlight.Encoded`.
 
-    :meth:`sample` draws from the Gaussian of that ``loc`` and ``scale``, which is good for a
+    :meth:`Input.sample` draws from the Gaussian of that ``loc`` and ``scale``, which is good for a
     trial run; train on vectors of your own.
 
     Args:

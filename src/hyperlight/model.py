@@ -160,7 +160,7 @@ class HyperModel(nn.Module, Generic[M]):
                 All others are passed to the primary.
 
         Returns:
-            What the primary returns for the batch: a scalar loss is that of the batch.
+            What the primary returns for the batch; a scalar loss is that of the batch.
 
         Raises:
             InputError: as for :meth:`predict`; or with one value per sample: another batch
@@ -372,7 +372,7 @@ class HyperModel(nn.Module, Generic[M]):
                 which may be swept as well. All others are passed to the primary.
 
         Returns:
-            What the primary returns under each set, its tensors with the batch shape in front:
+            What the primary returns under each set. Its tensors have the batch shape in front,
             ``(64, B, ...)``, and ``(64,)`` for a scalar.
 
         Raises:

@@ -104,7 +104,7 @@ class Summary:
 
     @property
     def weights_per_prediction(self) -> float:
-        """The weights of the head for every predicted one: the price of the hypernetwork."""
+        """The weights of the head for every predicted one, the price of the hypernetwork."""
         return self.head.parameters / self.predicted
 
     @property

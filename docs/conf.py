@@ -1,0 +1,197 @@
+"""The documentation site: ``make docs`` builds it in build/site.
+
+The sources are the whole repository, so that a relative link means the same on the site and where
+the repository is browsed: to a page, it is a page; to any other file, a download.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx import addnodes
+
+import hyperlight
+from hyperlight.io import hub
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+    from sphinx.writers.html5 import HTML5Translator
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REPOSITORY = PROJECT["urls"].get("Repository")
+EXAMPLES = (ROOT / "examples").is_dir()
+
+project = "HyperLight"
+author = PROJECT["authors"][0]["name"]
+project_copyright = author
+release = version = hyperlight.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+root_doc = "docs/index"
+include_patterns = [
+    "docs/**",
+    "results/**",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+]
+# Folders without pages, which need not be searched.
+exclude_patterns = [".*", "benchmarks", "build", "dist", "examples", "runs", "src", "tests"]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+
+myst_heading_anchors = 4
+
+# --- the API reference ----------------------------------------------------------------------
+
+autodoc_default_options = {"members": True}
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # torch.nn.Module has text about every forward
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+autoclass_content = "class"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_custom_sections = ["Shape"]
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+# Types of other libraries, whose documentation is not at hand when the site is built, and private
+# types in signatures, whose values the docstrings describe.
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|nn|collections|os|pathlib|abc|inspect)\..*"),
+    ("py:.*", r"hyperlight\.(?!io\.hub\.)[a-z_]+\..*|hyperlight\..*Settings"),
+]
+
+
+def public_names(module: ModuleType, prefix: str) -> dict[str, str]:
+    """Where each public thing is defined, and the name under which users import it."""
+    names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
+    things = {name: getattr(module, name) for name in names}
+    return {
+        f"{thing.__module__}.{thing.__qualname__}": f"{prefix}.{name}"
+        for name, thing in things.items()
+        if hasattr(thing, "__qualname__")
+    }
+
+
+PUBLIC = {
+    **public_names(hyperlight.testing, "hyperlight.testing"),
+    **public_names(hyperlight.optim, "hyperlight.optim"),
+    **public_names(hub, "hyperlight.io.hub"),
+    **public_names(hyperlight.io, "hyperlight.io"),
+    **public_names(hyperlight, "hyperlight"),
+}
+
+
+def resolve_definition(
+    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, content: nodes.Element
+) -> nodes.Element | None:
+    """Find what a type hint names by its place of definition under its public name."""
+    target = PUBLIC.get(node.get("reftarget", ""))
+    if node.get("refdomain") != "py" or target is None:
+        return None
+    python = env.get_domain("py")
+    return python.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, content)
+
+
+def tidy_signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    thing: object,
+    options: object,
+    arguments: str | None,
+    returns: str | None,
+) -> tuple[str, str | None] | None:
+    """Write what Sphinx cannot parse, or a reader does not need, in another way."""
+    if arguments is None:
+        return None
+    if what == "class" and arguments.startswith("(*args"):  # that of torch.nn.Module
+        arguments = "()"
+    arguments = arguments.replace("<factory>", "...")  # of a dataclass
+    return arguments.replace(", labels=None", ""), returns  # of HyperModel.forward, for trainers
+
+
+# --- links and formulas ---------------------------------------------------------------------
+
+
+def resolve_folders(app: Sphinx, document: nodes.document) -> None:
+    """Turn a link to a folder into one to its README, the repository, or the next README above."""
+    page = Path(app.env.doc2path(app.env.docname)).parent
+    for node in list(document.findall(addnodes.pending_xref)):
+        if node.get("reftype") != "myst" or node.get("refdomain") == "doc":
+            continue
+        folder = (page / node["reftarget"]).resolve()
+        if not folder.is_dir() or ROOT not in folder.parents:
+            continue
+        path = folder.relative_to(ROOT)
+        readmes = [f"{place.as_posix()}/README" for place in (path, *path.parents)]
+        readme = next((name for name in readmes if name in app.env.found_docs), None)
+        if REPOSITORY and readme != readmes[0]:
+            link = nodes.reference("", "", *node.children, refuri=f"{REPOSITORY}/tree/main/{path}")
+            node.replace_self(link)
+        elif readme:
+            node["refdomain"], node["reftarget"], node["reftargetid"] = "doc", readme, None
+
+
+def inline_formula(translator: HTML5Translator, node: nodes.math) -> None:
+    """Write MathML, which browsers draw without a script from elsewhere."""
+    translator.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_formula(translator: HTML5Translator, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
+html_math_renderer = "mathml"
+
+# --- the gallery: examples/plot_*.py, executed when the site is built -----------------------
+
+if EXAMPLES:
+    extensions.append("sphinx_gallery.gen_gallery")
+    sphinx_gallery_conf = {
+        "examples_dirs": "examples",
+        "gallery_dirs": "docs/gallery",
+        "filename_pattern": r"plot_",
+        "image_scrapers": ("matplotlib",),
+        "remove_config_comments": True,
+        "write_computation_times": False,
+    }
+
+
+def leave_out_gallery(app: Sphinx, page: str, source: list[str]) -> None:
+    """Without examples there is no gallery to list."""
+    if page == root_doc and not EXAMPLES:
+        source[0] = source[0].replace("\ngallery/index\n", "\n")
+
+
+# --- the look -------------------------------------------------------------------------------
+
+html_theme = "furo"
+html_title = f"HyperLight {release}"
+html_static_path = ["site/style.css"]
+html_css_files = ["style.css"]
+html_extra_path = ["site/index.html"]  # the first page is in docs/
+html_show_sourcelink = False
+html_copy_source = False
+if REPOSITORY:
+    html_theme_options = {"source_repository": REPOSITORY, "source_branch": "main"}
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("missing-reference", resolve_definition)
+    app.connect("autodoc-process-signature", tidy_signature)
+    app.connect("doctree-read", resolve_folders)
+    app.connect("source-read", leave_out_gallery)
+    app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
