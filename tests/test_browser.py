@@ -99,6 +99,11 @@ def inside(image: Locator) -> Tensor:
     return screen(image)[1:-1, 1:-1]
 
 
+def white(element: Locator) -> float:
+    """The share of an element that is white."""
+    return (screen(element) == 255).all(dim=2).double().mean().item()
+
+
 def middles(image: Locator, height: int, width: int) -> Tensor:
     """The colours at the middle of each pixel of a picture that is shown enlarged."""
     seen = inside(image)
@@ -143,6 +148,17 @@ def drag(page: Page, handle: Locator, share: float) -> None:
     page.mouse.move(begin, y)
     page.mouse.down()
     page.mouse.move(end, y, steps=3)
+
+
+def toucher(page: Page) -> Callable[..., None]:
+    """How a finger touches a page: the kind of event, and where it is."""
+    device = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *at: float) -> None:
+        points = [{"x": at[0], "y": at[1]}] if at else []
+        device.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    return touch
 
 
 class Through(nn.Module):
@@ -222,22 +238,39 @@ def test_the_picture_follows_a_finger(show: Open) -> None:
     box = handle.bounding_box()
     assert box
     assert box["height"] >= 44  # a finger is that wide
-    y = box["y"] + box["height"] / 2
-    device = page.context.new_cdp_session(page)
-
-    def touch(kind: str, *at: float) -> None:
-        points = [{"x": px, "y": y} for px in at]
-        device.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-
+    y, touch = box["y"] + box["height"] / 2, toucher(page)
     middle, right = box["x"] + box["width"] / 2, box["x"] + box["width"] - THUMB
-    touch("touchStart", middle)
+    touch("touchStart", middle, y)
     for at in (middle + 20, middle + 60, right):
-        touch("touchMove", at)
+        touch("touchMove", at, y)
     assert (middles(image, 6, 8) - grey(model, x, 0, scale=0.5)).abs().max() <= 1.0
     touch("touchEnd")
     page.touchscreen.tap(box["x"] + THUMB, y)
     assert (middles(image, 6, 8) - grey(model, x, 0, scale=0.0)).abs().max() <= 1.0
     assert page.locator("output").inner_text() == "0"
+
+
+def test_the_slider_stays_in_view_and_lets_a_finger_scroll(show: Open) -> None:
+    model, _ = pictures()
+    shown = hl.explore(model, torch.rand(12, 1, 6, 8), scale=SCALES, samples=12)
+    page = show(shown, 400, has_touch=True, is_mobile=True)
+    controls, handle = page.locator(".controls"), slider(page)
+    before, box = white(controls), handle.bounding_box()
+    assert box
+    touch = toucher(page)
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch("touchStart", x, y)
+    for up in range(8, 72, 8):
+        touch("touchMove", x, y - up)
+        page.wait_for_timeout(16)
+    touch("touchEnd")
+    assert page.evaluate("scrollY") > 20
+    assert handle.input_value() == "4"
+    page.evaluate("scrollTo(0, 300)")
+    box = controls.bounding_box()
+    assert box
+    assert box["y"] == 0
+    assert white(controls) > before - 0.02  # nothing shines through
 
 
 def test_two_sliders_go_to_every_pair(show: Open) -> None:
