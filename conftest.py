@@ -25,6 +25,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 WORKER_BYTES = 3 * 2**30  # a worker and the processes that its tests start take no more
 MOST_WORKERS = 8  # each imports PyTorch and collects all tests before it can help
+_TOGETHER = ("tests/lab/", "tests/test_browser.py")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -43,9 +44,9 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep each test file of the lab on one worker, and hand out all other tests one by one.
+    """Keep some test files on one worker each, and hand out all other tests one by one.
 
-    Tests of the lab share what a fixture has trained. Their files come first, the largest in
+    Their tests share what a fixture has trained, or a browser. They come first, the largest in
     front, so that single tests fill the gap at the end. The mark ``xdist_group`` does the same,
     but changes the names under which tests are reported.
     """
@@ -55,7 +56,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid.partition("::")[0] if nodeid.startswith("tests/lab/") else nodeid
+            return nodeid.partition("::")[0] if nodeid.startswith(_TOGETHER) else nodeid
 
     return Scheduling(config, log)
 

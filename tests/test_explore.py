@@ -130,9 +130,10 @@ def test_a_page_is_one_file_that_loads_nothing() -> None:
     # The browser is told to load nothing, and to run and style by what is in the page alone.
     (policy,) = [m["content"] for m in read.all("meta") if "http-equiv" in m]
     assert policy.startswith("default-src 'none'; img-src data:; ")
+    allowed = dict(part.split(" ", 1) for part in policy.split("; "))
     for tag, texts in (("style", read.text("style")), ("script", read.text("script")[1:])):
-        digest = base64.b64encode(hashlib.sha256(texts[0].encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in policy
+        digests = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in texts]
+        assert allowed[f"{tag}-src"].split() == [f"'sha256-{digest}'" for digest in digests]
 
 
 def test_pages_are_the_same_each_time(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_texts_of_the_user_are_no_markup() -> None:
         frames(each)
     assert Reader(page.html).text("th") == [evil, "dog"]
     assert "<" not in json.dumps(frames(mapped)["panels"][0]["sources"])
-    raw = re.search(r'id="frames">(.*?)</script>', mapped.html)
+    raw = re.search(r'type="application/json">(.*?)</script>', mapped.html)
     assert raw
     assert evil in json.loads(raw[1])["panels"][0]["alts"][0]
 
@@ -502,6 +503,35 @@ def test_other_outputs_are_tables() -> None:
     assert read.text("th") == ["output 1", "output 2"]
     assert [row["scope"] for row in read.all("th")] == ["row", "row"]
     assert read.text("span") == panel["cells"][1]
+
+
+def test_answers_stand_below_the_picture_that_they_are_for() -> None:
+    net = Through(nn.Conv2d(1, 2, 1), lambda y: y.mean((2, 3)))
+    model, x = made(net), 2.0 * torch.rand(5, 1, 300, 200)
+    page = hl.explore(model, x, scale=3, samples=2)
+    images = Reader(page.html).all("img")
+    assert [image["alt"] for image in images] == ["The input", "The input"]
+    mean = nn.functional.adaptive_avg_pool2d(x[1].double(), (100, 66))  # at most 128 pixels
+    low, high = x[:2].min(), x[:2].max()
+    expected = ((mean - low) / (high - low) * 255).round().movedim(0, -1)
+    assert torch.equal(picture(images[1]["src"]).double(), expected)
+    for given in ({"draw": lambda y: {"mean": y.mean()}}, {"draw": lambda y: y.view(-1, 1, 1, 2)}):
+        drawn = hl.explore(model, x, scale=3, **given)
+        assert "The input" not in [image["alt"] for image in Reader(drawn.html).all("img")]
+    pair = made(Through(nn.Conv2d(1, 2, 1), lambda y: y.mean((0, 2, 3))))
+    assert not Reader(hl.explore(pair, x, scale=3).html).all("img")  # no answer for each picture
+
+
+def test_a_part_of_a_page_brings_its_style_and_its_script() -> None:
+    page = hl.explore(made(nn.Linear(2, 1)), torch.rand(1, 2), title="</section>", scale=3)
+    read = Reader(page.part)
+    assert page.part in page.html
+    assert [tag for tag, _ in read.found][:2] == ["section", "style"]
+    assert len(read.all("script")) == 2
+    assert frames(page)["axes"] == [["0", "0.25", "0.5"]]
+    for selectors in re.findall(r"([^{}]+){", read.text("style")[0]):  # of this part alone
+        for selector in selectors.split(","):
+            assert selector.strip().startswith((".hyperlight", "@media"))
 
 
 def test_the_first_tensor_of_an_output_is_drawn() -> None:

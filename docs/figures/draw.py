@@ -1,6 +1,6 @@
 """Draw the pictures of the README and the pages from published results.
 
-    python docs/figures/draw.py     # writes knob.png and rates.svg beside this file
+    python docs/figures/draw.py     # writes knob.png, knob.gif and rates.svg beside this file
 
 ``README.md`` in this folder has the commands behind the numbers.
 """
@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,19 +40,20 @@ LINES: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
+def _tile(column: int, row: int) -> np.ndarray[Any, Any]:
+    """A tile of the run's picture, ``(H, W, 3)``."""
+    left, top = LEFT[column], TOP[row]
+    picture = np.asarray(Image.open(WARPED).convert("RGB"))
+    return picture[top : top + HEIGHT, left : left + WIDTH]
+
+
 def knob() -> None:
     """Two images, and how one network registers them at five values of its knob."""
-    picture = np.asarray(Image.open(WARPED).convert("RGB"))
-
-    def tile(column: int, row: int) -> np.ndarray[Any, Any]:
-        left, top = LEFT[column], TOP[row]
-        return picture[top : top + HEIGHT, left : left + WIDTH]
-
     figure, axes = pyplot.subplots(2, 6, figsize=(8, 3.75), dpi=200)
     tiles = [("moving", 0, 0), *((gamma, n, 0) for n, gamma in enumerate(GAMMAS, start=2))]
     tiles += [("fixed", 1, 0), *(("", n, 1) for n in range(2, 7))]
     for ax, (title, column, row) in zip(axes.flat, tiles, strict=True):
-        ax.imshow(tile(column, row), interpolation="lanczos")
+        ax.imshow(_tile(column, row), interpolation="lanczos")
         ax.set_title(title, fontsize=11, pad=3)
         ax.axis("off")
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.85, wspace=0.04, hspace=0.16)
@@ -60,6 +62,31 @@ def knob() -> None:
     path = HERE / "knob.png"
     figure.savefig(path)
     Image.open(path).convert("L").quantize(64).save(path, optimize=True)
+
+
+def turned() -> None:
+    """The same, animated: the knob goes from one end to the other and back."""
+    frames = []
+    for n in (0, 1, 2, 3, 4, 3, 2, 1):
+        figure, axes = pyplot.subplots(1, 4, figsize=(8, 3.3), dpi=100)
+        tiles = (("moving", 0, 0), ("moved", n + 2, 0), ("fixed", 1, 0), ("by this", n + 2, 1))
+        for ax, (title, column, row) in zip(axes, tiles, strict=True):
+            ax.imshow(_tile(column, row), interpolation="lanczos")
+            ax.set_title(title, fontsize=12, pad=4)
+            ax.axis("off")
+        figure.subplots_adjust(0.005, 0.2, 0.995, 0.92, wspace=0.04)
+        slider = figure.add_axes((0.25, 0.02, 0.5, 0.1))
+        slider.plot([0, 1], [0, 0], color="0.75", linewidth=5, solid_capstyle="round")
+        slider.plot(float(GAMMAS[n]), 0, "o", color="0.2", markersize=14)
+        slider.set(xlim=(-0.05, 1.05), ylim=(-1, 1))
+        slider.axis("off")
+        figure.text(0.24, 0.07, "smoothness weight", ha="right", va="center", fontsize=12)
+        figure.text(0.76, 0.07, GAMMAS[n], ha="left", va="center", fontsize=12)
+        buffer = io.BytesIO()
+        figure.savefig(buffer)
+        pyplot.close(figure)
+        frames.append(Image.open(buffer).convert("L").quantize(32))
+    frames[0].save(HERE / "knob.gif", save_all=True, append_images=frames[1:], duration=600, loop=0)
 
 
 def rates() -> None:
@@ -109,4 +136,5 @@ def _line(ax: Any, name: str, found: Iterable[tuple[float, float]], *, color: st
 
 if __name__ == "__main__":
     knob()
+    turned()
     rates()

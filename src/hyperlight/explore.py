@@ -14,6 +14,7 @@ import json
 import math
 import numbers
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,6 +41,7 @@ _MOST_FRAMES = 1024
 _MOST_ROWS = 12  # of a table; longer outputs are curves
 _GRID_LINES = 17
 _CURVE_POINTS = 512
+_MOST_PIXELS = 128  # along an edge of a picture that was given
 # Okabe and Ito's colours, which colour-blind readers can tell apart; grey for label 0.
 _COLOURS = ("444444", "e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7")
 
@@ -53,6 +55,15 @@ class Page:
     """
 
     html: str
+
+    @property
+    def part(self) -> str:
+        """The sliders and what they move, without the heading, to put into another page.
+
+        It brings its style and its script, and is one ``<section>``.
+        """
+        begin, end = self.html.index("<section"), self.html.rindex("</section>")
+        return f"{self.html[begin:end]}</section>"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page to a file, which any browser opens; returns its path."""
@@ -105,7 +116,8 @@ def explore(
     In pictures 0 is black and 1 is white. If any value of any picture lies outside, the smallest
     of all is black and the largest is white. Those of uint8 are shown as they are. A displacement
     is in pixels, first along the height, then along the width. For ``"classes"``, outputs that are
-    no probabilities are taken for logits.
+    no probabilities are taken for logits. Classes, labels and values stand below the picture that
+    they are for, if the first argument is (B, 1, H, W) or (B, 3, H, W).
 
     A function is called with the output for each value, all of it. It returns a picture, ``(H, W)``
     or ``(C, H, W)``; several in a batch, or fields or labels, ``(B, C, H, W)``; numbers in a dict;
@@ -156,7 +168,7 @@ def explore(
     panels, notes = frames.panels()
     for name, value in held.items():
         notes.append(escape(f"{name} is held at {_texts(_stacked(value))[0]}."))
-    html = _html(title, axes, panels, notes)
+    html = _html(title, axes, panels, frames.layout, notes)
     if (size := len(html.encode())) > max_bytes:
         raise ConfigurationError(
             f"The page would take {size / 1000:.0f} kB, for {len(frames.wheres)} values with "
@@ -308,6 +320,7 @@ class _Panel:
     caption: str
     sources: list[str] = field(default_factory=list)  # of pictures, as data
     alts: list[str] = field(default_factory=list)
+    given: str = ""  # the picture that the model was given, as data
     sharp: bool = False  # pixels are enlarged as squares
     rows: list[str] = field(default_factory=list)  # of a table
     cells: list[list[str]] = field(default_factory=list)
@@ -327,6 +340,8 @@ class _Frames:
         self.draw, self.x, self.samples = draw, x, samples
         self.names = None if names is None else [str(name) for name in names]
         self.kind = ""
+        self.given: Tensor | None = None  # pictures that the model reads
+        self.layout = "wide"  # how panels stand side by side
         self.wheres: list[str] = []
         self.taken: list[Any] = []
 
@@ -344,6 +359,8 @@ class _Frames:
                 )
             taken = found.detach().cpu()
             kind = self.kind or self._kind_of(taken)
+            if kind in ("labels", "classes", "values") and _are_pictures(self.x, taken):
+                self.given = self.x
         if isinstance(taken, Tensor):
             taken = self._checked(where, self._shaped(kind, taken))
         if self.taken and (kind != self.kind or _form(taken) != _form(self.taken[0])):
@@ -425,35 +442,40 @@ class _Frames:
             sources = [_data_uri("svg+xml", svg.encode()) for svg in self.taken]
             return [_Panel("", sources, [f"Drawing at {where}" for where in self.wheres])], []
         if self.kind == "numbers":
+            self.layout = ""
             rows = list(self.taken[0])
             cells = [[_number(value) for value in taken.values()] for taken in self.taken]
             return [_Panel("", rows=rows, cells=cells)], []
         stack = torch.stack(self.taken)
+        if self.kind != "curve":
+            pictures = self.kind in ("image", "labels")
+            flat = pictures and stack.shape[-1] > 1.6 * stack.shape[-2]
+            self.layout = "wide" if flat else "small" if pictures else ""
         paint: Callable[[Tensor], tuple[list[_Panel], list[str]]]
         paint = getattr(self, f"_paint_{self.kind}")
-        return paint(stack)
+        panels, notes = paint(stack)
+        if self.given is not None:
+            given = self.given[: len(panels)].detach().cpu().double()
+            low, high = _black_and_white(self.given)
+            for panel, picture in zip(panels, given, strict=True):
+                panel.given = _shaded(_small(picture), low, high)
+        return panels, notes
 
     def _alts(self, sample: int, count: int, said: Iterable[str]) -> list[str]:
         who = f"Sample {sample + 1} at" if count > 1 else "At"
         return [f"{who} {where}: {text}" for where, text in zip(self.wheres, said, strict=True)]
 
     def _paint_image(self, stack: Tensor) -> tuple[list[_Panel], list[str]]:
-        low, high = (float(v) for v in torch.aminmax(stack))
+        low, high = _black_and_white(stack)
         notes = []
-        if stack.dtype == torch.uint8:
-            low, high = 0.0, 255.0
-        elif low >= 0.0 and high <= 1.0:
-            low, high = 0.0, 1.0
-        else:
+        if stack.dtype != torch.uint8 and (low, high) != (0.0, 1.0):
             notes.append(f"Black is {_number(low)}, white is {_number(high)}.")
         panels = []
         for sample in range(stack.shape[1]):
             panel = _Panel(_caption(sample, stack.shape[1]), sharp=stack.shape[-1] <= 128)
             means = []
-            for frame in stack[:, sample]:  # one by one, since all in float64 may be large
-                level = (frame.double() - low) / ((high - low) or 1.0)
-                pixels = (level * 255.0).round().to(torch.uint8).movedim(0, -1)
-                panel.sources.append(_data_uri("png", _png(pixels)))
+            for frame in stack[:, sample]:
+                panel.sources.append(_shaded(frame, low, high))
                 means.append(f"picture of mean {_number(float(frame.double().mean()))}")
             panel.alts = self._alts(sample, stack.shape[1], means)
             panels.append(panel)
@@ -635,6 +657,18 @@ def _is_line(x: Tensor | None) -> bool:
     return x is not None and x.numel() > 2 and x.shape in ((x.numel(),), (x.numel(), 1))
 
 
+def _are_pictures(x: Tensor | None, y: Tensor) -> bool:
+    """Whether ``x`` is ``(B, 1, H, W)`` or ``(B, 3, H, W)``, for as many samples as ``y``."""
+    return (
+        x is not None
+        and x.ndim == 4
+        and x.shape[1] in (1, 3)
+        and x.shape[:1] == y.shape[:1]
+        and not x.is_complex()
+        and bool(x.isfinite().all())
+    )
+
+
 def _are_probabilities(y: Tensor) -> bool:
     return bool((y >= 0).all()) and bool(((y.double().sum(1) - 1.0).abs() < 1e-3).all())
 
@@ -676,6 +710,28 @@ _SVG_STYLE = (
 
 def _data_uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _black_and_white(pictures: Tensor) -> tuple[float, float]:
+    """The values that are black and white, the same in all pictures."""
+    if pictures.dtype == torch.uint8:
+        return 0.0, 255.0
+    low, high = (float(v) for v in torch.aminmax(pictures))
+    return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
+
+
+def _shaded(picture: Tensor, low: float, high: float) -> str:
+    """A picture ``(C, H, W)`` as data, in shades from ``low`` to ``high``."""
+    level = (picture.double() - low) / ((high - low) or 1.0)
+    return _data_uri("png", _png((level * 255.0).round().to(torch.uint8).movedim(0, -1)))
+
+
+def _small(picture: Tensor) -> Tensor:
+    """A picture ``(C, H, W)`` with few enough pixels to stand beside what it gives."""
+    height, width = picture.shape[1:]
+    times = -(-max(height, width) // _MOST_PIXELS)
+    size = (max(1, height // times), max(1, width // times))
+    return torch.nn.functional.adaptive_avg_pool2d(picture, size)
 
 
 def _svg(box: tuple[int, int, int, int], drawn: str) -> bytes:
@@ -720,139 +776,72 @@ def _png(pixels: Tensor, palette: bytes = b"") -> bytes:
 
 # --- the page -------------------------------------------------------------------------------
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8886; }
-body { font: 1rem/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 64rem; padding: 1rem; }
-h1 { font-size: 1.4rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
-.controls { background: Canvas; border-bottom: 1px solid var(--line); padding: .25rem 0 .75rem;
-  position: sticky; top: 0; }
-.value { display: flex; gap: 1rem; justify-content: space-between; }
-output { font-variant-numeric: tabular-nums; font-weight: 600; }
-input[type=range] { height: 2.5rem; margin: 0; touch-action: pan-y; width: 100%; }
-.panels { display: grid; gap: 1rem; margin: 1rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); }
-figure { margin: 0; max-width: 36rem; }
-figcaption, caption { font-size: .9rem; text-align: left; }
-img { border: 1px solid var(--line); box-sizing: border-box; height: auto; width: 100%; }
-img.sharp { image-rendering: pixelated; }
-table { border-collapse: collapse; width: 100%; }
-th, td { border-top: 1px solid var(--line); overflow-wrap: anywhere; padding: .15rem .25rem; }
-th { font-weight: normal; text-align: left; }
-td { font-variant-numeric: tabular-nums; text-align: right; }
-meter { vertical-align: middle; width: 6rem; }
-.key { height: .8em; width: .8em; }
-"""
-
-_SCRIPT = """
-"use strict";
-const {axes, panels} = JSON.parse(document.getElementById("frames").textContent);
-const sliders = Array.from(document.querySelectorAll("input[type=range]"));
-const values = Array.from(document.querySelectorAll("output"));
-const figures = Array.from(document.querySelectorAll("figure"));
-
-function show() {
-  let frame = 0;
-  sliders.forEach((slider, i) => {
-    const at = slider.valueAsNumber;
-    frame = frame * axes[i].length + at;
-    values[i].textContent = axes[i][at];
-    slider.setAttribute("aria-valuetext", axes[i][at]);
-  });
-  panels.forEach((panel, i) => {
-    const image = figures[i].querySelector("img");
-    if (image) {
-      image.src = panel.sources[frame];
-      image.alt = panel.alts[frame];
-      return;
-    }
-    figures[i].querySelectorAll("td").forEach((cell, row) => {
-      cell.querySelector("span").textContent = panel.cells[frame][row];
-      const bar = cell.querySelector("meter");
-      if (bar) bar.value = panel.bars[frame][row];
-    });
-  });
-}
-
-sliders.forEach((slider) => slider.addEventListener("input", show));
-show();  // a browser that goes back to the page keeps the sliders where they were
-"""
-
-# The policy keeps the page from loading anything, and from running any script but its own.
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="$policy">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-<div class="controls">
-$controls
-</div>
-<noscript><p>The sliders need JavaScript. The page shows the values in the middle.</p></noscript>
-<div class="panels">
-$panels
-</div>
-$notes
-</main>
-<script type="application/json" id="frames">$frames</script>
-<script>$script</script>
-</body>
-</html>
-""")
+_PAGE = Template(Path(__file__).with_name("explore.html").read_text("utf-8"))
 
 
-def _html(title: str, axes: list[_Axis], panels: list[_Panel], notes: list[str]) -> str:
+def _html(
+    title: str, axes: list[_Axis], panels: list[_Panel], layout: str, notes: list[str]
+) -> str:
     start = 0
     for axis in axes:
         start = start * len(axis.texts) + len(axis.texts) // 2
-    frames = {
-        "axes": [axis.texts for axis in axes],
-        "panels": [
-            {"sources": panel.sources, "alts": panel.alts}
-            if panel.sources
-            else {"cells": panel.cells, "bars": panel.bars}
-            for panel in panels
-        ],
-    }
-    style, script = (
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for text in (_STYLE, _SCRIPT)
+    frames = json.dumps(
+        {
+            "axes": [axis.texts for axis in axes],
+            "panels": [
+                {"sources": panel.sources, "alts": panel.alts}
+                if panel.sources
+                else {"cells": panel.cells, "bars": panel.bars}
+                for panel in panels
+            ],
+        },
+        separators=(",", ":"),
     )
+    # The page may load nothing, and run and style by nothing but what stands in the template.
+    styles, scripts = (
+        " ".join(map(_hash, re.findall(rf"<{tag}>(.*?)</{tag}>", _PAGE.template, re.DOTALL)))
+        for tag in ("style", "script")
+    )
+    mark = hashlib.sha256(frames.encode()).hexdigest()[:8]
     return _PAGE.substitute(
-        policy=f"default-src 'none'; img-src data:; style-src {style}; script-src {script}",
+        policy=f"default-src 'none'; img-src data:; style-src {styles}; script-src {scripts}",
         title=escape(title),
-        style=_STYLE,
-        script=_SCRIPT,
-        controls="\n".join(_control(number, axis) for number, axis in enumerate(axes)),
+        layout=layout,
+        controls="\n".join(_control(f"{mark}-{i}", axis) for i, axis in enumerate(axes)),
         panels="\n".join(_figure(panel, start) for panel in panels),
         notes="\n".join(f"<p>{note}</p>" for note in notes),
         # No text can end the element, or begin a comment in it.
-        frames=json.dumps(frames, separators=(",", ":")).replace("<", "\\u003c"),
+        frames=frames.replace("<", "\\u003c"),
     )
 
 
-def _control(number: int, axis: _Axis) -> str:
+def _hash(text: str) -> str:
+    """The source of a content security policy that allows just this text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _control(mark: str, axis: _Axis) -> str:
     middle = len(axis.texts) // 2
-    text = escape(axis.texts[middle])
+    first, text, last = (escape(axis.texts[i]) for i in (0, middle, -1))
+    # The value would be read out twice: the slider has it as well.
     return (
-        f'<div class="value"><label for="input-{number}">{escape(axis.name)}</label> '
-        f'<output for="input-{number}">{text}</output></div>\n'
-        f'<input type="range" id="input-{number}" min="0" max="{len(axis.texts) - 1}" step="1" '
-        f'value="{middle}" aria-valuetext="{text}">'
+        f'<div class="values"><label for="{mark}">{escape(axis.name)}</label> '
+        f'<output for="{mark}" aria-hidden="true">{text}</output></div>\n'
+        f'<input type="range" id="{mark}" min="0" max="{len(axis.texts) - 1}" step="1" '
+        f'value="{middle}" aria-valuetext="{text}">\n'
+        f'<div class="ends" aria-hidden="true"><small>{first}</small><small>{last}</small></div>'
     )
 
 
 def _figure(panel: _Panel, start: int) -> str:
+    given = ""
+    if panel.given:
+        given = f'<img class="input sharp" src="{panel.given}" alt="The input">'
     if panel.sources:
         sharp = ' class="sharp"' if panel.sharp else ""
         caption = f"<figcaption>{escape(panel.caption)}</figcaption>" if panel.caption else ""
         image = f'<img{sharp} src="{panel.sources[start]}" alt="{escape(panel.alts[start])}">'
-        return f"<figure>{image}{caption}</figure>"
+        return f"<figure>{given}{image}{caption}</figure>"
     caption = f"<caption>{escape(panel.caption)}</caption>" if panel.caption else ""
     rows = []
     for index, (name, cell) in enumerate(zip(panel.rows, panel.cells[start], strict=True)):
@@ -860,4 +849,4 @@ def _figure(panel: _Panel, start: int) -> str:
         rows.append(
             f'<tr><th scope="row">{escape(name)}</th><td>{bar}<span>{escape(cell)}</span></td></tr>'
         )
-    return f"<figure><table>{caption}<tbody>{''.join(rows)}</tbody></table></figure>"
+    return f"<figure>{given}<table>{caption}<tbody>{''.join(rows)}</tbody></table></figure>"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hyperlight.lab
-from hyperlight import Uniform
+from hyperlight import HyperModel, Uniform
 from hyperlight.lab.cli import main
 from hyperlight.lab.data import (
     DATA,
@@ -130,6 +130,9 @@ class EchoTask:
             value = {} if isinstance(model, Fixed) else {"gamma": torch.tensor(gamma)}
             loss = float(self.loss(model, self.split.test, value, 0))
         return {"loss": loss, "closeness": -loss}
+
+    def knob(self, model: HyperModel) -> None:
+        return None
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
         return Outcome(self.at(model, 0.5))

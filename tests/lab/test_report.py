@@ -16,15 +16,26 @@ from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from rich.console import Console
 
+import hyperlight as hl
 from hyperlight.lab import figures, report
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.files import write_text
 from hyperlight.lab.record import Run
 from hyperlight.lab.summary import TITLES, Summary, claims, summarize
 from hyperlight.lab.tasks.base import SWITCHES, Formulation, Metric, Outcome
-from tests.lab.making import ACCURACY, RISING, STEEP, diverged, listing, make_run, plain_run
+from tests.lab.making import (
+    ACCURACY,
+    RISING,
+    STEEP,
+    diverged,
+    listing,
+    make_run,
+    plain_run,
+    small_model,
+)
 
 COMMAND = "hyperlight demo --steps 10 --out 'a <b>'"
 HOSTILE = "<script>alert('x & y')</script>"
@@ -704,3 +715,32 @@ def test_the_page_replaces_an_older_one(tmp_path: Path) -> None:
     write_text(tmp_path / "report.html", "old")
     _write(tmp_path, [make_run("mip")])
     assert "A title" in (tmp_path / "report.html").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_slider_stands_in_the_page_and_by_itself(tmp_path: Path) -> None:
+    knob = ("MIP, seed 0. A & B.", hl.explore(small_model(), torch.rand(1, 3), gamma=3))
+    _write(tmp_path, [make_run("mip")], knob=knob)
+    assert (tmp_path / "knob.html").read_text("utf-8") == knob[1].html
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert knob[1].part in page
+    assert "MIP, seed 0. A &amp; B." in page
+    assert "<code>knob.html</code>" in page
+    assert "A & B. Turn it in a browser: [knob.html](knob.html)." in (
+        tmp_path / "report.md"
+    ).read_text("utf-8")
+    _write(tmp_path, [make_run("mip")])  # another run, which has none
+    assert not (tmp_path / "knob.html").exists()
+    assert "knob" not in (tmp_path / "report.html").read_text("utf-8")
+    assert "knob" not in (tmp_path / "report.md").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_verdict_and_convergence_come_first_and_the_rest_is_folded(tmp_path: Path) -> None:
+    page = (_write(tmp_path, [make_run("mip")])).read_text("utf-8")
+    top, _, rest = page.partition("<details>")
+    assert "Test accuracy after 10 steps: MIP 95.0 %." in top
+    assert top.count("<svg") == 1
+    assert "<table" not in top
+    assert "<details open" not in page
+    assert rest.count("<svg") == 2

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from .. import Page
 from . import figures, pages
 from .errors import LabError
 from .files import is_inside, is_plain, write_csv, write_text
@@ -23,6 +24,7 @@ from .tasks.base import SWITCHES
 __all__ = ["PAGE", "clear", "conclusion", "table", "write"]
 
 PAGE = "report.html"
+KNOB = "knob.html"
 MARKDOWN = "report.md"
 
 
@@ -152,6 +154,13 @@ def conclusion(summaries: Sequence[Summary], target: float | None) -> str:
     )
 
 
+def _result(summaries: Sequence[Summary]) -> str:
+    """What was reached in the end, in a sentence."""
+    metric, last = summaries[0].metric, summaries[0].steps[-1]
+    reached = "; ".join(f"{s.title} {metric.text(s.measured[-1].mean)}" for s in summaries)
+    return f"Test {metric.name} after {last} steps: {reached}."
+
+
 def write(
     folder: Path,
     runs: Sequence[Run],
@@ -162,10 +171,12 @@ def write(
     target: float | None,
     settings: dict[str, Any],
     command: str,
+    knob: tuple[str, Page] | None = None,
 ) -> Path:
-    """Write ``report.html``, ``report.md``, the figures and the numbers as csv.
+    """Write ``report.html``, ``report.md``, ``knob.html``, the figures and the numbers as csv.
 
-    The HTML page is self-contained; the Markdown page links to the figures.
+    The HTML pages are self-contained; the Markdown page links to the figures and to the slider,
+    whose caption and page are ``knob``.
 
     Returns:
         The path of the HTML page.
@@ -221,7 +232,8 @@ def write(
     values = {
         "title": title,
         "note": note,
-        "conclusion": conclusion(summaries, target),
+        "conclusion": conclusion(summaries, target) or _result(summaries),
+        "knob": knob,
         "claims": claims(summaries),
         "seeds": summaries[0].seeds,
         "tables": [(heading, rows) for heading, rows in tables if rows],
@@ -229,6 +241,9 @@ def write(
         "settings": settings,
         "provenance": origin,
     }
+    (folder / KNOB).unlink(missing_ok=True)
+    if knob is not None:
+        write_text(folder / KNOB, knob[1].html)
     figured = [(*CAPTIONS[name], picture) for name, picture in drawn.items()]
     linked = [(*CAPTIONS[name], f"{name}.svg") for name in drawn]
     write_text(folder / MARKDOWN, pages.render("report.md", figures=linked, **values))
@@ -241,6 +256,7 @@ def clear(folder: Path) -> None:
     tables = ("metrics", "times", "steps", "scales", "outcome")
     written = [
         PAGE,
+        KNOB,
         MARKDOWN,
         *(f"{name}.csv" for name in tables),
         *(f"{name}.svg" for name in CAPTIONS),

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from .. import ConfigurationError, HyperModel, Page
 from ..io.kinds import fits
 from . import report
 from .checkpoint import Identity, differences, identity, stored_identity
@@ -306,6 +307,21 @@ class Session:
                 board.end(list(done.values()))
         return runs
 
+    def _knob(self, runs: Sequence[Run]) -> tuple[str, Page] | None:
+        """A slider for one hypernetwork, the one with MIP if there is one."""
+        able = [run for run in runs if run.diverged is None and isinstance(run.model, HyperModel)]
+        for run in sorted(able, key=lambda run: (run.formulation != "mip", run.seed))[:1]:
+            assert isinstance(run.model, HyperModel)
+            try:
+                made = self.task.knob(run.model)
+            except ConfigurationError as error:  # no reason to lose the rest of the report
+                say(f"The report has no slider: {error}", self.console)
+                return None
+            if made is not None:
+                caption, page = made
+                return f"{TITLES[run.formulation]}, seed {run.seed}. {caption}", page
+        return None
+
     def report(self, runs: Sequence[Run]) -> Path:
         """Write the report and print its tables; return the path of the page."""
         target, metric = self.training.target, self.task.metric
@@ -319,6 +335,7 @@ class Session:
             target=target,
             settings=self.settings,
             command=self.command,
+            knob=self._knob(runs),
         )
         self.console.print()
         for made in report.table(summaries, target):

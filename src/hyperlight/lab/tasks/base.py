@@ -21,6 +21,7 @@ from ... import (
     HyperModel,
     Input,
     LowRank,
+    Page,
     PerLayer,
     direction_profile,
     hypernetize,
@@ -32,6 +33,7 @@ from ..data import DATA, Images, ImageSplit, stratified_split
 from ..errors import LabError, at_least
 
 __all__ = [
+    "SLIDER",
     "SWITCHES",
     "AnyData",
     "Batch",
@@ -63,6 +65,9 @@ The classical formulation, MIP, or only one of its two parts (the input encoding
 plus predicted changes). Or the primary alone: for one gamma, for all gammas without knowing them,
 with gamma as another input, or with features that gamma scales and shifts (FiLM).
 """
+
+# Values of gamma on the slider of a report.
+SLIDER = 21
 
 # What each formulation switches on (section 4 of the paper): (encoding, residual).
 SWITCHES: dict[str, tuple[bool, bool]] = {
@@ -362,6 +367,10 @@ class Task(Protocol):
 
     def at(self, model: Model, gamma: float) -> dict[str, float]:
         """Figures on the whole test set at one gamma; those of :meth:`evaluate`, possibly more."""
+        ...
+
+    def knob(self, model: HyperModel) -> tuple[str, Page] | None:
+        """What a trained model gives along gamma, and a caption; None if it cannot be shown."""
         ...
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import Input, Normal, Uniform
+from ... import HyperModel, Input, Normal, Page, Uniform, explore
 from ..data import Batches, Images, Request, load_images
 from ..errors import LabError, at_least
 from ..primaries import LeNet, ResNetLike
 from ..uncertainty import Assessment, Predictive, assess, auroc
 from .base import (
+    SLIDER,
     Fixed,
     Formulation,
     Hypernetwork,
@@ -231,6 +232,23 @@ class BayesTask:
         gammas = self.posterior()
         for gamma in gammas[:1] if isinstance(model, Fixed) else gammas:
             yield Predictive.of(self._logits(model.bind(gamma=gamma), data))
+
+    @torch.no_grad()
+    def knob(self, model: HyperModel) -> tuple[str, Page]:
+        """The answers for the test images on which two gammas differ most."""
+        gammas = self.posterior()[:16]
+        with evaluating(model):
+            first, last = (self._logits(model.bind(gamma=g), self.few) for g in gammas[[0, -1]])
+        away = (first.softmax(dim=1) - last.softmax(dim=1)).abs().sum(dim=1)
+        shown = self.few[away.argsort(descending=True)[:4]].unit().images
+        page = explore(
+            *(model, shown),
+            gamma=gammas if self.space.event_shape else SLIDER,
+            draw="classes",
+            names=self.split.class_names or None,
+            title="Test images whose answer depends on gamma",
+        )
+        return "The test images on which two gammas differ most, and their classes.", page
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
         """Calibration, entropy and rejection of the model average on the whole test set.

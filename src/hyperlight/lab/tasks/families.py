@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import Categorical, Encoded, Input, Normal, Uniform
+from ... import Categorical, Encoded, HyperModel, Input, Normal, Page, Uniform, explore
 from ..data import Batches, Images, Request, load_images
 from ..errors import LabError, at_least
 from .base import (
+    SLIDER,
     Drawn,
     Fixed,
     Formulation,
@@ -549,6 +550,14 @@ class FamiliesTask:
         """The figures of :meth:`evaluate` for testing, with every entry of gamma at this value."""
         drawn, batch = self.family.held_out("test")
         return self._figures(model, torch.full_like(drawn, gamma), batch)
+
+    def knob(self, model: HyperModel) -> tuple[str, Page] | None:
+        """The function of x at every gamma; None if x or gamma has several entries."""
+        if not isinstance(self.family, _Functions) or self.family.size > 1:
+            return None
+        x = torch.linspace(-1.0, 1.0, 201, device=self.device).unsqueeze(1)
+        page = explore(model, x, gamma=SLIDER, title="A function of x for every gamma")
+        return "The function that the network has learned, over x.", page
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
         """Errors on both parts, the weights held, and the share of the last direction."""

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import HyperModel, ObjectiveError, Uniform, tune
+from ... import HyperModel, ObjectiveError, Page, Uniform, explore, tune
 from ...init import FanOut, Init
 from ..data import PairBatches, Request, Scans, load_scans, pairs
 from ..errors import LabError, at_least
 from ..primaries import UNet
 from ..registration import dice, folding, soft_dice, total_variation, warp, warp_labels
 from .base import (
+    SLIDER,
     Fixed,
     Formulation,
     Hypernetwork,
@@ -273,6 +274,24 @@ class HypermorphTask:
         with torch.no_grad():
             found = self.measure(model.bind(gamma=gamma), moving, fixed, gamma)
         return gamma, found["dice"]
+
+    @torch.no_grad()
+    def knob(self, model: HyperModel) -> tuple[str, Page]:
+        """Test pairs: moving, warped and fixed scans, and a grid that is warped as they are."""
+        moving, fixed = self._pairs(self.test, 2)
+        height, width = moving.images.shape[-2:]
+        step = max(4, min(height, width) // 10)
+        lines = torch.ones_like(moving.images)
+        lines[..., ::step, :] = lines[..., ::step] = 0.0
+
+        def drawn(field: Tensor) -> Tensor:
+            warped = warp(moving.images, field)
+            return torch.cat([moving.images, warped, fixed.images, warp(lines, field)], dim=-1)
+
+        joined = torch.cat([moving.images, fixed.images], dim=1)
+        title = "Two test pairs, registered at any smoothness weight"
+        page = explore(model, joined, gamma=SLIDER, draw=drawn, title=title)
+        return "From the left: moving, warped and fixed scan, and a grid that is warped.", page
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
         """Figures along gamma on all test pairs, the best gamma, and pictures.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import HyperModel, Uniform
+from ... import HyperModel, Page, Uniform, explore
 from ..data import (
     DATA,
     Batches,
@@ -41,6 +41,7 @@ from ..normalization import (
 from ..primaries import ResNetLike, UNet
 from ..registration import dice, soft_dice
 from .base import (
+    SLIDER,
     SWITCHES,
     AnyData,
     Fixed,
@@ -350,6 +351,27 @@ class ScaleSpaceTask:
             }
             for taken, flop in zip(seconds, operations, strict=True)
         ]
+
+    def knob(self, model: HyperModel) -> tuple[str, Page]:
+        """Label maps of test scans along gamma, or the figures of a classifier."""
+        gammas = self.space.grid(SLIDER)
+        following = iter(gammas.tolist())
+        few = self.few[torch.linspace(0, len(self.few) - 1, 4).round().long().to(self.device)]
+        x = few.unit().images
+
+        def drawn(_: Tensor) -> Tensor | dict[str, float]:
+            # The primary reads gamma beside its weights, which explore does not pass on.
+            gamma = next(following)
+            net = model.bind(gamma=gamma)
+            if self.problem == "classification":
+                return self.measure(net, self.few, gamma)
+            labels: Tensor = net(x, gamma).argmax(dim=1, keepdim=True)
+            return labels
+
+        names = self.split.label_names if isinstance(self.split, ScanSplit) else None
+        title = "Test data at any factor of rescaling"
+        page = explore(model, x, _LARGEST, gamma=gammas, draw=drawn, names=names, title=title)
+        return "Towards 0 the feature maps are small, and cost little.", page
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
         """Figures and costs along gamma on the whole test set, and pictures.

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ... import LogUniform
+from ... import HyperModel, LogUniform, Page, explore
 from ..data import Batches, Images, Request, load_images
 from ..errors import LabError, at_least
 from ..primaries import VAE
 from .base import (
+    SLIDER,
     Fixed,
     Formulation,
     Hypernetwork,
@@ -333,6 +334,21 @@ class VaeTask:
     def at(self, model: Model, gamma: float) -> dict[str, float]:
         """The figures of :meth:`evaluate` on test images, at one beta."""
         return self._summary(self._rows(model, [gamma], self.test), self.test)
+
+    def knob(self, model: HyperModel) -> tuple[str, Page]:
+        """Test images above what is decoded of them, along beta."""
+        few = torch.arange(min(4, len(self.test.images)), device=self.device)
+        x, noise = self.test.images[few].unit().images, self.test.noise[few]
+        page = explore(
+            *(model, x, noise),
+            beta=SLIDER,
+            draw=lambda found: torch.cat([x, found[0].clamp(0.0, 1.0)], dim=-2),
+            title="Test images, and what is kept of them at a price",
+        )
+        return (
+            "Above: test images. Below: what is decoded of them. beta is the price of a nat.",
+            page,
+        )
 
     def finish(self, model: Model, folder: Path | None) -> Outcome:
         """The front of rate and distortion on test images, errors on both parts, and pictures.
