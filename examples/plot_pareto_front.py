@@ -1,0 +1,73 @@
+"""
+A Pareto front: losses that are in each other's way
+===================================================
+
+An autoencoder has two numbers for an image, too few for all of it. So what it spends on the upper
+half is missing for the lower half. The knob is a ray: the weights of the two losses. One network
+learns the whole front (`Navon et al. 2021 <https://arxiv.org/abs/2010.04104>`_). It is compared
+with networks that are trained for one ray each, with as many steps.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import hyperlight as hl
+
+# %%
+# The two losses of a batch: the error in the upper and in the lower half, ``(..., 2)``.
+torch.manual_seed(0)
+images = torch.tensor(load_digits().data, dtype=torch.float32) / 16
+train, test = images[:1300], images[1300:]
+
+
+def network():
+    encoder = nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)
+    return nn.Sequential(*encoder, nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64))
+
+
+def losses(picture, x):
+    return (picture - x).square().unflatten(-1, (2, 32)).sum(-1).mean(-2)
+
+
+def fit(run, parameters, draw, steps=1000):
+    optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        x, ray = train[torch.randint(len(train), (64,))], draw()
+        optimizer.zero_grad()
+        (ray * losses(run(x, ray), x)).sum(-1).mean().backward()
+        optimizer.step()
+        schedule.step()
+
+
+# %%
+# In every step, the family sees the same images under eight rays.
+model = hl.hypernetize(network(), inputs={"ray": hl.Simplex(2, alpha=0.5)})
+groups = hl.parameter_groups(model, lr=1e-2)
+fit(lambda x, ray: model.sweep(x, ray=ray), groups, lambda: model.sample(8)["ray"])
+upper = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.98])
+rays = torch.stack([upper, 1 - upper], dim=-1)
+separate = [network() for _ in rays]
+for ray, net in zip(rays, separate, strict=True):
+    fit(lambda x, _, net=net: net(x), net.parameters(), lambda ray=ray: ray)
+
+# %%
+# The front, and how the ends and the middle of it draw three test images.
+with torch.no_grad():
+    pictures = model.sweep(test, ray=rays)
+    front = losses(pictures, test)
+    alone = torch.stack([losses(net(test), test) for net in separate])
+loss_of_family = (rays * front).sum(-1).tolist()
+loss_alone = (rays * alone).sum(-1).tolist()
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+left.plot(*front.T, "o-", label="one family")
+left.plot(*alone.T, "kx", label="a network for each ray")
+left.set(xlabel="error in the upper half", ylabel="error in the lower half")
+left.legend()
+shown = torch.cat([test[None, :4], pictures[[4, 2, 0], :4]]).reshape(4, 4, 8, 8)
+right.imshow(shown.transpose(1, 2).reshape(32, 32), cmap="gray")
+names = ["image", "upper half", "both", "lower half"]
+right.set(xticks=[], yticks=[4, 12, 20, 28], yticklabels=names)
+plt.show()
