@@ -78,8 +78,8 @@ def export_onnx(
     them: the metadata of the file hold the range of each input, as JSON under ``hyperlight``.
 
     The file is checked before it is written, by onnx and by running it in onnxruntime. There it
-    has to give what the model gives, at both ends and in the middle of every input. That is tried
-    on the example, on a batch of 1, and on one with a sample more than the example. If it differs,
+    has to give what the model gives, at both ends and in the middle of every input. Other sizes of
+    the batch are tried in the middle: 1, and one more than the example has. If anything differs,
     an error says by how much and where, and nothing is written. The file is self-contained, and
     holds no paths and no code of yours.
 
