@@ -391,7 +391,7 @@ def test_a_file_that_differs_is_not_written(earlier: Path) -> None:
 
 def test_what_onnxruntime_cannot_run_is_refused(earlier: Path) -> None:
     model = hl.hypernetize(mlp().double(), SPACE)
-    words = "onnxruntime cannot load the exported Sequential: NotImpl.*LeakyRelu.*No file was wri"
+    words = "The exported Sequential cannot be loaded. NotImpl.*LeakyRelu.*No file was written"
     with pytest.raises(hl.FormatError, match=f"{words}.*copy.deepcopy"):
         hl.export_onnx(model, earlier, torch.rand(2, 3).double())
     assert untouched(earlier.parent)
@@ -410,7 +410,11 @@ def test_a_batch_of_one_is_tried(earlier: Path) -> None:
 
 def test_a_fixed_size_can_be_exported_as_such(earlier: Path) -> None:
     model = hl.hypernetize(OfFour(), SPACE)
-    with pytest.raises(hl.FormatError, match="pass dynamic=False"):
+    words = (
+        r"OfFour cannot be exported to ONNX. .*x.shape\[0\].* If a size has to be fixed, pass "
+        r"dynamic=False, or None for one, as in dynamic={'x': {0: None}}"
+    )
+    with pytest.raises(hl.FormatError, match=words):
         hl.export_onnx(model, earlier, torch.rand(4, 3))
     assert untouched(earlier.parent)
     hl.export_onnx(model, earlier, torch.rand(4, 3), dynamic=False)

@@ -73,15 +73,15 @@ def export_onnx(
     in eval mode, and its modes are restored afterwards.
 
     A graph cannot refuse a value. The nearest value inside the space takes the place of one
-    outside (:meth:`Input.nearest`): a number is clamped, a point off the simplex is divided by its
-    sum, and a category that does not exist gives NaN. So check values before, or let a slider
-    give them: the metadata of the file hold the range of each input, as JSON under the key
-    ``hyperlight``.
+    outside (:meth:`Input.nearest`). A number is clamped, and a point off the simplex is divided by
+    its sum. A category that does not exist gives NaN. So check values before, or let a slider give
+    them: the metadata of the file hold the range of each input, as JSON under ``hyperlight``.
 
-    The file is checked before it is written, by onnx and by running it in onnxruntime. It has to
-    give what the model gives at the ends and in the middle of every input, for the example and for
-    batches of 1 and of one sample more. If not, an error says how far it is off and where, and
-    nothing is written. The file is self-contained, and holds no paths and no code of yours.
+    The file is checked before it is written, by onnx and by running it in onnxruntime. There it
+    has to give what the model gives, at both ends and in the middle of every input. Other sizes of
+    the batch are tried in the middle: 1, and one more than the example has. If anything differs,
+    an error says by how much and where, and nothing is written. The file is self-contained, and
+    holds no paths and no code of yours.
 
     The packages onnx, onnxscript and onnxruntime are needed: ``pip install onnx onnxscript
     onnxruntime``.
@@ -135,7 +135,7 @@ def export_onnx(
             outputs = call.outputs(call.run(call.example))
             about = call.about([name for name, _ in outputs])
             content = _exported(onnx, call, about, opset)
-            _check(onnxruntime, content, call, tolerance)
+            _check(onnx, onnxruntime, content, call, tolerance)
     finally:
         model.last_run = last_run
     with replaced(path) as file:
@@ -540,7 +540,7 @@ class _Graph(nn.Module):
 
 
 def _exported(onnx: Any, call: _Call, about: Mapping[str, Any], opset: int | None) -> bytes:
-    """The content of the file, checked by onnx."""
+    """The content of the file."""
     export: Any = torch.onnx.export
     try:
         with warnings.catch_warnings():
@@ -560,7 +560,6 @@ def _exported(onnx: Any, call: _Call, about: Mapping[str, Any], opset: int | Non
             _strip(proto)
             onnx.helper.set_model_props(proto, {KEY: json.dumps(about, allow_nan=False)})
             content: bytes = proto.SerializeToString()
-            onnx.checker.check_model(content, full_check=True)
     except Exception as error:
         raise _refusal(call, error) from error
     found = next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
@@ -583,8 +582,15 @@ def _refusal(call: _Call, error: BaseException) -> FormatError:
     )
     if call.per_sample and run is not None and run.reason:
         what += f" with one set of weights per sample ({run.reason.rstrip('.')})"
-    hint = " If a size has to be fixed, pass dynamic=False." if any(call.open) else ""
-    return FormatError(f"{what}. {_brief(cause)}{hint} The error above has all of it.")
+    why = _brief(cause)
+    for i, name in enumerate(call.names):  # torch.export knows tensors by their numbers
+        why = why.replace(f"inputs['tensors'][{i}]", name)
+    hint = ""
+    for name, axes in zip(call.names, call.open, strict=True):
+        if axes and not hint:
+            one = f"dynamic={{{name!r}: {{{next(iter(axes))}: None}}}}"
+            hint = f" If a size has to be fixed, pass dynamic=False, or None for one, as in {one}."
+    return FormatError(f"{what}. {why}{hint} The error above has all of it.")
 
 
 def _free_names(graph: Any, names: set[str]) -> None:
@@ -608,18 +614,19 @@ def _strip(message: Any) -> None:
 # --- the check ------------------------------------------------------------------------------
 
 
-def _check(onnxruntime: Any, content: bytes, call: _Call, tolerance: float) -> None:
-    """Compare what the file gives with what the model gives."""
+def _check(onnx: Any, onnxruntime: Any, content: bytes, call: _Call, tolerance: float) -> None:
+    """Check the file, and compare what it gives with what the model gives."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone
     options.intra_op_num_threads = torch.get_num_threads()
     try:
+        onnx.checker.check_model(content, full_check=True)
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise FormatError(
-            f"onnxruntime cannot load the exported {type(call.model.primary).__name__}: "
-            f"{_brief(error)} No file was written. If weights are in another dtype than "
-            "float32, export a copy that is: copy.deepcopy(model).float()."
+            f"The exported {type(call.model.primary).__name__} cannot be loaded. {_brief(error)} "
+            "No file was written. If weights are in another dtype than float32, export a copy that "
+            "is: copy.deepcopy(model).float()."
         ) from error
     for turn in range(3):
         _compare(session, call, call.batch, turn, tolerance)
