@@ -68,8 +68,8 @@ def turned() -> None:
     """The same, animated: the knob goes from one end to the other and back."""
     frames = []
     for n in (0, 1, 2, 3, 4, 3, 2, 1):
-        figure, axes = pyplot.subplots(1, 4, figsize=(8, 3.3), dpi=100)
-        tiles = (("moving", 0, 0), ("moved", n + 2, 0), ("fixed", 1, 0), ("by this", n + 2, 1))
+        figure, axes = pyplot.subplots(1, 4, figsize=(8, 3.3), dpi=90)
+        tiles = (("moving", 0, 0), ("warped", n + 2, 0), ("fixed", 1, 0), ("grid", n + 2, 1))
         for ax, (title, column, row) in zip(axes, tiles, strict=True):
             ax.imshow(_tile(column, row), interpolation="lanczos")
             ax.set_title(title, fontsize=12, pad=4)
@@ -85,7 +85,8 @@ def turned() -> None:
         buffer = io.BytesIO()
         figure.savefig(buffer)
         pyplot.close(figure)
-        frames.append(Image.open(buffer).convert("L").quantize(32))
+        # With few shades, what stays as it is takes no room in the next frame.
+        frames.append(Image.open(buffer).convert("L").point(lambda v: 255 * (v // 11) // 23))
     frames[0].save(HERE / "knob.gif", save_all=True, append_images=frames[1:], duration=600, loop=0)
 
 
