@@ -26,14 +26,18 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"].get("Repository")
-EXAMPLES = (ROOT / "examples").is_dir()
 
 project = "HyperLight"
 author = PROJECT["authors"][0]["name"]
 project_copyright = author
 release = version = hyperlight.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
+]
 root_doc = "docs/index"
 include_patterns = [
     "docs/**",
@@ -157,23 +161,14 @@ html_math_renderer = "mathml"
 
 # --- the gallery: examples/plot_*.py, executed when the site is built -----------------------
 
-if EXAMPLES:
-    extensions.append("sphinx_gallery.gen_gallery")
-    sphinx_gallery_conf = {
-        "examples_dirs": "examples",
-        "gallery_dirs": "docs/gallery",
-        "filename_pattern": r"plot_",
-        "image_scrapers": ("matplotlib",),
-        "remove_config_comments": True,
-        "write_computation_times": False,
-    }
-
-
-def leave_out_gallery(app: Sphinx, page: str, source: list[str]) -> None:
-    """Without examples there is no gallery to list."""
-    if page == root_doc and not EXAMPLES:
-        source[0] = source[0].replace("\ngallery/index\n", "\n")
-
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "docs/gallery",
+    "filename_pattern": r"plot_",
+    "image_scrapers": ("matplotlib",),
+    "remove_config_comments": True,
+    "write_computation_times": False,
+}
 
 # --- the look -------------------------------------------------------------------------------
 
@@ -192,6 +187,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("missing-reference", resolve_definition)
     app.connect("autodoc-process-signature", tidy_signature)
     app.connect("doctree-read", resolve_folders)
-    app.connect("source-read", leave_out_gallery)
     app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
