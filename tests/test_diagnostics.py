@@ -213,6 +213,13 @@ def test_losses_that_have_no_gradient_are_refused(
         hl.gradient_profile(model, loss, [torch.randn(4, 3)])
 
 
+def test_arguments_in_another_order_are_refused() -> None:
+    model: Any = hl.hypernetize(mlp(), {"g": hl.Uniform(0.0, 1.0)})
+    profile: Any = hl.gradient_profile
+    with pytest.raises(hl.ConfigurationError, match=r"loss was a str; expected a function of"):
+        profile(model, "g", lambda net, batch: net(batch).sum(), [torch.randn(4, 3)])
+
+
 def test_no_batches_and_unknown_inputs_are_refused() -> None:
     model = hl.hypernetize(mlp(), {"scale": hl.Uniform(0.0, 1.0)})
     with pytest.raises(hl.ConfigurationError, match="batches was empty; expected at least one"):

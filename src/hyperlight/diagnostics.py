@@ -332,7 +332,7 @@ def gradient_profile(
 
     Raises:
         ConfigurationError: the input is not one of the model's, or has to be named; there
-            are no batches.
+            are no batches; the loss is not a function.
         ObjectiveError: the loss is not a scalar, or does not depend on the weights.
 
     >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
@@ -345,6 +345,11 @@ def gradient_profile(
     >>> profile.norm.shape
     torch.Size([17, 4])
     """
+    if not callable(loss):
+        raise ConfigurationError(
+            f"loss was a {type(loss).__name__}; expected a function of (net, batch), before the "
+            "batches and the input: hl.gradient_profile(model, loss, batches, input)."
+        )
     with buffers_kept(model), torch.inference_mode(False), torch.enable_grad():
         axis = _Axis(model, input, points, generator, values)
         columns = [
