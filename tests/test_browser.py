@@ -327,7 +327,7 @@ def test_labels_have_their_colours(show: Open) -> None:
 def test_a_grid_moves_as_the_field_says(show: Open) -> None:
     model, x = made(nn.Conv2d(1, 2, 3, padding=1), 3.0), 2.0 * torch.randn(1, 1, 7, 9)
     page = show(hl.explore(model, x, scale=SCALES), 400)
-    swept = model.sweep(x, scale=SCALES)[:, 0].detach()
+    swept = torch.stack([model(x, scale=s)[0].detach() for s in SCALES])
     rows, columns = torch.meshgrid(torch.arange(7), torch.arange(9), indexing="ij")
     nodes = torch.stack([swept[:, 1] + columns, swept[:, 0] + rows], -1).flatten(1, 2).double()
     nodes = (10 * nodes).round() / 10  # as precisely as it is drawn
@@ -345,7 +345,7 @@ def test_a_curve_goes_where_the_model_says(show: Open, dark: bool) -> None:
     net = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
     model, x = made(net, 2.0), torch.linspace(-2.0, 3.0, 40)[:, None]
     page = show(hl.explore(model, x, scale=SCALES), color_scheme="dark" if dark else "light")
-    y = model.sweep(x, scale=SCALES)[..., 0].detach().double()
+    y = torch.stack([model(x, scale=s)[:, 0].detach() for s in SCALES]).double()
     across = 300 + 2800 * (x[:, 0].double() + 2.0) / 5.0
     up = 1700 - 1600 * (y - y.min()) / (y.max() - y.min())
     for key, i in (("Home", 0), ("End", 8)):

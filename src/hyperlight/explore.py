@@ -455,9 +455,9 @@ class _Frames:
         paint = getattr(self, f"_paint_{self.kind}")
         panels, notes = paint(stack)
         if self.given is not None:
-            given = self.given[: len(panels)].detach().cpu().double()
-            low, high = _black_and_white(self.given)
-            for panel, picture in zip(panels, given, strict=True):
+            given = self.given[: len(panels)].detach().cpu()
+            low, high = _black_and_white(given)
+            for panel, picture in zip(panels, given.double(), strict=True):
                 panel.given = _shaded(_small(picture), low, high)
         return panels, notes
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +14,14 @@ from torch import Tensor
 import hyperlight as hl
 from hyperlight.lab.cli import main
 from hyperlight.lab.registration import warp
+from hyperlight.lab.session import Session
 from hyperlight.lab.tasks.base import SLIDER
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
 from hyperlight.lab.tasks.families import Families, FamiliesTask
 from hyperlight.lab.tasks.hypermorph import Hypermorph, HypermorphTask
 from hyperlight.lab.tasks.scale_space import ScaleSpace, ScaleSpaceTask
 from hyperlight.lab.tasks.vae import Vae, VaeTask
+from tests.lab.making import diverged, make_run, plain_run, small_model
 from tests.test_explore import frames, picture
 
 CPU = torch.device("cpu")
@@ -117,9 +122,21 @@ def test_scale_space_shows_labels_or_figures(problem: Any) -> None:
             assert data["panels"][0]["cells"][i] == [f"{v:.4g}" for v in figures.values()]
 
 
+def test_the_slider_is_of_the_first_run_of_mip_that_did_not_diverge() -> None:
+    session: Any = SimpleNamespace(task=SimpleNamespace(knob=lambda model: ("Words.", model)))
+    runs = [make_run(name, seed) for name in ("classical", "mip") for seed in (1, 0)]
+    runs = [replace(run, model=small_model()) for run in runs]
+    runs.append(plain_run())
+    assert Session._knob(session, runs) == ("MIP, seed 0. Words.", runs[3].model)
+    runs[3] = replace(diverged("mip", 0), model=small_model())
+    assert Session._knob(session, runs) == ("MIP, seed 1. Words.", runs[2].model)
+    assert Session._knob(session, runs[:2]) == ("classical, seed 0. Words.", runs[1].model)
+    assert Session._knob(session, runs[3:]) is None
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_a_report_shows_mip_or_says_why_there_is_no_slider(
-    tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = ["--hidden", "4", "--widths", "8", "--evaluation-gammas", "2", "--device", "cpu"]
     small += ["--steps", "2", "--evaluate-every", "2", "--batch-size", "16", "--seeds", "2"]
