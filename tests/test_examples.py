@@ -73,10 +73,10 @@ def test_decision_cost(run: Run) -> None:
     names = run("decision_cost")
     prices = names["prices"]
     family, alone, raised = (
-        prices[name] for name in ("one family", "a network for each", "raised scores")
+        prices[name] for name in ("one family", "a network for each", "raised score")
     )
-    assert mean(family) < 1.1 * mean(alone)
-    assert mean(family) < mean(raised)
+    assert mean(family) < 1.05 * mean(alone)
+    assert mean(family) < 0.97 * mean(raised)
 
 
 def test_hyper_lora(run: Run) -> None:
@@ -91,13 +91,13 @@ def test_hyper_lora(run: Run) -> None:
 def test_image_to_siren(run: Run) -> None:
     error = run("image_to_siren")["error"]
     assert error["predicted"] < 0.5 * error["mean"]
-    assert error["predicted"] < 1.1 * error["concatenated"]
+    assert error["predicted"] < 1.15 * error["concatenated"]
 
 
 def test_differential_equations(run: Run) -> None:
     names = run("differential_equations")
     assert max(names["error"]["family"]) < 0.05
-    assert max(names["error"]["family"]) < max(names["error"]["concatenated"])
+    assert max(names["error"]["family"]) < 0.7 * max(names["error"]["concatenated"])
     assert names["found_coefficient"] == pytest.approx(7.0, rel=0.1)
 
 
@@ -117,9 +117,9 @@ def test_continual(run: Run) -> None:
 def test_federated(run: Run) -> None:
     names = run("federated")
     found = {name: values[-1] for name, values in names["history"].items()}
-    assert found["hypernetwork"] > found["every client alone"]
+    assert found["hypernetwork"] > found["every client alone"] + 0.02
     assert found["hypernetwork"] > found["one network"] + 0.2
-    assert names["new_client"] > names["new_client_alone"]
+    assert names["new_client"] > names["new_client_alone"] + 0.03
 
 
 def test_pareto_front(run: Run) -> None:
@@ -135,4 +135,5 @@ def test_task_to_lora(run: Run) -> None:
     accuracies = run("task_to_lora")["accuracies"]
     trained, unseen = (accuracies["predicted adapters"][first::2] for first in (0, 1))
     assert mean(trained) > mean(accuracies["one adapter for all"]) - 0.02
-    assert mean(unseen) > mean(accuracies["no adapter"]) + 0.2
+    assert mean(unseen) > mean(accuracies["no adapter"][1::2]) + 0.15
+    assert mean(unseen) > mean(accuracies["one adapter for all"][1::2])
