@@ -72,8 +72,8 @@ _, axes = plt.subplots(1, 4, figsize=(13, 3.4), layout="constrained")
 for axis, cost in zip(axes[:3], (1.0, 10.0, 100.0), strict=True):
     axis.imshow(model.at(cost=cost).weight.detach().reshape(4, 4), cmap="gray")
     axis.set_title(f"cost {cost:g}")
-for name, found in prices.items():
-    axes[3].semilogx(found.keys(), found.values(), "o-", label=name)
+for (name, found), style in zip(prices.items(), ("o-", "kx", "--"), strict=True):
+    axes[3].semilogx(found.keys(), found.values(), style, label=name)
 axes[3].set(title="price of all mistakes", xlabel="cost of missing a one")
 axes[3].legend()
 plt.show()

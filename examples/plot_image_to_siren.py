@@ -18,8 +18,7 @@ import hyperlight as hl
 # %%
 # The networks: sine layers from two coordinates to a grey value, and an ordinary encoder.
 torch.manual_seed(0)
-images = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 16
-train, test = images[:1300], images[1300:]
+train, test = torch.tensor(load_digits().images[:, None] / 16).float().split([1300, 497])
 
 
 class Sine(nn.Module):
@@ -70,11 +69,12 @@ fit(predicted, hl.parameter_groups(model, lr=3e-3))
 fit(concatenated, [*reader.parameters(), *wide.parameters()])
 
 # %%
-# Test images: as they are, and as their implicit networks draw them, in two sizes.
+# Test images, and what their networks draw, in two sizes. The alternative is as exact here.
 with torch.no_grad():
     runs = {"predicted": predicted, "concatenated": concatenated, "mean": lambda *_: train.mean(0)}
     error = {name: (run(test, 8) - test).square().mean().item() for name, run in runs.items()}
     pictures = [*test[:6], *predicted(test[:6], 8), *predicted(test[:6], 64)]
+plt.figure(figsize=(8, 4))
 for place, picture in enumerate(pictures):
     plt.subplot(3, 6, place + 1, xticks=[], yticks=[]).imshow(picture[0], cmap="gray")
 plt.show()

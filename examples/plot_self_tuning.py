@@ -24,14 +24,10 @@ x, train, valid, test = pixels.float() / 16, slice(200), slice(200, 600), slice(
 given = torch.where(torch.rand(200) < 0.33, torch.randint(10, (200,)), y[train])
 
 
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(64, 128), nn.Linear(128, 10)
-
-    def forward(self, x, rate=0.0):  # dropout by hand: nn.Dropout takes no tensor as its rate
-        hidden = self.first(x).relu()
-        return self.last(hidden * (torch.rand_like(hidden) >= rate) / (1 - rate))
+class Network(nn.Sequential):
+    def forward(self, x, rate=0.0):
+        hidden = self[0](x).relu()  # dropout by hand: nn.Dropout takes no tensor as its rate
+        return self[1](hidden * (torch.rand_like(hidden) >= rate) / (1 - rate))
 
 
 def fit(draw, parameters, steps):
@@ -53,11 +49,11 @@ def draw():
 # %%
 # One family, and 16 networks.
 spaces = {"dropout": hl.Uniform(0.0, 0.9), "decay": hl.LogUniform(1e-5, 1e-1)}
-model = hl.hypernetize(Network(), inputs=spaces)
+model = hl.hypernetize(Network(nn.Linear(64, 128), nn.Linear(128, 10)), inputs=spaces)
 fit(draw, hl.parameter_groups(model, lr=3e-3), steps=1000)
 tuned = hl.tune(model, lambda net: nn.functional.cross_entropy(net(x[valid]), y[valid]))
 dropouts, decays = (0.0, 0.3, 0.6, 0.9), (1e-5, 2e-4, 5e-3, 1e-1)
-search = {at: Network() for at in product(dropouts, decays)}
+search = {at: Network(nn.Linear(64, 128), nn.Linear(128, 10)) for at in product(dropouts, decays)}
 for at, net in search.items():
     fit(lambda net=net, at=at: (net, net.parameters(), *at), net.parameters(), steps=300)
 
@@ -73,6 +69,7 @@ for colour, dropout in enumerate(dropouts):
     plt.semilogx(torch.logspace(-5, -1, 17), family, f"C{colour}", label=f"dropout {dropout}")
     plt.plot(decays, [loss(search[dropout, decay]) for decay in decays], f"C{colour}x")
 plt.plot(tuned.inputs["decay"], tuned.loss, "k*", markersize=14, label="hl.tune")
+plt.gca().set(xlabel="weight decay", ylabel="validation loss")
 plt.legend()
 best = min(search.values(), key=loss)
 nets = {"tuned": model.at(**tuned.inputs), "search": best, "neither": search[0.0, 1e-5]}

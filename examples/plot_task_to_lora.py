@@ -44,7 +44,7 @@ def fit(run, parameters, tasks, steps):
         optimizer.step()
 
 
-size = {"image_size": 8, "patch_size": 2, "num_channels": 1, "hidden_size": 32}
+size = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 32}
 size |= {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 base = ViTForImageClassification(ViTConfig(**size, num_labels=10))
 fit(lambda x, _: base(x), base.parameters(), tasks[:1], 250)
@@ -55,8 +55,8 @@ shared = copy.deepcopy(lora)
 # Both train on every second task. The images of a batch have different ones.
 inputs = {"task": hl.Vector(2, scale=0.7)}
 model = hl.hypernetize(lora.requires_grad_(False), inputs, "*lora_*", head=hl.PerLayer())
-fit(lambda x, task: model(x, task=task), hl.parameter_groups(model, lr=4e-3), tasks[::2], 400)
-fit(lambda x, _: shared(x), shared.parameters(), tasks[::2], 400)
+fit(lambda x, task: model(x, task=task), hl.parameter_groups(model, lr=4e-3), tasks[::2], 300)
+fit(lambda x, _: shared(x), shared.parameters(), tasks[::2], 300)
 
 
 # %%
