@@ -583,25 +583,26 @@ def _three(ours: tuple[float, ...]) -> list[Run]:
 
 def test_the_conclusion_says_who_is_ahead(runs: list[Run]) -> None:
     assert report.conclusion(_summaries(runs), 90.0) == (
-        "After 10 steps, test accuracy: MIP 92.0 %, classical 10.5 %. MIP is ahead of classical. "
-        "Steps to 90 %: classical not within 10, MIP 8 ± 4."
+        "After 10 steps, test accuracy: MIP 92.0 %, classical 10.5 %. By these "
+        "seeds, the lead of MIP over classical is sure. Steps to 90 %: classical not within 10, "
+        "MIP 8 ± 4."
     )
     assert "Steps to" not in report.conclusion(_summaries(runs, None), None)
     assert report.conclusion(_summaries([make_run("mip")]), 90.0) == ""
     behind = report.conclusion(_summaries(_three((70.0, 69.0)), None), None)
     assert behind == (
-        "After 5 steps, test accuracy: MIP 79.5 %, ours 69.5 %, classical 41.0 %. MIP is ahead of "
-        "ours and classical."
+        "After 5 steps, test accuracy: MIP 79.5 %, ours 69.5 %, classical 41.0 %. By these "
+        "seeds, the lead of MIP over ours and classical is sure."
     )
 
 
 def test_the_conclusion_says_what_is_not_decided() -> None:
     assert report.conclusion(_summaries(_three((90.0, 93.0)), None), None) == (
-        "After 5 steps, test accuracy: ours 91.5 %, MIP 79.5 %, classical 41.0 %. Ours is ahead of "
-        "classical. These seeds do not decide between ours and MIP."
+        "After 5 steps, test accuracy: ours 91.5 %, MIP 79.5 %, classical 41.0 %. By these "
+        "seeds, the lead of ours over classical is sure; over MIP is not decided."
     )
     alone = report.conclusion(_summaries(_three((90.0,)), None), None)
-    assert alone.endswith("One seed does not decide between ours and MIP and classical.")
+    assert alone.endswith("By one seed, the lead of ours over MIP and classical is not decided.")
 
 
 def test_the_conclusion_speaks_of_the_metric() -> None:
@@ -857,6 +858,8 @@ def test_a_method_that_diverged_has_a_word_along_gamma(tmp_path: Path) -> None:
     runs[1] = _tested(diverged("mip"), points)
     rows = _Page(_write(tmp_path, runs, front=FRONT).read_text("utf-8")).rows
     assert ["0.01", "diverged", "31.00, 0.50"] in rows
+    assert "along.svg" in listing(tmp_path)
+    _write(tmp_path, [_tested(diverged(name), points) for name in ("classical", "mip")])
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -872,3 +875,20 @@ def test_losses_of_many_methods_have_no_columns(tmp_path: Path) -> None:
     results, *_ = report.table(_summaries(_three((90.0, 93.0))), 90.0)
     titles = ["accuracy (%), classical", "accuracy (%), MIP", "accuracy (%), ours"]
     assert [column.header for column in results.columns] == ["step", *titles]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "limits"),
+    [
+        ([(10.0, 60.0), (0.0, 50.0)], (0.0, 102.0)),
+        ([(-10.0, 60.0), (-5.0, 50.0)], (-12.0, 65.0)),
+        ([(-600.0, 60.0), (-400.0, -300.0)], (-27.0, 65.0)),
+        ([(-10.0, 60.0), (-5.0, math.nan)], (-12.0, 65.0)),
+    ],
+)
+def test_percentages_far_below_zero_are_cut_off(
+    accuracies: list[tuple[float, float]], limits: tuple[float, float]
+) -> None:
+    names = ("classical", "mip")
+    runs = [make_run(name, accuracy=each) for name, each in zip(names, accuracies, strict=True)]
+    assert figures.convergence(_summaries(runs), None).axes[0].get_ylim() == limits

@@ -465,6 +465,7 @@ OURS = [
         "scales.svg",
         "convergence.svg",
         "gradients.svg",
+        "along.svg",
     ),
 ]
 THEIRS = [
@@ -619,11 +620,11 @@ def test_formulations_may_be_added_to_a_folder_without_a_config(
     assert (finished / "mip-seed0" / "record.json").is_file()
 
 
-OURS = Method("ours", "ours", "#cc79a7", "mip", {"hidden": (6,)}, {"lr": 1e-2, "batch_size": 8})
+NAMED = Method("ours", "ours", "#cc79a7", "mip", {"hidden": (6,)}, {"lr": 1e-2, "batch_size": 8})
 
 
 def test_a_method_brings_settings_of_its_own(task: BayesTask, tmp_path: Path) -> None:
-    session = _session(task, tmp_path, methods=[Method.of("mip"), OURS])
+    session = _session(task, tmp_path, methods=[Method.of("mip"), NAMED])
     session.claim()
     mip, ours = session.run()
     assert (mip.method.name, ours.method.name) == ("mip", "ours")
@@ -641,15 +642,15 @@ def test_a_method_brings_settings_of_its_own(task: BayesTask, tmp_path: Path) ->
 
 def test_the_settings_of_a_method_are_part_of_the_folder(task: BayesTask, tmp_path: Path) -> None:
     text = "ours (mip, hidden (6,), lr 0.01, batch_size 8)"
-    session = _session(task, tmp_path, methods=[Method.of("mip"), OURS])
+    session = _session(task, tmp_path, methods=[Method.of("mip"), NAMED])
     session.claim()
     config = _config(tmp_path)
     assert config["identity"]["formulations"] == ["mip", text]
     assert config["settings"]["ours"] == text
     assert config["settings"]["lr"] == TRAINING.lr  # of the other method
-    alone = _session(task, tmp_path / "alone", methods=[OURS])
+    alone = _session(task, tmp_path / "alone", methods=[NAMED])
     assert set(session.settings) - set(alone.settings) == {"hidden", "lr", "batch_size"}
-    faster = dataclasses.replace(OURS, training={"lr": 2e-2, "batch_size": 8})
+    faster = dataclasses.replace(NAMED, training={"lr": 2e-2, "batch_size": 8})
     with pytest.raises(LabError, match=r"now \['mip', 'ours \(mip, hidden \(6,\), lr 0\.02, batch"):
         _session(task, tmp_path, methods=[Method.of("mip"), faster]).claim()
 
@@ -658,11 +659,11 @@ def test_the_settings_of_a_method_are_part_of_the_folder(task: BayesTask, tmp_pa
 def test_a_folder_of_methods_without_a_config_is_known_by_its_runs(
     task: BayesTask, tmp_path: Path, same: bool
 ) -> None:
-    session = _session(task, tmp_path, methods=[OURS, Method.of("plain")])
+    session = _session(task, tmp_path, methods=[NAMED, Method.of("plain")])
     session.claim()
     session.run()
     (tmp_path / "config.json").unlink()
-    again = OURS if same else dataclasses.replace(OURS, training={"lr": 2e-2})
+    again = NAMED if same else dataclasses.replace(NAMED, training={"lr": 2e-2})
     _session(task, tmp_path, methods=[again, Method.of("plain")]).claim(restart=True)
     assert (tmp_path / "ours-seed0" / "record.json").exists() == same
     assert (tmp_path / "plain-seed0" / "record.json").exists() == same

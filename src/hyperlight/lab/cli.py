@@ -61,14 +61,15 @@ def _session(
     fabric = launch(training)
     console.quiet = not fabric.is_global_zero
     task = kind.task(config, fabric.device)
-    say(Text(title, style="bold"), console)
-    say(task.note, console)
-    return Session(
+    session = Session(
         *(task, training, methods, fabric, folder, title),
         _command(),
         console=console,
         front=kind.front,
     )
+    say(Text(title, style="bold"), console)
+    say(session.note, console)
+    return session
 
 
 def _run(session: Session, overwrite: bool = False, restart: bool = False) -> int:

@@ -56,6 +56,7 @@ METHODS = (
         title="five plain networks",
         settings={"beta": BETAS, "gammas": len(BETAS)},
         training={"lr": 1e-2, "batch_size": _EACH * len(BETAS)},
+        note="The five plain networks have one beta each, and see five times as many images in all",
     ),
 )
 

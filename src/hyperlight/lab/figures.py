@@ -12,6 +12,7 @@ import numpy as np
 from .methods import COLORS, TITLES, Method
 from .record import Run, by_method
 from .summary import Spread, Summary
+from .tasks.base import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,6 +85,21 @@ def _legend(figure: Figure, ax: Axes) -> None:
         ax.legend(frameon=False)
 
 
+# A percentage far below zero is cut off: it would squeeze the others.
+_FLOOR = -25.0
+
+
+def _percent(ax: Axes, metric: Metric, values: Sequence[float]) -> None:
+    """Set the limits for a metric in percent: all of its range, or what these values take."""
+    if metric.unit != "%":
+        return
+    finite = [value for value in values if math.isfinite(value)]
+    if min(finite, default=0.0) >= 0.0:
+        ax.set_ylim(0, 102)
+    else:
+        ax.set_ylim(max(min(finite), _FLOOR) - 2.0, max(finite) + 5.0)
+
+
 def convergence(summaries: Sequence[Summary], target: float | None) -> Figure:
     """Draw the test metric and the training loss over steps (paper, figure 4)."""
     metric = summaries[0].metric
@@ -96,8 +112,7 @@ def convergence(summaries: Sequence[Summary], target: float | None) -> Figure:
     if target is not None:
         test.axhline(target, color="0.5", linewidth=0.8, linestyle="--")
     test.set(xlabel="step", ylabel=f"test {metric.heading}")
-    if metric.unit == "%":
-        test.set_ylim(0, 102)
+    _percent(test, metric, [spread.mean for s in summaries for spread in s.measured])
     loss.set(xlabel="step", ylabel="training loss", ylim=(0, None))
     _legend(figure, test)
     return figure
@@ -144,6 +159,9 @@ def gradients(runs: Sequence[Run], steps: int = 100) -> Figure:
 # Gammas that differ by such a factor are drawn in their logarithm.
 _WIDE = 30.0
 
+_LINE: dict[str, Any] = {"marker": ".", "linewidth": 1.8}
+_POINTS: dict[str, Any] = {"marker": "o", "linestyle": "none", "zorder": 3}
+
 
 def along(summaries: Sequence[Summary], front: tuple[str, str] | None = None) -> Figure:
     """Draw the final metric along gamma, and two figures that trade off against each other.
@@ -159,21 +177,22 @@ def along(summaries: Sequence[Summary], front: tuple[str, str] | None = None) ->
         values = summary.along()
         gammas, spreads = list(values), list(values.values())
         columns = [[spread.mean for spread in summary.along(name).values()] for name in front or ()]
-        look = _look(summary.method)
+        look, more = _look(summary.method), _LINE
         if summary.formulation == "plain":
             errors = [0.0 if math.isnan(spread.std) else spread.std for spread in spreads]
             means = [spread.mean for spread in spreads]
             axes[0].errorbar(gammas, means, errors, fmt="o", capsize=3, zorder=3, **look)
-            more = {"linestyle": "none", "marker": "o", "zorder": 3}
+            more = _POINTS
         else:
             band(axes[0], gammas, spreads, summary.formulation, **look)
-            more = {"marker": ".", "linewidth": 1.8}
         if front:
             axes[1].plot(*columns, color=summary.method.color, **more)
     gammas = [gamma for summary in summaries for gamma in summary.along()]
     if min(gammas) > 0.0 and max(gammas) >= _WIDE * min(gammas):
         axes[0].set_xscale("log")
-    axes[0].set(xlabel="gamma", ylabel=f"test {summaries[0].metric.heading}")
+    metric = summaries[0].metric
+    axes[0].set(xlabel="gamma", ylabel=f"test {metric.heading}")
+    _percent(axes[0], metric, [x.mean for summary in summaries for x in summary.along().values()])
     if front:
         axes[1].set(xlabel=f"test {front[0]}", ylabel=f"test {front[1]}")
     _legend(figure, axes[0])

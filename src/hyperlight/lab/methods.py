@@ -47,6 +47,7 @@ class Method:
         formulation: how the weights are made.
         settings: settings of the task that are its own, by name.
         training: settings of the training that are its own, by name.
+        note: what a reader has to know, in a sentence without a full stop.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Method:
     formulation: Formulation
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
     @classmethod
     def of(cls, formulation: Formulation) -> Method:

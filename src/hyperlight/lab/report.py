@@ -179,11 +179,10 @@ def conclusion(summaries: Sequence[Summary], target: float | None) -> str:
     sure = [s.title for s in others if lead(best, s).above(0.0) == "holds"]
     rest = [s.title for s in others if s.title not in sure]
     said = [f"After {best.steps[-1]} steps, test {metric.name}: {ends}."]
-    if sure:
-        said.append(f"{_first_up(best.title)} is ahead of {_and(sure)}.")
-    if rest:
-        who = "These seeds do" if best.seeds > 1 else "One seed does"
-        said.append(f"{who} not decide between {best.title} and {_and(rest)}.")
+    seeds = "these seeds" if best.seeds > 1 else "one seed"
+    found = [(sure, "is sure"), (rest, "is not decided")]
+    parts = [f"over {_and(names)} {verdict}" for names, verdict in found if names]
+    said.append(f"By {seeds}, the lead of {best.title} {'; '.join(parts)}.")
     if target is not None:
         goal = f"{target:g} {metric.unit}".rstrip()
         reached = ", ".join(f"{s.title} {s.steps_to_target()}" for s in summaries)
@@ -274,7 +273,7 @@ def write(
     if any(run.initial is not None for run in runs):
         drawn["scales"] = figures.svg(figures.scales(runs))
     drawn["gradients"] = figures.svg(figures.gradients(runs))
-    compared = _tested_along(summaries)
+    compared = [s for s in _tested_along(summaries) if not s.divergence()]
     if compared:
         drawn["along"] = figures.svg(figures.along(compared, front))
     for name, picture in drawn.items():

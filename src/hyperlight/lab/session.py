@@ -123,6 +123,11 @@ class Session:
         return {**about, "formulations": [method.text for method in self.methods]}
 
     @property
+    def note(self) -> str:
+        """What the data and the methods are, without a full stop."""
+        return ". ".join([self.task.note, *(m.note for m in self.methods if m.note)])
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Every setting by name, for the report; those that all methods set are with these."""
         settings = {**dataclasses.asdict(self.task.config), **dataclasses.asdict(self.training)}
@@ -360,7 +365,7 @@ class Session:
             runs,
             summaries,
             title=self.title,
-            note=self.task.note,
+            note=self.note,
             target=target,
             settings=self.settings,
             command=self.command,
