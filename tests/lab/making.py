@@ -20,6 +20,7 @@ from torch import nn
 import hyperlight as hl
 from hyperlight import HyperModel, ScaleProfile
 from hyperlight.lab import figures
+from hyperlight.lab.methods import Method
 from hyperlight.lab.record import Point, Run
 from hyperlight.lab.tasks.base import Fixed, Metric, Outcome
 
@@ -145,7 +146,7 @@ def make_run(
         mean = sum(chunk) / every if i else math.nan
         points.append(Point(every * i, passed, mean, {"loss": wrong, metric.name: right}))
     return Run(
-        formulation,  # type: ignore[arg-type]
+        Method.of(formulation),  # type: ignore[arg-type]
         seed,
         metric,
         small_model(),

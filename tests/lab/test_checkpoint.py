@@ -41,6 +41,7 @@ from hyperlight.lab.data import Batches, Images
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.files import write_sealed
 from hyperlight.lab.locks import LOCK
+from hyperlight.lab.methods import Method
 from hyperlight.lab.provenance import provenance
 from hyperlight.lab.record import Point, Run
 from hyperlight.lab.tasks import KINDS
@@ -371,7 +372,7 @@ def test_what_was_measured_comes_back_to_the_bit(values: list[float], data: st.D
         [("A caption", Path("run") / "x.png")],
     )
     record = json.loads(json.dumps(run.record()))
-    again = Run("mip", 2, "accuracy", folder=Path("moved"))
+    again = Run(Method.of("mip"), 2, "accuracy", folder=Path("moved"))
     again.read(record)
     for name in ("loss", "gradient_norm", "seconds", "waiting", "resumed"):
         assert equal_values(getattr(again, name), getattr(run, name)), name
@@ -388,7 +389,7 @@ def test_what_was_measured_comes_back_to_the_bit(values: list[float], data: st.D
 
 def test_a_plain_network_has_a_record_without_scales() -> None:
     run = plain_run()
-    again = Run("plain", 0, "accuracy")
+    again = Run(Method.of("plain"), 0, "accuracy")
     again.read(json.loads(json.dumps(run.record())))
     assert again.initial is None
     assert again.final is None

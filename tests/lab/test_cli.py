@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import hyperlight
 import hyperlight.__main__
-from hyperlight.lab import cli, session
+from hyperlight.lab import cli, demo, session
 from hyperlight.lab.cli import main
 from hyperlight.lab.summary import TITLES
 from hyperlight.lab.tasks.base import SWITCHES, Formulation
@@ -32,6 +32,7 @@ from hyperlight.lab.train import Training
 from tests.lab.making import STEMS, arrays, encoded, listing, write_idx, zipped
 
 SMALL = ["--hidden", "4", "8", "--evaluation-gammas", "2", "--device", "cpu"]
+DEMO = ["--steps", "4", "--seeds", "1", "--device", "cpu"]
 TINY = [*SMALL, "--steps", "4", "--seeds", "1", "--evaluate-every", "2", "--batch-size", "16"]
 
 Process = subprocess.Popen[str]
@@ -136,53 +137,54 @@ quick = pytest.mark.usefixtures("no_figures")
 
 # --- demo -----------------------------------------------------------------------
 
+METHODS = ["classical", "mip", "ours", "plain"]
 
+
+@quick
 def test_demo_says_where_its_report_is(tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "out"
-    arguments = ["demo", *TINY, "--target", "15.5", "--out", str(out)]
+    arguments = ["demo", *DEMO, "--out", str(out)]
     assert main(arguments) == 0
     printed, err = capsys.readouterr()
     assert err == ""
     assert f"Report: {out / 'report.html'}\n" in printed
-    assert "scikit-learn's digits" in printed
+    assert "digits, 1,149 images to train, 288 to validate, 360 to test" in printed
     assert "one seed" in printed
-    assert "After 4 steps the MIP hypernetwork has" in " ".join(printed.split())
+    assert "After 4 steps, test saving: " in " ".join(printed.split())
+    assert printed.count("beyond the paper: ours has a higher saving than") == 3
     assert printed.count("Paper, section") == 3
     rows = _rows(out / "metrics.csv")
     assert [(row["formulation"], row["seed"], row["step"]) for row in rows] == [
-        (name, "0", step) for name in ("classical", "mip") for step in ("0", "2", "4")
+        (name, "0", step) for name in METHODS for step in "01234"
     ]
-    assert len(_rows(out / "steps.csv")) == 8
+    assert len(_rows(out / "steps.csv")) == 16
     config = json.loads((out / "config.json").read_text("utf-8"))
     assert config["provenance"]["command"] == shlex.join(["hyperlight", *arguments])
-    assert (out / "mip-seed0" / "model.safetensors").is_file()
-    expected = {
-        **dataclasses.asdict(Bayes(hidden=(4, 8), evaluation_gammas=2)),
-        **dataclasses.asdict(
-            Training(steps=4, seeds=1, evaluate_every=2, batch_size=16, target=15.5, device="cpu")
-        ),
-    }
-    assert config["settings"] == json.loads(json.dumps(expected))  # tuples are lists there
+    assert (out / "ours-seed0" / "model.safetensors").is_file()
+    assert config["settings"]["steps"] == 4
+    assert "lr" not in config["settings"]  # all methods have one of their own
+    assert config["settings"]["ours"] == demo.METHODS[2].text
     page = (out / "report.html").read_text("utf-8")
-    assert "Classical and MIP hypernetworks on digits" in page
-    assert "steps to 15.5 % accuracy" in page
+    assert "One autoencoder of digits for every price of its rate" in page
+    assert demo.METHODS[0].text in page
+    assert page.count("data:image/png;base64") == 8  # the front and images of every method
 
 
 @quick
 def test_demo_replaces_what_an_earlier_demo_left(tmp_path: Path, capsys: Captured) -> None:
     folder = tmp_path / "cwd" / "runs" / "demo"  # where it is by default
     folder.mkdir(parents=True)
-    (folder / "mip-seed1").mkdir()
+    (folder / "ours-seed1").mkdir()
     (folder / "mine").mkdir()
-    for name in ("metrics.csv", "notes.txt", "mip-seed1/model.safetensors", "mine/notes.txt"):
+    for name in ("metrics.csv", "notes.txt", "ours-seed1/model.safetensors", "mine/notes.txt"):
         (folder / name).write_text("old")
-    assert main(["demo", *TINY]) == 0
+    assert main(["demo", *DEMO]) == 0
     assert "Report: runs/demo/report.html\n" in capsys.readouterr().out
     assert {row["seed"] for row in _rows(folder / "metrics.csv")} == {"0"}
     # A model of an earlier demo would pass for one of this one's.
     models = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
-    assert models == ["classical-seed0/model.safetensors", "mip-seed0/model.safetensors"]
-    assert "mip-seed1" not in listing(folder)
+    assert models == [f"{name}-seed0/model.safetensors" for name in METHODS]
+    assert "ours-seed1" not in listing(folder)
     assert (folder / "notes.txt").read_text() == "old"
     assert (folder / "mine" / "notes.txt").read_text() == "old"
 
@@ -356,21 +358,25 @@ def test_a_folder_with_files_needs_overwrite(tmp_path: Path, capsys: Captured) -
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_run_that_diverges_ends_with_a_report(tmp_path: Path, capsys: Captured) -> None:
-    wild = ["--optimizer", "sgd", "--lr", "1e12"]
-    command = ["demo", *TINY, *wild, "--out", str(tmp_path / "out")]
-    assert main(command) == 3
+def test_a_run_that_diverges_ends_with_a_report(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wild = {"optimizer": "sgd", "lr": 1e12}
+    methods = [dataclasses.replace(method, training=wild) for method in demo.METHODS[:2]]
+    monkeypatch.setattr(demo, "METHODS", methods)
+    assert main(["demo", *DEMO, "--out", str(tmp_path / "out")]) == 3
     printed = capsys.readouterr().out
     assert "Report: " in printed
     for name in ("classical", "MIP"):
-        started = f"seed 0  {name} diverged at step 2 (training loss nan, test loss nan)."
-        assert printed.count(started) == printed.count(f"{started} Ctrl-C stops") == 1
+        started = rf"seed 0  {name} diverged at step 1 \(training loss [\d.]+, test loss nan\)\."
+        assert len(re.findall(started, printed)) == 1
+        assert len(re.findall(f"{started} Ctrl-C stops", printed)) == 1
         assert f"seed 0  {name}: diverged at step 2\n" in printed
     assert "classical: diverged at step 2. MIP: diverged at step 2." in " ".join(printed.split())
     assert printed.count("not testable") == 3
     assert "does not hold" not in printed
     losses = [row["test_loss"] for row in _rows(tmp_path / "out" / "metrics.csv")]
-    assert losses.count("nan") == 4
+    assert losses.count("nan") == 8
 
 
 @quick
@@ -480,12 +486,20 @@ def test_train_hypermorph_on_the_digits(tmp_path: Path, capsys: Captured) -> Non
         (["--hidden", "0"], "hidden was (0,)"),
     ],
 )
-@pytest.mark.parametrize("command", [["demo"], ["train", "bayes"]], ids=["demo", "bayes"])
 def test_settings_that_cannot_be_end_with_a_message(
-    tmp_path: Path, capsys: Captured, command: list[str], options: list[str], words: str
+    tmp_path: Path, capsys: Captured, options: list[str], words: str
 ) -> None:
     out = tmp_path / "out"
-    assert words in _refused([*command, *TINY, *options, "--out", str(out)], capsys)
+    command = ["train", "bayes", *TINY]
+    assert words in _refused([*command, *options, "--out", str(out)], capsys)
+    assert listing(out) == []
+
+
+@pytest.mark.parametrize("name", ["--steps", "--seeds"])
+def test_a_demo_of_nothing_is_refused(tmp_path: Path, capsys: Captured, name: str) -> None:
+    out = tmp_path / "out"
+    message = _refused(["demo", *DEMO, name, "0", "--out", str(out)], capsys)
+    assert f"{name} was 0; expected 1 or more" in message
     assert listing(out) == []
 
 
@@ -499,19 +513,24 @@ def test_an_accelerator_that_is_not_there_ends_with_a_message(
     assert "cpu" in message
 
 
-@pytest.mark.parametrize("command", [["demo"], ["train", "bayes"]], ids=["demo", "bayes"])
+both = pytest.mark.parametrize(
+    "command", [["demo", *DEMO], ["train", "bayes", *TINY]], ids=["demo", "bayes"]
+)
+
+
+@both
 def test_a_file_in_the_place_of_the_folder_is_refused(
     tmp_path: Path, capsys: Captured, command: list[str]
 ) -> None:
     (tmp_path / "out").write_text("a file")
-    message = _refused([*command, *TINY, "--out", str(tmp_path / "out")], capsys)
+    message = _refused([*command, "--out", str(tmp_path / "out")], capsys)
     assert f"{tmp_path / 'out'} is a file" in message
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "x"], ["--optimizer", "lion"], ["--tests", "1"]])
 def test_options_that_do_not_parse_end_with_status_2(tmp_path: Path, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as raised:
-        main(["demo", *arguments, "--out", str(tmp_path / "out")])
+        main(["train", "bayes", *arguments, "--out", str(tmp_path / "out")])
     assert raised.value.code == 2
     assert not (tmp_path / "out").exists()
 
@@ -524,7 +543,7 @@ def test_an_interruption_ends_with_status_130(
         yield
 
     monkeypatch.setattr(session, "train", interrupted)
-    assert main(["demo", *TINY, "--out", str(tmp_path / "out")]) == 130
+    assert main(["demo", *DEMO, "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "interrupted; the same command resumes from here\n"
 
 
@@ -561,22 +580,19 @@ def _file(path: Path) -> Path:
 # --- MNIST ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["demo"], ["train", "bayes"]], ids=["demo", "bayes"])
-def test_a_folder_without_mnist_says_how_to_fetch_it(
-    tmp_path: Path, capsys: Captured, command: list[str]
-) -> None:
+def test_a_folder_without_mnist_says_how_to_fetch_it(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "empty").mkdir()
     data = ["--data", "mnist", "--data-dir", str(tmp_path / "empty")]
-    message = _refused([*command, *TINY, *data, "--out", str(tmp_path / "out")], capsys)
+    message = _refused(["train", "bayes", *TINY, *data, "--out", str(tmp_path / "out")], capsys)
     assert f"{tmp_path / 'empty'} lacks " in message
     assert f"`hyperlight data mnist --data-dir {tmp_path / 'empty'}`" in message
     assert all(stem in message for stem in STEMS)
 
 
 @quick
-def test_demo_trains_on_mnist_from_a_folder(tmp_path: Path, capsys: Captured) -> None:
+def test_train_bayes_on_mnist_from_a_folder(tmp_path: Path, capsys: Captured) -> None:
     data = ["--data", "mnist", "--data-dir", str(write_idx(tmp_path / "data"))]
-    assert main(["demo", *TINY, *data, "--out", str(tmp_path / "out")]) == 0
+    assert main(["train", "bayes", *TINY, *data, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "on mnist" in printed
     assert "not the official MNIST" in printed
@@ -619,7 +635,7 @@ def _options(*configs: type) -> list[str]:
     ("arguments", "words"),
     [
         ([], ["demo", "train", "data"]),
-        (["demo"], ["--out", *_options(Bayes, Training)]),
+        (["demo"], _options(cli.Demo)),
         (["train"], ["bayes", "hypermorph"]),
         (
             ["train", "bayes"],

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 import hyperlight as hl
 from hyperlight.errors import InputError
-from hyperlight.lab.controls import Channel, Control, Film, Fixed, Shared, input_channels
+from hyperlight.lab.controls import (
+    Channel,
+    Control,
+    Film,
+    Fixed,
+    Separate,
+    Shared,
+    input_channels,
+)
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.primaries import LeNet, ResNetLike, UNet
 from hyperlight.lab.record import Run
@@ -371,6 +379,38 @@ def test_the_one_gamma_of_a_plain_network() -> None:
     model = Fixed(nn.Linear(2, 1), {"gamma": torch.tensor([0.1, 0.2])})
     assert torch.equal(model.sample((3,))["gamma"], torch.tensor([[0.1, 0.2]] * 3))
     assert model.sample()["gamma"].shape == (2,)
+
+
+def test_plain_networks_side_by_side_are_each_as_alone() -> None:
+    primary = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    gammas = torch.tensor([0.1, 1.0])
+    model = Separate(primary, {"gamma": gammas})
+    draws = model.sample((6,))["gamma"]
+    assert draws.tolist() == gammas.repeat_interleave(3).tolist()
+    x, wanted = (torch.rand(6, n, dtype=torch.float64) for n in (3, 2))
+    assert torch.equal(model(x, gamma=draws), primary(x))  # all start as the same
+    rate = torch.optim.Adam(model.parameters(), lr=0.1)
+    alone = [copy.deepcopy(primary) for _ in gammas]
+    rates = [torch.optim.Adam(net.parameters(), lr=0.1) for net in alone]
+    for _ in range(3):
+        rate.zero_grad()
+        ((model(x, gamma=draws) - wanted).square() * draws.unsqueeze(1)).sum().backward()
+        rate.step()
+        for i, net in enumerate(alone):
+            own = slice(3 * i, 3 * i + 3)
+            rates[i].zero_grad()
+            (gammas[i] * (net(x[own]) - wanted[own]).square()).sum().backward()
+            rates[i].step()
+    for gamma, net in zip(gammas.tolist(), alone, strict=True):
+        torch.testing.assert_close(model.bind(gamma=gamma)(x), net(x))
+    assert not torch.equal(alone[0](x), alone[1](x))
+    assert torch.equal(model.bind(gamma=0.2)(x), model.bind(gamma=0.1)(x))  # the nearest
+    with pytest.raises(LabError) as raised:
+        model.sample((5,))
+    assert str(raised.value) == (
+        "A batch was to have 5 gammas for plain networks of 2; expected a multiple of 2, so that "
+        "each has an equal part of it."
+    )
 
 
 # --- refused ------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from rich.console import Console
 from hyperlight.lab import figures, report
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.files import write_text
+from hyperlight.lab.methods import Method
 from hyperlight.lab.record import Run
 from hyperlight.lab.summary import TITLES, Summary, claims, summarize
 from hyperlight.lab.tasks.base import SWITCHES, Formulation, Metric, Outcome
@@ -557,19 +558,40 @@ def test_what_was_found_out_has_a_table_for_a_terminal(tmp_path: Path) -> None:
     assert list(made[1].columns[1].cells) == ["0.375 ± 0.18", "0.625 ± 0.18"]
 
 
-def test_the_conclusion_compares_both(runs: list[Run]) -> None:
-    sentence = report.conclusion(_summaries(runs), 90.0)
-    assert "After 10 steps" in sentence
-    assert "has 92.0 % test accuracy, the classical one 10.5 %." in sentence
-    assert "Steps to 90 %: MIP 8 ± 4, classical not within 10." in sentence
-    assert "takes 1.07 times as long" in sentence
-    slow = [make_run("mip", seconds=(0.3,)), make_run("classical", seconds=(0.2,))]
-    assert "takes 1.50 times as long" in report.conclusion(_summaries(slow), 90.0)
+def _three(ours: tuple[float, ...]) -> list[Run]:
+    """Runs of three methods, a seed for each of the final figures of ours."""
+    named = Method("ours", "ours", "#cc79a7", "mip", {"hidden": (4,)}, {"lr": 0.1})
+    runs = []
+    for seed, end in enumerate(ours):
+        runs.append(make_run("classical", seed, accuracy=(10.0, 40.0 + 2.0 * seed)))
+        runs.append(make_run("mip", seed, accuracy=(10.0, 80.0 - seed)))
+        last = make_run("mip", seed, accuracy=(10.0, end))
+        runs.append(dataclasses.replace(last, method=named))
+    return runs
+
+
+def test_the_conclusion_says_who_is_ahead(runs: list[Run]) -> None:
+    assert report.conclusion(_summaries(runs), 90.0) == (
+        "After 10 steps, test accuracy: MIP 92.0 %, classical 10.5 %. By these "
+        "seeds, the lead of MIP over classical is sure. Steps to 90 %: classical not within 10, "
+        "MIP 8 ± 4."
+    )
+    assert "Steps to" not in report.conclusion(_summaries(runs, None), None)
     assert report.conclusion(_summaries([make_run("mip")]), 90.0) == ""
-    assert report.conclusion(_summaries([make_run("classical")]), 90.0) == ""
-    untold = report.conclusion(_summaries(runs, None), None)
-    assert "has 92.0 % test accuracy, the classical one 10.5 %." in untold
-    assert "Steps to" not in untold
+    behind = report.conclusion(_summaries(_three((70.0, 69.0)), None), None)
+    assert behind == (
+        "After 5 steps, test accuracy: MIP 79.5 %, ours 69.5 %, classical 41.0 %. By these "
+        "seeds, the lead of MIP over ours and classical is sure."
+    )
+
+
+def test_the_conclusion_says_what_is_not_decided() -> None:
+    assert report.conclusion(_summaries(_three((90.0, 93.0)), None), None) == (
+        "After 5 steps, test accuracy: ours 91.5 %, MIP 79.5 %, classical 41.0 %. By these "
+        "seeds, the lead of ours over classical is sure; over MIP is not decided."
+    )
+    alone = report.conclusion(_summaries(_three((90.0,)), None), None)
+    assert alone.endswith("By one seed, the lead of ours over MIP and classical is not decided.")
 
 
 def test_the_conclusion_speaks_of_the_metric() -> None:
@@ -578,7 +600,7 @@ def test_the_conclusion_speaks_of_the_metric() -> None:
         for name, last in (("mip", 0.75), ("classical", 0.5))
     ]
     sentence = report.conclusion(_summaries(runs, 0.7, DICE), 0.7)
-    assert "has 0.750 test dice, the classical one 0.500." in sentence
+    assert "test dice: MIP 0.750, classical 0.500." in sentence
     assert "Steps to 0.7: MIP 5, classical not within 5." in sentence
 
 
@@ -704,3 +726,129 @@ def test_the_page_replaces_an_older_one(tmp_path: Path) -> None:
     write_text(tmp_path / "report.html", "old")
     _write(tmp_path, [make_run("mip")])
     assert "A title" in (tmp_path / "report.html").read_text("utf-8")
+
+
+# --- several methods along gamma --------------------------------------------------
+
+FRONT = ("rate", "distortion")
+
+
+def _tested(ours: Run, points: dict[float, tuple[float, float, float]]) -> Run:
+    """The run with these rates, distortions and accuracies by gamma."""
+    rows = [(gamma, *values) for gamma, values in points.items()]
+    heading = ("gamma", *FRONT, ACCURACY.heading)
+    return dataclasses.replace(ours, outcome=Outcome({}, [("Along gamma", heading, rows)]))
+
+
+def _family() -> list[Run]:
+    """Three methods, of which the first has nothing along gamma."""
+    runs = []
+    for seed in (0, 1):
+        up = 1.0 * seed
+        classical, mip = make_run("classical", seed), make_run("mip", seed)
+        points = {0.01: (30.0 + up, 1.0, 90.0), 1.0: (5.0, 4.0, 60.0), 10.0: (0.5, 9.0, 10.0)}
+        plain = {0.01: (31.0, 0.5, 95.0), 10.0: (0.0, 10.0, 0.0)}
+        runs += [classical, _tested(mip, points), _tested(plain_run(seed), plain)]
+    return runs
+
+
+def test_methods_have_a_table_along_gamma(tmp_path: Path) -> None:
+    runs = _family()
+    expected = [
+        ["gamma (rate, distortion)", "MIP", "plain network"],
+        ["0.01", "30.50, 1.00", "31.00, 0.50"],
+        ["1", "5.00, 4.00", ""],
+        ["10", "0.50, 9.00", "0.00, 10.00"],
+    ]
+    rows = _Page(_write(tmp_path, runs, front=FRONT).read_text("utf-8")).rows
+    assert [row for row in rows if row in expected] == expected
+    assert len(_svgs(tmp_path / "report.html")) == 4
+    assert "![What the knob does](along.svg)" in (tmp_path / "report.md").read_text("utf-8")
+    made = report.table(_summaries(runs), 90.0, FRONT)
+    (table,) = [table for table in made if str(table.title).startswith("Along gamma")]
+    assert [column.header for column in table.columns] == expected[0]
+    report.clear(tmp_path)
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_without_two_figures_that_trade_off_it_has_the_metric(tmp_path: Path) -> None:
+    rows = _Page(_write(tmp_path, _family()).read_text("utf-8")).rows
+    assert ["gamma (accuracy (%))", "MIP", "plain network"] in rows
+    assert ["0.01", "90.0", "95.0"] in rows
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_one_method_along_gamma_is_left_to_its_task(tmp_path: Path) -> None:
+    runs = [run for run in _family() if run.formulation != "plain"]
+    _write(tmp_path, runs, front=FRONT)
+    assert "along.svg" not in listing(tmp_path)
+    titles = [str(table.title) for table in report.table(_summaries(runs), 90.0, FRONT)]
+    assert not [title for title in titles if title.startswith("Along gamma")]
+
+
+def test_a_figure_along_gamma_has_plain_networks_as_points() -> None:
+    summaries = [summary for summary in _summaries(_family()) if summary.along()]
+    metric, front = figures.along(summaries, FRONT).axes
+    assert metric.get_xscale() == "log"
+    assert metric.get_ylabel() == "test accuracy (%)"
+    mip, plain = metric.lines[:2]
+    assert mip.get_xydata().tolist() == [[0.01, 90.0], [1.0, 60.0], [10.0, 10.0]]
+    assert (mip.get_linestyle(), mip.get_color()) == ("-", figures.COLORS["mip"])
+    assert plain.get_xydata().tolist() == [[0.01, 95.0], [10.0, 0.0]]
+    assert (plain.get_linestyle(), plain.get_marker()) == ("None", "o")
+    legend = metric.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["MIP", "plain network"]
+    assert [line.get_xydata().tolist() for line in front.lines] == [
+        [[30.5, 1.0], [5.0, 4.0], [0.5, 9.0]],
+        [[31.0, 0.5], [0.0, 10.0]],
+    ]
+    assert (front.get_xlabel(), front.get_ylabel()) == ("test rate", "test distortion")
+    (alone,) = figures.along(summaries).axes
+    assert len(alone.lines) == len(metric.lines)
+    narrow = [_tested(make_run("mip"), {0.5: (1.0, 1.0, 50.0), 1.0: (1.0, 1.0, 60.0)})]
+    assert figures.along(_summaries(narrow)).axes[0].get_xscale() == "linear"
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_method_that_diverged_has_a_word_along_gamma(tmp_path: Path) -> None:
+    runs = [run for run in _family() if run.seed == 0]
+    points = {0.01: (math.nan, math.nan, math.nan)}
+    runs[1] = _tested(diverged("mip"), points)
+    rows = _Page(_write(tmp_path, runs, front=FRONT).read_text("utf-8")).rows
+    assert ["0.01", "diverged", "31.00, 0.50"] in rows
+    assert "along.svg" in listing(tmp_path)
+    _write(tmp_path, [_tested(diverged(name), points) for name in ("classical", "mip")])
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_method_with_settings_of_its_own_is_reported_under_its_name(tmp_path: Path) -> None:
+    page = _write(tmp_path, _three((90.0, 93.0)))
+    assert ["", "classical", "MIP", "ours"] in _Page(page.read_text("utf-8")).rows
+    for name in ("metrics.csv", "steps.csv", "times.csv", "scales.csv"):
+        found = dict.fromkeys(row["formulation"] for row in _table(tmp_path / name))
+        assert list(found) == ["classical", "mip", "ours"]
+
+
+def test_losses_of_many_methods_have_no_columns(tmp_path: Path) -> None:
+    results, *_ = report.table(_summaries(_three((90.0, 93.0))), 90.0)
+    titles = ["accuracy (%), classical", "accuracy (%), MIP", "accuracy (%), ours"]
+    assert [column.header for column in results.columns] == ["step", *titles]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "limits"),
+    [
+        ([(10.0, 60.0), (0.0, 50.0)], (0.0, 102.0)),
+        ([(-10.0, 60.0), (-5.0, 50.0)], (-12.0, 65.0)),
+        ([(-600.0, 60.0), (-400.0, -300.0)], (-27.0, 65.0)),
+        ([(-10.0, 60.0), (-5.0, math.nan)], (-12.0, 65.0)),
+    ],
+)
+def test_percentages_far_below_zero_are_cut_off(
+    accuracies: list[tuple[float, float]], limits: tuple[float, float]
+) -> None:
+    names = ("classical", "mip")
+    runs = [make_run(name, accuracy=each) for name, each in zip(names, accuracies, strict=True)]
+    assert figures.convergence(_summaries(runs), None).axes[0].get_ylim() == limits

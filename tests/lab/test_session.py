@@ -31,6 +31,7 @@ from hyperlight.lab.checkpoint import identity
 from hyperlight.lab.cli import main
 from hyperlight.lab.errors import DataError, LabError
 from hyperlight.lab.locks import LOCK
+from hyperlight.lab.methods import Method
 from hyperlight.lab.processes import stop_on_request
 from hyperlight.lab.session import Session, _Board, launch
 from hyperlight.lab.tasks.bayes import Bayes, BayesTask
@@ -47,6 +48,7 @@ FINISHED = {"metrics.csv", "model.safetensors", "record.json", "tensorboard"}
 SMALL = ["--hidden", "4", "8", "--evaluation-gammas", "2", "--device", "cpu", "--seeds", "1"]
 LONG = [*SMALL, "--steps", "60", "--evaluate-every", "25", "--batch-size", "16"]
 SHORT = [*SMALL, "--steps", "12", "--evaluate-every", "5", "--batch-size", "16"]
+DEMO = ["--seeds", "1", "--device", "cpu"]
 ALWAYS = ["--checkpoint-seconds", "0"]  # a checkpoint after every step
 
 
@@ -211,9 +213,11 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_numbers(
 
 def test_a_demo_that_is_interrupted_goes_on(tmp_path: Path) -> None:
     log, out, unbroken = tmp_path / "log", tmp_path / "out", tmp_path / "unbroken"
-    reference = running.start(["demo", *LONG, "--out", str(unbroken)], tmp_path / "log0")
-    command = ["demo", *LONG, *ALWAYS, "--out", str(out)]
-    runs = [out / "classical-seed0", out / "mip-seed0"]
+    reference = running.start(
+        ["demo", *DEMO, "--steps", "16", "--out", str(unbroken)], tmp_path / "log0"
+    )
+    command = ["demo", *DEMO, "--steps", "16", *ALWAYS, "--out", str(out)]
+    runs = [out / f"{name}-seed0" for name in ("classical", "mip", "ours", "plain")]
     for i, number in enumerate((signal.SIGINT, signal.SIGTERM)):
         process = running.start(command, log)
         # The classical run takes its turn first, and is the first to go on.
@@ -352,12 +356,13 @@ def test_the_program_starts_two_processes_with_the_losses_of_one(
 # --- the folder of a session --------------------------------------------------------
 
 TRAINING = Training(steps=2, evaluate_every=1, batch_size=4, seeds=1, device="cpu")
+BOTH = [Method.of("classical"), Method.of("mip")]
 
 
 def _session(task: BayesTask, folder: Path, **changes: Any) -> Session:
     options: dict[str, Any] = {
         "training": TRAINING,
-        "formulations": ["mip"],
+        "methods": [Method.of("mip")],
         "fabric": Fabric(accelerator="cpu", devices=1),
         "title": "A title",
         "command": "hyperlight train bayes --steps 2",
@@ -413,7 +418,7 @@ def test_a_new_folder_has_the_settings_and_what_made_the_numbers(tmp_path: Path)
 def test_an_identity_is_that_of_the_runs_without_formulation_and_seed(
     task: BayesTask, tmp_path: Path
 ) -> None:
-    session = _session(task, tmp_path, formulations=["classical", "mip"])
+    session = _session(task, tmp_path, methods=BOTH)
     about = identity("bayes", task.config, TRAINING, "classical", 3)
     rest = {name: about[name] for name in about if name not in ("formulation", "seed")}
     assert session.about == {**rest, "formulations": ["classical", "mip"]}
@@ -442,7 +447,7 @@ def test_other_settings_are_refused_and_nothing_is_touched(task: BayesTask, tmp_
     before = _tree(tmp_path)
     other = dataclasses.replace(TRAINING, lr=1e-3, steps=7)
     with pytest.raises(LabError) as raised:
-        _session(task, tmp_path, training=other, formulations=["plain"]).claim()
+        _session(task, tmp_path, training=other, methods=[Method.of("plain")]).claim()
     assert str(raised.value) == (
         f"{tmp_path} holds runs with other settings (steps: 2, now 7; lr: the default, now 0.001; "
         "formulations: ['mip'], now ['plain']). Choose another --out, or pass --overwrite to "
@@ -460,6 +465,7 @@ OURS = [
         "scales.svg",
         "convergence.svg",
         "gradients.svg",
+        "along.svg",
     ),
 ]
 THEIRS = [
@@ -550,7 +556,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = BayesTask(Bayes(hidden=(4, 8), **small), torch.device("cpu"))
     session = _session(task, folder)
     session.claim()
-    list(train(task, "mip", 0, TRAINING, session.fabric, session.run_folder("mip", 0)))
+    list(train(task, "mip", 0, TRAINING, session.fabric, session.run_folder(Method.of("mip"), 0)))
     return folder
 
 
@@ -589,7 +595,7 @@ def test_a_config_that_is_lost_is_written_again_for_the_same_runs(
     ("changes", "words"),
     [
         ({"training": dataclasses.replace(TRAINING, lr=0.5)}, "lr: the default, now 0.5"),
-        ({"formulations": ["plain"]}, "formulations: ['mip'], now ['plain']"),
+        ({"methods": [Method.of("plain")]}, "formulations: ['mip'], now ['plain']"),
     ],
 )
 def test_a_config_that_is_lost_does_not_open_the_folder_to_other_runs(
@@ -608,10 +614,59 @@ def test_formulations_may_be_added_to_a_folder_without_a_config(
 ) -> None:
     """A comparison of two whose second run has not begun looks so."""
     (finished / "config.json").unlink()
-    session = _session(task, finished, formulations=["mip", "plain"])
+    session = _session(task, finished, methods=[Method.of("mip"), Method.of("plain")])
     session.claim()
     assert _config(finished)["identity"] == session.about
     assert (finished / "mip-seed0" / "record.json").is_file()
+
+
+NAMED = Method("ours", "ours", "#cc79a7", "mip", {"hidden": (6,)}, {"lr": 1e-2, "batch_size": 8})
+
+
+def test_a_method_brings_settings_of_its_own(task: BayesTask, tmp_path: Path) -> None:
+    session = _session(task, tmp_path, methods=[Method.of("mip"), NAMED])
+    session.claim()
+    mip, ours = session.run()
+    assert (mip.method.name, ours.method.name) == ("mip", "ours")
+    assert ours.formulation == "mip"
+    narrow = BayesTask(dataclasses.replace(task.config, hidden=(6,)), torch.device("cpu"))
+    how = dataclasses.replace(TRAINING, lr=1e-2, batch_size=8)
+    *_, alone = train(narrow, "mip", 0, how, session.fabric)
+    assert equal_runs(ours, alone)
+    *_, usual = train(task, "mip", 0, TRAINING, session.fabric)
+    assert equal_runs(mip, usual)
+    assert task.config.hidden == (4, 8)
+    record = json.loads((tmp_path / "ours-seed0" / "record.json").read_text("utf-8"))
+    assert record["identity"] == identity("bayes", narrow.config, how, "mip", 0)
+
+
+def test_the_settings_of_a_method_are_part_of_the_folder(task: BayesTask, tmp_path: Path) -> None:
+    text = "ours (mip, hidden (6,), lr 0.01, batch_size 8)"
+    session = _session(task, tmp_path, methods=[Method.of("mip"), NAMED])
+    session.claim()
+    config = _config(tmp_path)
+    assert config["identity"]["formulations"] == ["mip", text]
+    assert config["settings"]["ours"] == text
+    assert config["settings"]["lr"] == TRAINING.lr  # of the other method
+    alone = _session(task, tmp_path / "alone", methods=[NAMED])
+    assert set(session.settings) - set(alone.settings) == {"hidden", "lr", "batch_size"}
+    faster = dataclasses.replace(NAMED, training={"lr": 2e-2, "batch_size": 8})
+    with pytest.raises(LabError, match=r"now \['mip', 'ours \(mip, hidden \(6,\), lr 0\.02, batch"):
+        _session(task, tmp_path, methods=[Method.of("mip"), faster]).claim()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_folder_of_methods_without_a_config_is_known_by_its_runs(
+    task: BayesTask, tmp_path: Path, same: bool
+) -> None:
+    session = _session(task, tmp_path, methods=[NAMED, Method.of("plain")])
+    session.claim()
+    session.run()
+    (tmp_path / "config.json").unlink()
+    again = NAMED if same else dataclasses.replace(NAMED, training={"lr": 2e-2})
+    _session(task, tmp_path, methods=[again, Method.of("plain")]).claim(restart=True)
+    assert (tmp_path / "ours-seed0" / "record.json").exists() == same
+    assert (tmp_path / "plain-seed0" / "record.json").exists() == same
 
 
 def test_a_run_under_another_name_says_nothing(task: BayesTask, finished: Path) -> None:
@@ -871,7 +926,7 @@ def test_all_runs_that_have_begun_are_kept(
     kept: list[str],
 ) -> None:
     training = dataclasses.replace(TRAINING, steps=4, evaluate_every=2, seeds=2)
-    options = {"training": training, "formulations": ["classical", "mip"]}
+    options = {"training": training, "methods": BOTH}
     unbroken = _session(task, tmp_path / "unbroken", **options)
     unbroken.claim()
     expected = unbroken.run()
@@ -899,9 +954,7 @@ def test_one_run_that_cannot_be_kept_keeps_none_from_it(
     task: BayesTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = dataclasses.replace(TRAINING, steps=4, evaluate_every=2)
-    session = _session(
-        task, tmp_path, training=training, formulations=["classical", "mip", "plain"]
-    )
+    session = _session(task, tmp_path, training=training, methods=[*BOTH, Method.of("plain")])
     session.claim()
     replace = os.replace
 
@@ -930,7 +983,7 @@ def test_every_model_is_built_once(
     monkeypatch.setattr(task, "model", counted)
     training = dataclasses.replace(TRAINING, seeds=2)
     names = ["classical", "mip"]
-    session = _session(task, tmp_path, training=training, formulations=names)
+    session = _session(task, tmp_path, training=training, methods=BOTH)
     session.claim()
     assert built == [(name, 0) for name in names]
     first = session.run()
@@ -954,7 +1007,7 @@ def test_a_full_disk_ends_with_a_message_and_the_same_command_goes_on(
         replace(source, target)
 
     out = tmp_path / "out"
-    command = ["demo", *SMALL, "--steps", "2", "--batch-size", "4", "--out", str(out)]
+    command = ["demo", *DEMO, "--steps", "2", "--out", str(out)]
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refuse)
         assert main(command) == 2
@@ -965,7 +1018,7 @@ def test_a_full_disk_ends_with_a_message_and_the_same_command_goes_on(
     assert "the same command" in printed.err
     assert "Traceback" not in printed.err
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*/record.json")}
-    assert len(kept) == {"config.json": 0, "record.json": 0, "report.html": 2}[name]
+    assert len(kept) == {"config.json": 0, "record.json": 0, "report.html": 4}[name]
     assert main(command) == 0
     assert (out / "report.html").is_file()
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
@@ -986,7 +1039,7 @@ def test_a_bar_never_shows_nan(
 ) -> None:
     task: Any = SimpleNamespace(metric=ACCURACY)
     console = Console(file=io.StringIO(), width=200)
-    board = _Board(console, task, Training(steps=2, seeds=1), ["mip"])
+    board = _Board(console, task, Training(steps=2, seeds=1), [Method.of("mip")])
     board.show(make_run("mip", accuracy=accuracy, losses=losses, every=2))
     (bar,) = board.bars.tasks
     assert f"{bar.fields['figures']}  ".startswith(shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -15,13 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperlight.lab.comparison import VERDICTS
+from hyperlight.lab.methods import Method
 from hyperlight.lab.record import Run
 from hyperlight.lab.summary import (
+    BEYOND,
     TITLES,
     Claim,
     Spread,
     Summary,
     claims,
+    lead,
     shown,
     shown_steps,
     summarize,
@@ -399,6 +403,36 @@ def test_claims_need_both_formulations() -> None:
     assert len(claims(_summaries([*both, plain_run()]))) == 3
 
 
+def test_ours_is_claimed_to_be_ahead_of_every_other() -> None:
+    ours = Method("ours", "ours", "#cc79a7", "mip", {"hidden": (4,)})
+    runs = []
+    for seed in (0, 1):
+        runs.append(plain_run(seed, accuracy=(10.0, 92.0)))
+        runs.append(make_run("classical", seed, accuracy=(10.0, 40.0)))
+        runs.append(dataclasses.replace(make_run("mip", seed, accuracy=(10.0, 90.0)), method=ours))
+    made = claims(_summaries(runs))
+    assert [(claim.text, claim.verdict) for claim in made] == [
+        ("ours has a higher accuracy than plain network", "refuted"),
+        ("ours has a higher accuracy than classical", "holds"),
+    ]
+    assert made[0].measured == (
+        "at step 5: ours 90.0 ± 0.0 %, plain network 92.0 ± 0.0 %; difference -2.0 [-2.0, -2.0]"
+    )
+    assert {claim.source for claim in made} == {BEYOND}
+    paper = [make_run("mip", seed) for seed in (0, 1)]
+    assert len(claims(_summaries([*runs, *paper]))) == 6
+
+
+def test_a_lead_is_over_the_seeds_that_both_have() -> None:
+    ends = {"mip": (90.0, 80.0, 10.0), "classical": (85.0, 77.0)}
+    runs = [
+        make_run(name, seed, accuracy=(10.0, end))
+        for name, each in ends.items()
+        for seed, end in enumerate(each)
+    ]
+    assert lead(*_summaries(runs)).mean == pytest.approx(4.0)
+
+
 def test_claims_name_the_metric_of_the_task() -> None:
     metric = Metric("dice", digits=3)
     runs = [
@@ -497,7 +531,7 @@ def test_a_run_at_its_start_has_not_diverged() -> None:
 
 def test_a_read_record_has_diverged_as_well(tmp_path: Path) -> None:
     run = diverged("mip")
-    again = Run("mip", 0, ACCURACY)
+    again = Run(Method.of("mip"), 0, ACCURACY)
     again.read(json.loads(json.dumps(run.record())))
     assert again.diverged == run.diverged == 1
     assert "diverged" not in run.record()

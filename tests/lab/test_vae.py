@@ -15,6 +15,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 import hyperlight as hl
 from hyperlight.lab.cli import main
+from hyperlight.lab.controls import Separate
 from hyperlight.lab.data import digits
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.primaries import VAE
@@ -256,7 +257,7 @@ def test_rate_falls_and_distortion_rises_with_beta(fabric: Fabric) -> None:
 
 
 def test_a_plain_network_is_trained_for_one_beta(fabric: Fabric) -> None:
-    task = _task(beta=0.3)
+    task = _task(beta=(0.3,))
     *_, run = train(task, "plain", 0, _settings(), fabric)
     assert isinstance(run.model, Fixed)
     gamma = task.sample(run.model, torch.Generator())
@@ -275,6 +276,36 @@ def test_a_plain_network_is_trained_for_one_beta(fabric: Fabric) -> None:
     ((_, _, rows),) = outcome.tables
     assert [row[0] for row in rows] == [0.3]
     assert "energy in the last direction" not in outcome.figures
+
+
+def test_plain_networks_for_several_betas(fabric: Fabric, tmp_path: Path) -> None:
+    betas = (0.1, 5.0)
+    task = _task(beta=betas)
+    settings = _settings(batch_size=32)
+    *_, run = train(task, "plain", 0, settings, fabric, tmp_path, pictures=False)
+    assert isinstance(run.model, Separate)
+    gamma = task.sample(run.model, torch.Generator())
+    assert gamma["beta"].tolist() == pytest.approx([0.1, 0.1, 5.0, 5.0])
+    x, noise = next(task.batches(16, 0))
+    each = [
+        _one_by_one(run.model, x[part], noise[part], beta)[2]
+        for part, beta in zip((slice(8), slice(8, 16)), betas, strict=True)
+    ]
+    torch.testing.assert_close(task.loss(run.model, (x, noise), gamma, 0), torch.cat(each).mean())
+    figures = task.evaluate(run.model, whole=True)
+    ends = [task.at(run.model, beta) for beta in betas]
+    product = ends[0]["objective"] * ends[1]["objective"]
+    assert figures["objective"] == pytest.approx(math.sqrt(product))
+    assert run.outcome is not None
+    ((_, _, rows),) = run.outcome.tables
+    assert [row[0] for row in rows] == list(betas)
+    assert rows[0][1] != rows[1][1]
+    *_, again = train(
+        task, "plain", 0, settings, fabric, tmp_path, pictures=False
+    )  # from the files
+    assert equal_runs(run, again)
+    with pytest.raises(LabError, match="to have 4 gammas for plain networks of 3; expected a mult"):
+        _task(beta=(0.1, 1.0, 5.0)).model("plain", 0)
 
 
 def test_all_formulations_start_with_the_same_primary() -> None:
@@ -359,8 +390,9 @@ def test_colour_images_of_a_chosen_size(tmp_path: Path) -> None:
             for low, high in ((0.0, 1.0), (1.0, 1.0), (0.1, math.inf), (math.nan, 1.0))
         ),
         ({"endpoints": 1.5}, "--endpoints was 1.5; expected a fraction from 0 to 1."),
-        ({"beta": 0.0}, "--beta was 0.0; expected a number above zero."),
-        ({"beta": math.nan}, "--beta was nan; expected a number above zero."),
+        ({"beta": (1.0, 0.0)}, "--beta was (1.0, 0.0); expected numbers above zero."),
+        ({"beta": (math.nan,)}, "--beta was (nan,); expected numbers above zero."),
+        ({"beta": ()}, "--beta was (); expected numbers above zero."),
         ({"fraction": 0.0}, "--fraction was 0.0; expected a number above zero."),
     ],
 )

@@ -24,9 +24,11 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
 from ..errors import HyperLightError, did_you_mean, listed
+from . import demo
 from .checkpoint import digest, identity
 from .data import DATA
 from .errors import LabError, at_least
+from .methods import Method
 from .processes import connected
 from .report import PAGE
 from .session import Session, launch, say, say_claim
@@ -35,7 +37,6 @@ from .studies.run import run_study
 from .summary import TITLES
 from .tasks import KINDS, Kind
 from .tasks.base import Formulation
-from .tasks.bayes import Bayes
 from .train import Training
 
 console = Console()
@@ -53,18 +54,22 @@ def _session(
     kind: Kind,
     config: Any,
     training: Training,
-    formulations: Sequence[Formulation],
+    methods: Sequence[Method],
     folder: Path,
     title: str,
 ) -> Session:
     fabric = launch(training)
     console.quiet = not fabric.is_global_zero
     task = kind.task(config, fabric.device)
-    say(Text(title, style="bold"), console)
-    say(task.note, console)
-    return Session(
-        *(task, training, formulations, fabric, folder, title), _command(), console=console
+    session = Session(
+        *(task, training, methods, fabric, folder, title),
+        _command(),
+        console=console,
+        front=kind.front,
     )
+    say(Text(title, style="bold"), console)
+    say(session.note, console)
+    return session
 
 
 def _run(session: Session, overwrite: bool = False, restart: bool = False) -> int:
@@ -95,18 +100,29 @@ def _run(session: Session, overwrite: bool = False, restart: bool = False) -> in
 
 @dataclass(frozen=True)
 class Demo:
-    """Train a classical and a MIP hypernetwork with the same seeds, data and compute."""
+    """Train one autoencoder of digits for every price of the rate, and see what the knob does.
 
-    task: Bayes = field(default_factory=Bayes)
-    training: Training = field(default_factory=lambda: _training(KINDS["bayes"], steps=400))
+    Compared are a classical hypernetwork, the paper's MIP, the library's defaults (ours), and plain
+    networks for single prices. `hyperlight train vae` has all settings.
+    """
+
+    steps: int = demo.STEPS
+    """Number of updates of each."""
+    seeds: int = 3
+    """Number of replicas, with seeds 0, 1, 2, ..."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between checkpoints, from which an interrupted demo resumes."""
     out: Path = Path("runs/demo")
     """Folder for the report. An earlier demo in it is replaced; an interrupted one resumes."""
 
     def run(self) -> int:
-        title = f"Classical and MIP hypernetworks on {self.task.data}"
-        compared: list[Formulation] = ["classical", "mip"]
+        how = dataclasses.asdict(self)
+        del how["out"]
+        title = "One autoencoder of digits for every price of its rate"
         return _run(
-            _session(KINDS["bayes"], self.task, self.training, compared, self.out, title),
+            _session(*(demo.KIND, demo.TASK, demo.training(**how), demo.METHODS, self.out, title)),
             restart=True,
         )
 
@@ -136,7 +152,10 @@ class Train:
         parts = (kind.name, self.task.data, what, self.training.optimizer, digest(about, 8))
         folder = Path("runs") / "-".join(parts) if self.out is None else self.out
         title = f"{kind.title} on {self.task.data}: {TITLES[what]}"
-        return _run(_session(kind, self.task, self.training, [what], folder, title), self.overwrite)
+        return _run(
+            _session(kind, self.task, self.training, [Method.of(what)], folder, title),
+            self.overwrite,
+        )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Each has the part of the interface of a :class:`~hyperlight.HyperModel` that tas
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from .. import Categorical, Encoded, HyperNet, Input
 from ..errors import listed
 from .errors import LabError
 
-__all__ = ["Channel", "Control", "Film", "Fixed", "Shared", "input_channels"]
+__all__ = ["Channel", "Control", "Film", "Fixed", "Separate", "Shared", "input_channels"]
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _LAYERS = (*_CONVOLUTIONS, nn.Linear)
@@ -92,6 +93,66 @@ class Fixed(Control):
     def bind(self, **gamma: Any) -> nn.Module:
         """The primary, for any gamma."""
         return self.primary
+
+
+class Separate(Control):
+    """Plain networks for single gammas, one for each, which are trained side by side.
+
+    All start as copies of one network. None has anything to do with another.
+
+    Args:
+        primary: the network to copy.
+        inputs: the gammas, one for each network: ``(n,)``, by the name of the input.
+
+    Shape:
+        The first dimension of the arguments, and of the results, is divided evenly among the
+        networks, in the order of their gammas.
+
+    >>> from hyperlight.lab.controls import Separate
+    >>> model = Separate(nn.Linear(2, 1), {"gamma": torch.tensor([0.3, 0.5])})
+    >>> model(torch.zeros(4, 2), **model.sample((4,))).shape
+    torch.Size([4, 1])
+    >>> model.bind(gamma=0.5) is model.primary[1]
+    True
+    """
+
+    def __init__(self, primary: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        ((name, gammas),) = inputs.items()
+        super().__init__(nn.ModuleList(copy.deepcopy(primary) for _ in gammas))
+        self.name = name
+        self.gammas: Tensor
+        self.register_buffer("gammas", gammas, persistent=False)
+
+    def sample(
+        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """The gammas of the networks, each as often, without drawing.
+
+        Raises:
+            LabError: their number does not divide that of the gammas of a batch.
+        """
+        (wanted,), count = batch_shape or (1,), len(self.gammas)
+        if wanted % count:
+            raise LabError(
+                f"A batch was to have {wanted} gammas for plain networks of {count}; expected a "
+                f"multiple of {count}, so that each has an equal part of it."
+            )
+        return {self.name: self.gammas.repeat_interleave(wanted // count)}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run every network on its part of the arguments."""
+        rest = {name: value for name, value in kwargs.items() if name != self.name}
+        parts = zip(*(value.chunk(len(self.gammas)) for value in args), strict=True)
+        networks = self.primary.children()
+        results = [net(*part, **rest) for net, part in zip(networks, parts, strict=True)]
+        if isinstance(results[0], Tensor):
+            return torch.cat(results)
+        return tuple(torch.cat(each) for each in zip(*results, strict=True))
+
+    def bind(self, **gamma: Any) -> nn.Module:
+        """The network of the nearest gamma."""
+        index = int((self.gammas - gamma[self.name]).abs().argmin())
+        return list(self.primary.children())[index]
 
 
 class _Bound(nn.Module):

@@ -30,6 +30,7 @@ import torch
 from ..errors import HyperLightError
 from .checkpoint import Identity, RunFolder, digest, identity
 from .errors import LabError
+from .methods import Method
 from .processes import ending, follow_parent, hold_signals
 from .provenance import provenance
 from .record import Run
@@ -70,7 +71,7 @@ class Spec:
 
     def read(self, record: dict[str, Any], folder: Path) -> Run:
         """The finished run, without its model."""
-        run = Run(self.formulation, self.seed, Metric(**record["metric"]), folder=folder)
+        run = Run(Method.of(self.formulation), self.seed, Metric(**record["metric"]), folder=folder)
         run.read(record)
         return run
 

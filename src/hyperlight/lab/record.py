@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -16,9 +17,10 @@ from .. import ScaleProfile
 from ..errors import listed
 from ..io.kinds import fits
 from .files import is_plain
+from .methods import Method
 from .tasks.base import Formulation, Metric, Model, Outcome
 
-__all__ = ["PICTURES", "Point", "Run", "check"]
+__all__ = ["PICTURES", "Point", "Run", "by_method", "check"]
 
 PICTURES = (".png",)
 """How the names of a run's pictures end."""
@@ -143,7 +145,7 @@ class Run:
     """The training of one model: its settings and everything that was measured.
 
     Attributes:
-        formulation: how the weights are made.
+        method: what was trained.
         seed: the replica.
         metric: the test figure that the task is judged by.
         model: the model; None if only the record was read.
@@ -162,7 +164,7 @@ class Run:
         provenance: versions and machine that a finished run was trained with; empty before.
     """
 
-    formulation: Formulation
+    method: Method
     seed: int
     metric: Metric
     model: Model | None = None
@@ -177,6 +179,11 @@ class Run:
     outcome: Outcome | None = None
     folder: Path | None = None
     provenance: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def formulation(self) -> Formulation:
+        """How the weights are made."""
+        return self.method.formulation
 
     @property
     def step(self) -> int:
@@ -217,6 +224,20 @@ class Run:
     def first_step(self, target: float) -> int | None:
         """The first evaluated step at which the metric reached ``target``, if any."""
         return next((p.step for p in self.points if p.figures[self.metric.name] >= target), None)
+
+    def along(self, column: str | None = None) -> dict[float, float]:
+        """Final values by gamma; empty if there are none.
+
+        Args:
+            column: of the task's table; by default the metric.
+        """
+        name = self.metric.heading if column is None else column
+        return {
+            row[0]: row[list(heading).index(name)]
+            for _, heading, rows in (self.outcome.tables if self.outcome is not None else ())
+            if heading[0] == "gamma" and name in heading
+            for row in rows
+        }
 
     def metrics(self) -> tuple[list[str], list[list[Any]]]:
         """The points as a table: the column names and a row per point."""
@@ -265,6 +286,14 @@ class Run:
                 tables=[(title, heading, rows) for title, heading, rows in made["tables"]],
                 pictures=[(caption, folder / name) for caption, name in made["pictures"]],
             )
+
+
+def by_method(runs: Iterable[Run]) -> list[tuple[Method, list[Run]]]:
+    """The runs of each method, in the order of their first runs."""
+    found: dict[str, tuple[Method, list[Run]]] = {}
+    for run in runs:
+        found.setdefault(run.method.name, (run.method, []))[1].append(run)
+    return list(found.values())
 
 
 def _profile_record(profile: ScaleProfile | None) -> dict[str, Any] | None:

@@ -16,8 +16,8 @@ from . import figures, pages
 from .errors import LabError
 from .files import is_inside, is_plain, write_csv, write_text
 from .provenance import provenance
-from .record import PICTURES, Run
-from .summary import EARLY, TITLES, Spread, Summary, claims, shown_steps
+from .record import PICTURES, Run, by_method
+from .summary import EARLY, Spread, Summary, claims, lead, shown_steps
 from .tasks.base import SWITCHES
 
 __all__ = ["PAGE", "clear", "conclusion", "table", "write"]
@@ -25,20 +25,24 @@ __all__ = ["PAGE", "clear", "conclusion", "table", "write"]
 PAGE = "report.html"
 MARKDOWN = "report.md"
 
+# The losses of so many methods fit into a table, beside the metric.
+_NARROW = 2
+
 
 def _rows(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """Test figures by step: a heading, then a row per step."""
     metric = summaries[0].metric
+    losses = summaries if len(summaries) <= _NARROW else ()
     heading = [
         "step",
         *(f"{metric.heading}, {s.title}" for s in summaries),
-        *(f"loss, {s.title}" for s in summaries),
+        *(f"loss, {s.title}" for s in losses),
     ]
     return heading, [
         [
             str(summaries[0].steps[i]),
             *(s.divergence(s.steps[i]) or s.measured[i].text(metric.digits) for s in summaries),
-            *(s.divergence(s.steps[i]) or s.test["loss"][i].text(2) for s in summaries),
+            *(s.divergence(s.steps[i]) or s.test["loss"][i].text(2) for s in losses),
         ]
         for i in shown_steps(summaries[0].steps)
     ]
@@ -100,7 +104,39 @@ def _outcome(summary: Summary, name: str) -> str:
     return "diverged" if summary.divergence() else summary.outcome[name].brief()
 
 
-def table(summaries: Sequence[Summary], target: float | None) -> list[Table]:
+Front = tuple[str, str]
+"""Two columns of a task's table along gamma, which trade off against each other."""
+
+
+def _along(summaries: Sequence[Summary], front: Front | None) -> tuple[list[str], list[list[str]]]:
+    """Final results along gamma, for a comparison of methods that have them."""
+    found = _tested_along(summaries)
+    metric = summaries[0].metric
+    names = front or (metric.heading,)
+    columns = [[s.along(name) for name in names] for s in found]
+    gammas = dict.fromkeys(gamma for column in columns for gamma in column[0])
+
+    def cell(summary: Summary, column: list[dict[float, Spread]], gamma: float) -> str:
+        if summary.divergence():
+            return "diverged"
+        digits = metric.digits if front is None else 2
+        return ", ".join(f"{part[gamma].mean:.{digits}f}" for part in column if gamma in part)
+
+    return [f"gamma ({', '.join(names)})", *(s.title for s in found)], [
+        [f"{gamma:g}", *(cell(*each, gamma) for each in zip(found, columns, strict=True))]
+        for gamma in sorted(gammas)
+    ]
+
+
+def _tested_along(summaries: Sequence[Summary]) -> list[Summary]:
+    """Methods with final values along gamma; none if there is but one, whose task shows them."""
+    found = [s for s in summaries if s.along()]
+    return found if len(found) > 1 else []
+
+
+def table(
+    summaries: Sequence[Summary], target: float | None, front: Front | None = None
+) -> list[Table]:
     """The tables, for a terminal."""
     seeds = summaries[0].seeds
     over = f"mean ± std over {seeds} seeds" if seeds > 1 else "one seed"
@@ -108,6 +144,7 @@ def table(summaries: Sequence[Summary], target: float | None) -> list[Table]:
     for title, (heading, rows) in (
         (f"On test data ({over})", _rows(summaries)),
         (f"Final results on all test data ({over})", _outcomes(summaries)),
+        (f"Along gamma, on all test data ({over})", _along(summaries, front)),
         (f"Summary ({over})", _facts(summaries, target)),
     ):
         if not rows:
@@ -122,9 +159,9 @@ def table(summaries: Sequence[Summary], target: float | None) -> list[Table]:
 
 
 def conclusion(summaries: Sequence[Summary], target: float | None) -> str:
-    """Compare MIP and the classical formulation in a sentence, or say what diverged.
+    """Say which method is ahead and how sure that is, or what diverged.
 
-    Empty unless both were trained or one diverged.
+    Empty for a single method that did not diverge.
     """
     lost = [f"{s.title}: {s.divergence()}." for s in summaries if s.divergence()]
     if lost:
@@ -132,24 +169,33 @@ def conclusion(summaries: Sequence[Summary], target: float | None) -> str:
             f"{' '.join(lost)} The loss or the gradient exploded and did not recover, so the other "
             "figures of these runs mean nothing. Choose a smaller --lr."
         )
-    by_name = {summary.formulation: summary for summary in summaries}
-    if not {"mip", "classical"} <= set(by_name):
+    if len(summaries) < 2:
         return ""
-    mip, classical = by_name["mip"], by_name["classical"]
-    metric = mip.metric
-    ours, theirs = (metric.text(s.measured[-1].mean) for s in (mip, classical))
-    pace = mip.seconds_per_step.mean / classical.seconds_per_step.mean
-    steps = ""
+    best, *others = sorted(summaries, key=lambda s: s.measured[-1].mean, reverse=True)
+    metric = best.metric
+    ends = ", ".join(f"{s.title} {metric.text(s.measured[-1].mean)}" for s in (best, *others))
+    sure = [s.title for s in others if lead(best, s).above(0.0) == "holds"]
+    rest = [s.title for s in others if s.title not in sure]
+    said = [f"After {best.steps[-1]} steps, test {metric.name}: {ends}."]
+    seeds = "these seeds" if best.seeds > 1 else "one seed"
+    found = [(sure, "is sure"), (rest, "is not decided")]
+    parts = [f"over {_and(names)} {verdict}" for names, verdict in found if names]
+    said.append(f"By {seeds}, the lead of {best.title} {'; '.join(parts)}.")
     if target is not None:
-        steps = (
-            f" Steps to {(metric.unit and f'{target:g} {metric.unit}') or f'{target:g}'}: MIP "
-            f"{mip.steps_to_target()}, classical {classical.steps_to_target()}."
-        )
-    return (
-        f"After {mip.steps[-1]} steps the MIP hypernetwork has {ours} test {metric.name}, the "
-        f"classical one {theirs}.{steps} A MIP step takes {pace:.2f} times as long as a classical "
-        "one."
-    )
+        goal = f"{target:g} {metric.unit}".rstrip()
+        reached = ", ".join(f"{s.title} {s.steps_to_target()}" for s in summaries)
+        said.append(f"Steps to {goal}: {reached}.")
+    return " ".join(said)
+
+
+def _first_up(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def _and(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def write(
@@ -162,6 +208,7 @@ def write(
     target: float | None,
     settings: dict[str, Any],
     command: str,
+    front: Front | None = None,
 ) -> Path:
     """Write ``report.html``, ``report.md``, the figures and the numbers as csv.
 
@@ -179,7 +226,7 @@ def write(
         folder / "metrics.csv",
         ["formulation", "seed", "step", "train_loss", *(f"test_{name}" for name in names)],
         (
-            [r.formulation, r.seed, p.step, p.train_loss, *(p.figures[n] for n in names)]
+            [r.method.name, r.seed, p.step, p.train_loss, *(p.figures[n] for n in names)]
             for r in runs
             for p in r.points
         ),
@@ -187,13 +234,13 @@ def write(
     write_csv(
         folder / "times.csv",
         ["formulation", "seed", "step", "seconds"],
-        ([r.formulation, r.seed, p.step, p.seconds] for r in runs for p in r.points),
+        ([r.method.name, r.seed, p.step, p.seconds] for r in runs for p in r.points),
     )
     write_csv(
         folder / "steps.csv",
         ["formulation", "seed", "step", "train_loss", "gradient_norm"],
         (
-            [run.formulation, run.seed, i + 1, loss, norm]
+            [run.method.name, run.seed, i + 1, loss, norm]
             for run in runs
             for i, (loss, norm) in enumerate(zip(run.loss, run.gradient_norm, strict=True))
         ),
@@ -202,7 +249,7 @@ def write(
         folder / "scales.csv",
         ["formulation", "seed", "when", "gamma_norm", "std"],
         (
-            [run.formulation, run.seed, when, float(magnitude), float(std)]
+            [run.method.name, run.seed, when, float(magnitude), float(std)]
             for run in runs
             for when, profile in (("initial", run.initial), ("final", run.final))
             if profile is not None
@@ -215,9 +262,17 @@ def write(
     if any(run.initial is not None for run in runs):
         drawn["scales"] = figures.svg(figures.scales(runs))
     drawn["gradients"] = figures.svg(figures.gradients(runs))
+    compared = [s for s in _tested_along(summaries) if not s.divergence()]
+    if compared:
+        drawn["along"] = figures.svg(figures.along(compared, front))
     for name, picture in drawn.items():
         write_text(folder / f"{name}.svg", picture)
-    tables = [_facts(summaries, target), _outcomes(summaries), _rows(summaries)]
+    tables = [
+        _facts(summaries, target),
+        _outcomes(summaries),
+        _rows(summaries),
+        _along(summaries, front),
+    ]
     values = {
         "title": title,
         "note": note,
@@ -263,6 +318,12 @@ CAPTIONS = {
         "With respect to the predicted weights; thin lines are single seeds. As in figure 3c of "
         "the paper.",
     ),
+    "along": (
+        "What the knob does",
+        "Along gamma, on all test data: the metric, and two figures that trade off against each "
+        "other if the task has such. Means over seeds, with standard deviations on the left. Lines "
+        "are one network for all gammas each, points are plain networks for one gamma each.",
+    ),
 }
 
 
@@ -275,7 +336,7 @@ def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
         folder / "outcome.csv",
         ["formulation", "seed", "figure", "value"],
         (
-            [run.formulation, run.seed, name, value]
+            [run.method.name, run.seed, name, value]
             for run, outcome in found
             for name, value in outcome.figures.items()
         ),
@@ -284,21 +345,18 @@ def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
     for run, outcome in found:
         for title, heading, rows in outcome.tables:
             kept = tables.setdefault(title, (heading, []))[1]
-            kept += [[run.formulation, run.seed, *row] for row in rows]
+            kept += [[run.method.name, run.seed, *row] for row in rows]
     for title, (heading, kept) in tables.items():
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
         write_csv(folder / f"outcome-{name}.csv", ["formulation", "seed", *heading], kept)
 
 
 def _shown_outcomes(runs: Sequence[Run], page: Path) -> list[dict[str, Any]]:
-    """Tables and pictures of the first seed of every formulation, for a page in ``page``."""
-    first: dict[str, Run] = {}
-    for run in runs:
-        if run.outcome is not None:
-            first.setdefault(run.formulation, run)
+    """Tables and pictures of the first seed of every method, for a page in ``page``."""
+    found = by_method(run for run in runs if run.outcome is not None)
     return [
         {
-            "title": f"{TITLES[name][:1].upper()}{TITLES[name][1:]}, seed {run.seed}",
+            "title": f"{_first_up(method.title)}, seed {run.seed}",
             "tables": run.outcome.tables,
             "pictures": [
                 (caption, base64.b64encode(_picture(path)).decode())
@@ -311,7 +369,7 @@ def _shown_outcomes(runs: Sequence[Run], page: Path) -> list[dict[str, Any]]:
                 if path.is_file()
             ],
         }
-        for name, run in first.items()
+        for method, (run, *_) in found
         if run.outcome is not None and (run.outcome.tables or run.outcome.pictures)
     ]
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,12 @@ from .checkpoint import Identity, differences, identity, stored_identity
 from .errors import LabError
 from .files import claim_folder, make_folder, read_sealed, say_unsealed, sweep, write_sealed
 from .locks import locked
+from .methods import TITLES, Method, with_settings
 from .processes import connected, start_ranks, stop_on_request
 from .provenance import provenance
 from .record import Run
-from .summary import BEYOND, TITLES, Claim, claims, summarize
-from .tasks.base import Formulation, Model, Task
+from .summary import BEYOND, Claim, claims, summarize
+from .tasks.base import Model, Task
 from .train import Training, train
 
 if TYPE_CHECKING:
@@ -88,52 +89,67 @@ def launch(training: Training) -> Fabric:
 
 @dataclass
 class Session:
-    """The runs of one task in one folder: every formulation with every seed.
+    """The runs of one task in one folder: every method with every seed.
 
     Attributes:
         task: what to train.
         training: how to train.
-        formulations: what to compare; they take turns within a seed.
+        methods: what to compare; they take turns within a seed.
         fabric: the devices.
         folder: for the results; every run has its own folder in it.
         title: of the report.
         command: the command line, so that the report says how to repeat it.
         console: where to show progress.
+        front: two columns of the task's table along gamma that trade off against each other.
     """
 
     task: Task
     training: Training
-    formulations: Sequence[Formulation]
+    methods: Sequence[Method]
     fabric: Fabric
     folder: Path
     title: str
     command: str
     console: Console = field(default_factory=Console)
-    _built: dict[Formulation, Model] = field(default_factory=dict, init=False, repr=False)
+    front: report.Front | None = None
+    _built: dict[str, Model] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def about(self) -> Identity:
         """What the runs have in common."""
         about = identity(self.task.name, self.task.config, self.training, "mip", 0)
         del about["formulation"], about["seed"]
-        return {**about, "formulations": list(self.formulations)}
+        return {**about, "formulations": [method.text for method in self.methods]}
+
+    @property
+    def note(self) -> str:
+        """What the data and the methods are, without a full stop."""
+        return ". ".join([self.task.note, *(m.note for m in self.methods if m.note)])
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting by name, for the report."""
-        return {**dataclasses.asdict(self.task.config), **dataclasses.asdict(self.training)}
+        """Every setting by name, for the report; those that all methods set are with these."""
+        settings = {**dataclasses.asdict(self.task.config), **dataclasses.asdict(self.training)}
+        replaced = set.intersection(*(set(method.own) for method in self.methods))
+        common = {name: value for name, value in settings.items() if name not in replaced}
+        return common | {method.title: method.text for method in self.methods if method.own}
 
-    def run_folder(self, formulation: Formulation, seed: int) -> Path:
+    def run_folder(self, method: Method, seed: int) -> Path:
         """The folder of a run."""
-        return self.folder / f"{formulation}-seed{seed}"
+        return self.folder / f"{method.name}-seed{seed}"
+
+    def _parts(self, method: Method) -> tuple[Task, Training]:
+        """The task and the training with the settings of a method."""
+        training = dataclasses.replace(self.training, **method.training)
+        return with_settings(self.task, method.settings), training
 
     @property
     def finished(self) -> bool:
         """Whether all runs are finished."""
         return all(
-            (self.run_folder(name, seed) / "record.json").is_file()
+            (self.run_folder(method, seed) / "record.json").is_file()
             for seed in range(self.training.seeds)
-            for name in self.formulations
+            for method in self.methods
         )
 
     @contextlib.contextmanager
@@ -224,15 +240,20 @@ class Session:
         if self._built:
             return
         shard = (self.fabric.global_rank, self.fabric.world_size)
-        self.task.batches(self.training.batch_size, 0, shard)
-        self._built = {name: self.task.model(name, 0) for name in self.formulations}
+        built = {}
+        for method in self.methods:
+            task, training = self._parts(method)
+            task.batches(training.batch_size, 0, shard)
+            built[method.name] = task.model(method.formulation, 0)
+        self._built = built
 
     def _clear(self) -> None:
         """Remove earlier runs and reports, and no other files."""
         report.clear(self.folder)
+        names = {*TITLES, *(method.name for method in self.methods)}
         for run in self.folder.glob("*-seed*"):
             name, _, seed = run.name.rpartition("-seed")
-            if run.is_dir() and name in TITLES and seed.isdecimal():
+            if run.is_dir() and name in names and seed.isdecimal():
                 shutil.rmtree(run)
 
     def _found(self, path: Path) -> Identity:
@@ -255,20 +276,27 @@ class Session:
 
         If some have other settings, it is what these have in common.
         """
-        runs = [
-            about
-            for run in sorted(self.folder.glob("*-seed*"))
-            if (about := stored_identity(run)) is not None
-            and run.name == f"{about['formulation']}-seed{about['seed']}"
-        ]
-        formulations = {about["formulation"] for about in runs}
-        if formulations <= set(self.formulations):
-            formulations = self.about["formulations"]
-        found = [
-            {k: v for k, v in about.items() if k not in ("formulation", "seed")} for about in runs
-        ]
-        found = [{**about, "formulations": list(formulations)} for about in found]
+        methods = {method.name: method for method in self.methods}
+        runs: list[tuple[str, Identity]] = []
+        for run in sorted(self.folder.glob("*-seed*")):
+            about = stored_identity(run)
+            name = "" if about is None else run.name.removesuffix(f"-seed{about['seed']}")
+            expected = methods[name].formulation if name in methods else name
+            if about is not None and name != run.name and about["formulation"] == expected:
+                runs.append((name, about))
+        names = list(dict.fromkeys(name for name, _ in runs))
+        formulations = self.about["formulations"] if set(names) <= set(methods) else names
+        found = []
+        for name, about in runs:
+            same = name in methods and about == self._identity(methods[name], about["seed"])
+            kept = self.about if same else about
+            kept = {key: kept[key] for key in kept if key not in ("formulation", "seed")}
+            found.append({**kept, "formulations": formulations})
         return next((about for about in found if about != self.about), found[0] if found else None)
+
+    def _identity(self, method: Method, seed: int) -> Identity:
+        task, training = self._parts(method)
+        return identity(task.name, task.config, training, method.formulation, seed)
 
     def run(self) -> list[Run]:
         """Train every run that is not finished, and show the progress.
@@ -278,19 +306,11 @@ class Session:
                 had started have a checkpoint.
         """
         runs: list[Run] = []
-        board = _Board(self.console, self.task, self.training, self.formulations)
+        board = _Board(self.console, self.task, self.training, self.methods)
         with stop_on_request(self.console) as stop, board:
             for seed in range(self.training.seeds):
-                turns = {
-                    name: train(
-                        *(self.task, name, seed, self.training, self.fabric),
-                        folder=self.run_folder(name, seed),
-                        stop=stop,
-                        model=self._built.pop(name, None) if seed == 0 else None,
-                    )
-                    for name in self.formulations
-                }
-                done: dict[Formulation, Run] = {}
+                turns = {method.name: self._train(method, seed, stop) for method in self.methods}
+                done: dict[str, Run] = {}
                 with contextlib.ExitStack() as interrupted:
                     for turn in turns.values():
                         interrupted.callback(turn.close)
@@ -306,6 +326,16 @@ class Session:
                 board.end(list(done.values()))
         return runs
 
+    def _train(self, method: Method, seed: int, stop: Callable[[], bool]) -> Generator[Run]:
+        task, training = self._parts(method)
+        return train(
+            *(task, method.formulation, seed, training, self.fabric),
+            folder=self.run_folder(method, seed),
+            stop=stop,
+            model=self._built.pop(method.name, None) if seed == 0 else None,
+            method=method,
+        )
+
     def report(self, runs: Sequence[Run]) -> Path:
         """Write the report and print its tables; return the path of the page."""
         target, metric = self.training.target, self.task.metric
@@ -315,13 +345,14 @@ class Session:
             runs,
             summaries,
             title=self.title,
-            note=self.task.note,
+            note=self.note,
             target=target,
             settings=self.settings,
             command=self.command,
+            front=self.front,
         )
         self.console.print()
-        for made in report.table(summaries, target):
+        for made in report.table(summaries, target, self.front):
             self.console.print(made)
         sentence = report.conclusion(summaries, target)
         if sentence:
@@ -340,10 +371,10 @@ class _Board:
         console: Console,
         task: Task,
         training: Training,
-        formulations: Sequence[Formulation],
+        methods: Sequence[Method],
     ) -> None:
         self.console, self.metric, self.training = console, task.metric, training
-        self.width = max(len(TITLES[name]) for name in formulations)
+        self.width = max(len(method.title) for method in methods)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=14),
@@ -355,7 +386,7 @@ class _Board:
         self.total = Progress(*columns, console=console)
         self.whole = self.total.add_task(
             "all".ljust(self.width + 8),
-            total=training.steps * training.seeds * len(formulations),
+            total=training.steps * training.seeds * len(methods),
             figures="",
         )
         self.lines: dict[tuple[str, int], TaskID] = {}
@@ -370,7 +401,7 @@ class _Board:
 
     def show(self, run: Run) -> None:
         """Update the bar of a run."""
-        key = (run.formulation, run.seed)
+        key = (run.method.name, run.seed)
         if key not in self.lines:
             name = f"{self._name(run):<{self.width + 8}}"
             self.lines[key] = self.bars.add_task(name, total=self.training.steps, figures="")
@@ -409,4 +440,4 @@ class _Board:
 
     @staticmethod
     def _name(run: Run) -> str:
-        return f"seed {run.seed}  {TITLES[run.formulation]}"
+        return f"seed {run.seed}  {run.method.title}"

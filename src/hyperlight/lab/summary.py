@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .comparison import Interval, Verdict, every
-from .record import Run
+from .methods import TITLES, Method
+from .record import Run, by_method
 from .tasks.base import Metric
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "claims",
     "correlation",
     "follows",
+    "lead",
     "shown",
     "shown_steps",
     "steady",
@@ -32,17 +34,6 @@ __all__ = [
     "swing",
     "variation",
 ]
-
-TITLES = {
-    "classical": "classical",
-    "mip": "MIP",
-    "encoding": "input encoding alone",
-    "residual": "output encoding alone",
-    "plain": "plain network",
-    "shared": "plain, all gammas",
-    "channel": "gamma as input",
-    "film": "FiLM",
-}
 
 # Steps whose gradient norms are compared.
 EARLY = 100
@@ -85,10 +76,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """All runs of one formulation.
+    """All runs of one method.
 
     Attributes:
-        formulation: the formulation.
+        method: the method.
         seeds: number of seeds.
         metric: the metric that the task is judged by.
         steps: steps at which the runs were evaluated.
@@ -108,7 +99,7 @@ class Summary:
         runs: the runs, one per seed.
     """
 
-    formulation: str
+    method: Method
     seeds: int
     metric: Metric
     steps: list[int]
@@ -127,12 +118,24 @@ class Summary:
 
     @property
     def title(self) -> str:
-        return TITLES[self.formulation]
+        """Its name in tables and figures."""
+        return self.method.title
+
+    @property
+    def formulation(self) -> str:
+        """How the weights are made."""
+        return self.method.formulation
 
     @property
     def measured(self) -> list[Spread]:
         """The metric at each of :attr:`steps`."""
         return self.test[self.metric.name]
+
+    def along(self, column: str | None = None) -> dict[float, Spread]:
+        """Final values by gamma, as :meth:`Run.along`; empty if a run has none."""
+        found = [run.along(column) for run in self.runs]
+        gammas = [g for g in found[0] if all(g in values for values in found)]
+        return {gamma: Spread.of([values[gamma] for values in found]) for gamma in gammas}
 
     def divergence(self, until: int | None = None) -> str:
         """Which seeds have diverged by a step, by default the last one; empty if none have."""
@@ -161,16 +164,15 @@ def shown(spread: Spread, metric: Metric) -> str:
 
 
 def summarize(runs: Sequence[Run], target: float | None, metric: Metric) -> list[Summary]:
-    """Summarize the runs of each formulation, in the order of their first runs."""
+    """Summarize the runs of each method, in the order of their first runs."""
     summaries = []
-    for formulation in dict.fromkeys(run.formulation for run in runs):
-        group = [run for run in runs if run.formulation == formulation]
+    for method, group in by_method(runs):
         columns = list(zip(*(run.points for run in group), strict=True))
         initials = [run.initial for run in group if run.initial is not None]
         finals = [run.final for run in group if run.final is not None]
         summaries.append(
             Summary(
-                formulation=formulation,
+                method=method,
                 seeds=len(group),
                 metric=metric,
                 steps=[column[0].step for column in columns],
@@ -261,49 +263,87 @@ class Claim:
         return self.guess if self.verdict == "refuted" else ""
 
 
+def lead(one: Summary, other: Summary) -> Interval:
+    """How much higher the final metric of one method is, over the seeds that both have."""
+    ends, others = ({run.seed: _end(run) for run in each.runs} for each in (one, other))
+    seeds = [seed for seed in ends if seed in others]
+    return Interval.difference([ends[seed] for seed in seeds], [others[seed] for seed in seeds])
+
+
+def _end(run: Run) -> float:
+    return run.points[-1].figures[run.metric.name]
+
+
 def claims(summaries: Sequence[Summary]) -> list[Claim]:
-    """Check the paper's claims about MIP and classical; empty unless both are there.
+    """Check that ours is ahead of every other method, and what the paper says of MIP.
 
-    Seeds are compared in pairs, so one seed decides nothing.
+    The former needs a method that is named so, the latter MIP and the classical formulation. Seeds
+    are compared in pairs, so one seed decides nothing.
     """
-    by_name = {summary.formulation: summary for summary in summaries}
-    if not {"mip", "classical"} <= set(by_name):
-        return []
-    mip, classical = by_name["mip"], by_name["classical"]
-    last, metric = f"at step {mip.steps[-1]}", mip.metric
+    by_name = {summary.method.name: summary for summary in summaries}
+    found = []
+    if "ours" in by_name:
+        ours = by_name.pop("ours")
+        found = [_ahead(ours, other) for other in by_name.values()]
+    if {"mip", "classical"} <= set(by_name):
+        found += _of_the_paper(by_name["mip"], by_name["classical"])
+    return found
 
-    def claim(
-        source: str, text: str, measured: str, verdict: Verdict, until: int | None = None
-    ) -> Claim:
-        lost = "; ".join(
-            f"{summary.title}: {words}"
-            for summary in (mip, classical)
-            if (words := summary.divergence(until))
-        )
-        return Claim(source, text, lost or measured, "not testable" if lost else verdict)
 
-    def ends(summary: Summary) -> list[float]:
-        return [run.points[-1].figures[metric.name] for run in summary.runs]
+def _claim(
+    source: str,
+    text: str,
+    measured: str,
+    verdict: Verdict,
+    compared: Sequence[Summary],
+    until: int | None = None,
+) -> Claim:
+    """A claim about methods, which cannot be tested if one of them diverged until a step."""
+    lost = "; ".join(
+        f"{summary.title}: {words}" for summary in compared if (words := summary.divergence(until))
+    )
+    return Claim(source, text, lost or measured, "not testable" if lost else verdict)
+
+
+def _compared(one: Summary, other: Summary) -> str:
+    """The final metrics of two methods, and their difference."""
+    metric = one.metric
+    ends = (f"{each.title} {shown(each.measured[-1], metric)}" for each in (one, other))
+    difference = lead(one, other).text(metric.digits, "+")
+    return f"at step {one.steps[-1]}: {', '.join(ends)}; difference {difference}"
+
+
+def _ahead(ours: Summary, other: Summary) -> Claim:
+    return _claim(
+        BEYOND,
+        f"ours has a higher {ours.metric.name} than {other.title}",
+        _compared(ours, other),
+        lead(ours, other).above(0.0),
+        (ours, other),
+    )
+
+
+def _of_the_paper(mip: Summary, classical: Summary) -> list[Claim]:
+    """Those of figures 4, 1a and 3c."""
+    both = (mip, classical)
 
     def swings(summary: Summary) -> list[float]:
         return [_early_swing(run) for run in summary.runs]
 
-    lead = Interval.difference(ends(mip), ends(classical))
     calmer = Interval.ratio(swings(classical), swings(mip))
     scale = [
         every([follows(classical.runs, when), steady(mip.runs, when)])
         for when in ("initial", "final")
     ]
     return [
-        claim(
+        _claim(
             "section 6.2, figure 4",
-            f"MIP has higher {metric.name} sooner",
-            f"{last}: MIP {shown(mip.measured[-1], metric)}, "
-            f"classical {shown(classical.measured[-1], metric)}; "
-            f"difference {lead.text(metric.digits, '+')}",
-            lead.above(0.0),
+            f"MIP has higher {mip.metric.name} sooner",
+            _compared(mip, classical),
+            lead(mip, classical).above(0.0),
+            both,
         ),
-        claim(
+        _claim(
             "section 6.1, figure 1a",
             "the scale of the predicted weights correlates with gamma in the classical "
             "formulation, before and after training, and is robust to it with MIP",
@@ -313,13 +353,15 @@ def claims(summaries: Sequence[Summary]) -> list[Claim]:
             f"{correlation(classical.runs, 'final').text(2)}), "
             f"{_percent(mip.initial_variation)} and {_percent(mip.final_variation)} (MIP)",
             every(scale),
+            both,
         ),
-        claim(
+        _claim(
             "section 6.1, figure 3c",
             "the gradient norm swings substantially less with MIP in early training",
             f"std / mean within stretches of 10 steps: {mip.gradient_swing:.2f} (MIP), "
             f"{classical.gradient_swing:.2f} (classical), ratio {calmer.text(2)}",
             calmer.above(1.0, SUBSTANTIAL),
+            both,
             until=EARLY,
         ),
     ]

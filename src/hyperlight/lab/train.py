@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import HyperModel, exchange_factors, optim, parameter_groups, scale_profile
 from .checkpoint import RunFolder, identity
 from .errors import LabError, at_least
+from .methods import Method
 from .record import Point, Run
 from .tasks.base import Formulation, Model, Task, synchronize
 
@@ -110,6 +111,7 @@ def train(
     pictures: bool = True,
     model: Model | None = None,
     wait: Callable[[str], object] | None = None,
+    method: Method | None = None,
 ) -> Generator[Run]:
     """Train one model; yield the run at the start and after every evaluation.
 
@@ -131,6 +133,7 @@ def train(
         model: what ``task.model(formulation, seed)`` returned, if it was called already.
         wait: if another process trains this run, wait for it and return what it trained; called
             once with a sentence that says so. By default the folder is refused.
+        method: as which it is reported; by default the formulation by itself.
 
     Raises:
         LabError: the settings cannot be trained with; a file cannot be read or written; another
@@ -143,14 +146,15 @@ def train(
             kept = RunFolder(folder, identity(task.name, task.config, settings, formulation, seed))
             if kept.finished() is None and fabric.is_global_zero:
                 held.enter_context(kept.locked(wait, stop))
+        method = Method.of(formulation) if method is None else method
         yield from _train(
-            *(task, formulation, seed, settings, fabric, kept), stop, pictures=pictures, model=model
+            *(task, method, seed, settings, fabric, kept), stop, pictures=pictures, model=model
         )
 
 
 def _train(
     task: Task,
-    formulation: Formulation,
+    method: Method,
     seed: int,
     settings: Training,
     fabric: Fabric,
@@ -161,9 +165,9 @@ def _train(
     model: Model | None,
 ) -> Generator[Run]:
     """Train one model in a folder that no other process writes to."""
-    model = task.model(formulation, seed) if model is None else model
+    model = task.model(method.formulation, seed) if model is None else model
     folder = None if kept is None else kept.path
-    run = Run(formulation, seed, task.metric, model, folder=folder)
+    run = Run(method, seed, task.metric, model, folder=folder)
     saved = None
     if kept is not None:
         record = kept.finished()

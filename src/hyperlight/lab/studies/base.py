@@ -175,13 +175,7 @@ def along(run: Run, column: str | None = None) -> dict[float, float]:
         run: the run.
         column: column of the task's table; by default the metric.
     """
-    name = run.metric.heading if column is None else column
-    return {
-        row[0]: row[list(heading).index(name)]
-        for _, heading, rows in (run.outcome.tables if run.outcome is not None else ())
-        if heading[0] == "gamma"
-        for row in rows
-    }
+    return run.along(column)
 
 
 class Results:

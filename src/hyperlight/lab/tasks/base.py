@@ -385,6 +385,7 @@ class Kind:
         label: in figures.
         training: how the paper trains it, as keywords of ``Training``.
         target: default of ``Training.target``.
+        front: two columns of the task's table along gamma that trade off against each other.
     """
 
     config: type[Any]
@@ -393,6 +394,7 @@ class Kind:
     label: str
     training: dict[str, Any] = field(default_factory=dict)
     target: float | None = None
+    front: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import LogUniform
+from ..controls import Separate
 from ..data import Batches, Images, Request, load_images
 from ..errors import LabError, at_least
 from ..primaries import VAE
@@ -97,8 +98,9 @@ class Vae(Hypernetwork):
     """Fraction of the draws of beta that are the smallest or the largest one."""
     gammas: int = 8
     """Number of betas in a batch, each with an equal part of it."""
-    beta: float = 1.0
-    """The one beta of a plain network (--parametrization plain)."""
+    beta: tuple[float, ...] = (1.0,)
+    """The betas of plain networks (--parametrization plain), one network for each. They share a
+    batch, and --gammas is a multiple of their number."""
     evaluation_gammas: int = 9
     """Number of betas, evenly spread in the logarithm, over which figures are averaged."""
     evaluation_images: int = 1000
@@ -119,8 +121,8 @@ class Vae(Hypernetwork):
             )
         if not 0.0 <= self.endpoints <= 1.0:
             raise LabError(f"--endpoints was {self.endpoints}; expected a fraction from 0 to 1.")
-        if not 0.0 < self.beta < math.inf:
-            raise LabError(f"--beta was {self.beta}; expected a number above zero.")
+        if not self.beta or not all(0.0 < beta < math.inf for beta in self.beta):
+            raise LabError(f"--beta was {self.beta}; expected numbers above zero.")
 
 
 # --- the objective --------------------------------------------------------------------
@@ -289,17 +291,20 @@ class VaeTask:
     def model(self, formulation: Formulation, seed: int) -> Model:
         """Build a model; equal seeds start all formulations from the same random draws.
 
-        A plain network is trained for one beta, that of the settings.
+        Plain networks are trained for one beta each, those of the settings.
         """
-        config = self.config
+        config, beta = self.config, torch.tensor(self.config.beta)
+        make = partial(VAE, self.shape, config.widths, config.latent)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = config.model(
-                partial(VAE, self.shape, config.widths, config.latent),
-                {"beta": self.space},
-                formulation,
-                fixed={"beta": torch.tensor(config.beta)},
-            )
+            model: Model
+            if formulation == "plain" and len(beta) > 1:
+                model = Separate(make(), {"beta": beta})
+                model.sample((config.gammas,))
+            else:
+                model = config.model(
+                    make, {"beta": self.space}, formulation, fixed={"beta": beta[0]}
+                )
         return model.to(self.device)
 
     def batches(self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)) -> _NoisyBatches:
@@ -308,7 +313,7 @@ class VaeTask:
         return _NoisyBatches(Batches(self.train, batch_size, seed, shard=shard), self.config.latent)
 
     def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw the betas of a batch; a plain network has its one."""
+        """Draw the betas of a batch; plain networks have their own."""
         return model.sample((self.config.gammas,), generator=generator)
 
     def loss(
@@ -357,9 +362,9 @@ class VaeTask:
         return Outcome(figures=figures, tables=[self._table(rows)], pictures=pictures)
 
     def _betas(self, model: Model, count: int | None = None) -> list[float]:
-        """Betas spread evenly over their logarithm; the one of a plain network."""
-        if isinstance(model, Fixed):
-            return [self.config.beta]
+        """Betas spread evenly over their logarithm; those of plain networks."""
+        if isinstance(model, Fixed | Separate):
+            return list(self.config.beta)
         count = self.config.evaluation_gammas if count is None else count
         found: list[float] = self.space.grid(count, dtype=torch.float64).tolist()
         return found
@@ -449,4 +454,4 @@ def _front(rows: list[_Row], spread: float, space: LogUniform) -> Figure:
     return figure
 
 
-KIND = Kind(Vae, VaeTask, "Variational autoencoder", "VAE", TRAINING)
+KIND = Kind(Vae, VaeTask, "Variational autoencoder", "VAE", TRAINING, front=("rate", "distortion"))
