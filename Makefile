@@ -12,7 +12,7 @@ BYTECODE := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX='$(CURDIR)/$(VENV)/byte
 
 .PHONY: demo test lint types doctest check bench oldest dist clean
 
-demo: $(VENV)/.lab ## train a classical and a MIP hypernetwork on real digits and compare them
+demo: $(VENV)/.lab ## train a network with a knob on real digits, four ways, and show what the knob does
 	$(BIN)/hyperlight demo
 
 test: $(VENV)/.dev ## run the tests, one worker a core (conftest.py says how many)
