@@ -1,6 +1,6 @@
 """Draw the pictures of the README and the pages from published results.
 
-    python docs/figures/draw.py     # writes knob.png, knob.gif and rates.svg beside this file
+    python docs/figures/draw.py     # writes knob.gif and rates.svg beside this file
 
 ``README.md`` in this folder has the commands behind the numbers.
 """
@@ -48,24 +48,7 @@ def _tile(column: int, row: int) -> np.ndarray[Any, Any]:
 
 
 def knob() -> None:
-    """Two images, and how one network registers them at five values of its knob."""
-    figure, axes = pyplot.subplots(2, 6, figsize=(8, 3.75), dpi=200)
-    tiles = [("moving", 0, 0), *((gamma, n, 0) for n, gamma in enumerate(GAMMAS, start=2))]
-    tiles += [("fixed", 1, 0), *(("", n, 1) for n in range(2, 7))]
-    for ax, (title, column, row) in zip(axes.flat, tiles, strict=True):
-        ax.imshow(_tile(column, row), interpolation="lanczos")
-        ax.set_title(title, fontsize=11, pad=3)
-        ax.axis("off")
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.85, wspace=0.04, hspace=0.16)
-    left, right = axes[0, 1].get_position().x0, axes[0, -1].get_position().x1
-    figure.text((left + right) / 2, 0.945, "smoothness weight", ha="center", fontsize=12)
-    path = HERE / "knob.png"
-    figure.savefig(path)
-    Image.open(path).convert("L").quantize(64).save(path, optimize=True)
-
-
-def turned() -> None:
-    """The same, animated: the knob goes from one end to the other and back."""
+    """How a network registers two images, while its knob goes from one end to the other."""
     frames = []
     for n in (0, 1, 2, 3, 4, 3, 2, 1):
         figure, axes = pyplot.subplots(1, 4, figsize=(8, 3.3), dpi=90)
@@ -137,5 +120,4 @@ def _line(ax: Any, name: str, found: Iterable[tuple[float, float]], *, color: st
 
 if __name__ == "__main__":
     knob()
-    turned()
     rates()
