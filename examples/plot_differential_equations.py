@@ -75,5 +75,6 @@ tuned = hl.tune(model, lambda net: (net(x) * x * (1 - x) - measured).square().me
 found_coefficient = tuned.inputs["a"].item()
 plt.plot(x, exact[:, :, 0].T, "0.7", lw=4)
 plt.plot(x, curves["family"][:, :, 0].T, label=[f"a = {value:g}" for value in a])
+plt.gca().set(xlabel="x", ylabel="u (grey: exact)")
 plt.legend()
 plt.show()

@@ -76,5 +76,5 @@ names = ["the digit", "plus one", "nine minus", "times three"]
 for place, (name, values) in enumerate(accuracy.items()):
     plt.bar(tasks + 0.25 * place - 0.25, values, width=0.25, label=name)
 plt.gca().set(xticks=tasks, xticklabels=names, ylabel="test accuracy")
-plt.legend()
+plt.legend(loc="lower right")
 plt.show()

@@ -75,5 +75,6 @@ for column, s in zip(axes.T, (0.1, 0.3, 0.5, 0.7, 0.9), strict=True):
 plt.figure()
 plt.plot(error_of_family.keys(), error_of_family.values())
 plt.plot(error_alone.keys(), error_alone.values(), "x")
+plt.gca().set(xlabel="smoothness", ylabel="loss on test pairs")
 plt.legend(["one family", "a network for each"])
 plt.show()
