@@ -21,13 +21,14 @@ import hyperlight as hl
 from hyperlight.lab import figures
 from hyperlight.lab.data import Batches, Images
 from hyperlight.lab.engine import Spec, run_grid
+from hyperlight.lab.methods import Method
 from hyperlight.lab.record import Run
 from hyperlight.lab.session import Session
 from hyperlight.lab.studies import page
 from hyperlight.lab.studies.base import Setup, Study, Table
 from hyperlight.lab.studies.run import run_study
 from hyperlight.lab.summary import Claim
-from hyperlight.lab.tasks.base import Fixed, Metric, Model, Outcome
+from hyperlight.lab.tasks.base import Fixed, Formulation, Metric, Model, Outcome
 from hyperlight.lab.train import Training, train
 from tests.fuzz import formats
 from tests.fuzz.reader import Reader
@@ -36,7 +37,7 @@ __all__ = ["RUNS"]
 
 FABRIC = Fabric(accelerator="cpu", devices=1)
 TRAINING = Training(steps=4, batch_size=4, evaluate_every=2, seeds=1, target=None)
-PAIR = ("mip", "plain")
+PAIR: tuple[Formulation, ...] = ("mip", "plain")
 PROVENANCE = (
     *("command", "hyperlight", "torch", "lightning-fabric", "scikit-learn", "numpy"),
     *("commit", "python", "system", "cores", "threads", "gpu"),
@@ -138,8 +139,9 @@ def _read_runs(folder: Path) -> Any:
 
 
 def _session(folder: Path) -> Session:
+    methods = [Method.of(name) for name in PAIR]
     return Session(
-        *(Points(), TRAINING, PAIR, FABRIC, folder), "A title", "hyperlight", Console(quiet=True)
+        *(Points(), TRAINING, methods, FABRIC, folder), "A title", "hyperlight", Console(quiet=True)
     )
 
 
@@ -148,7 +150,7 @@ def _make_session(folder: Path, variant: int) -> None:
         session = _session(folder)
         session.claim()
         for name in PAIR:
-            _train(session.run_folder(name, 0), name, variant)
+            _train(session.run_folder(Method.of(name), 0), name, variant)
 
 
 def _read_session(folder: Path) -> Any:

@@ -167,7 +167,8 @@ def test_demo_says_where_its_report_is(tmp_path: Path, capsys: Captured) -> None
     page = (out / "report.html").read_text("utf-8")
     assert "One autoencoder of digits for every price of its rate" in page
     assert demo.METHODS[0].text in page
-    assert page.count("data:image/png;base64") == 8  # the front and images of every method
+    # The front and images of every method.
+    assert page.count('src="data:image/png;base64') == 8
 
 
 @quick
