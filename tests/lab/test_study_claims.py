@@ -25,7 +25,7 @@ from hyperlight.lab.studies import (
     table2,
 )
 from hyperlight.lab.studies.first_step import Step
-from hyperlight.lab.summary import Claim
+from hyperlight.lab.summary import BEYOND, Claim
 from hyperlight.lab.tasks.base import Metric, Outcome
 from tests.lab.making import ACCURACY, make_run
 
@@ -337,25 +337,70 @@ def test_improvements_are_similar_unless_they_are_out_of_sight() -> None:
 # --- family, rates, dimension -------------------------------------------------------------
 
 
-def _family(name: str, own: float, plain: Callable[[float, int], float]) -> list[Claim]:
+def _family(
+    name: str, own: float, plain: Callable[[float, int], float], **controls: float
+) -> list[Claim]:
     """Hypernetworks with this metric, plain networks with one that depends on gamma and steps."""
 
     def curve(spec: Spec) -> Curve:
-        if spec.formulation == "mip":
-            return (0.1, own + 0.01 * spec.seed)
-        return (0.1, plain(spec.config.gamma, spec.training.steps) + 0.01 * spec.seed)
+        last = {"mip": own, "shared": 0.5, "channel": 0.5, **controls}.get(spec.formulation)
+        if last is None:
+            last = plain(spec.config.gamma, spec.training.steps)
+        return (0.1, last + 0.01 * spec.seed)
 
     return family.claims(results(name, curve))
 
 
 def test_one_network_for_all_gammas_against_one_for_each() -> None:
-    assert verdicts(_family("family-scale_space", 0.8, lambda g, n: 0.805)) == ["holds"] * 4
+    words = "at least as good"
+    claims = _family("family-scale_space", 0.8, lambda g, n: 0.805)
+    assert verdicts(claims, words) == ["holds"] * 4
     claims = _family("family-scale_space", 0.8, lambda g, n: 0.85 if g == 0.5 and n > 5 else 0.7)
-    assert verdicts(claims) == ["holds", "refuted"] * 2
+    assert verdicts(claims, words) == ["holds", "refuted"] * 2
     assert claims[1].measured.startswith("holds 1, refuted 1; test dice by gamma")
     claims = _family("family-hypermorph", 0.75, lambda g, n: 0.7 if g == 0.8 else 0.74)
     assert verdicts(claims) == ["not decided"] * 4  # at 0.8 the plain network has learned nothing
     assert claims[0].measured.startswith("holds 1, not testable 1; ")
+
+
+@pytest.mark.parametrize("control", ["shared", "channel"])
+def test_controls_that_know_no_gamma_may_do_as_well(control: str) -> None:
+    names = {"shared": "one plain network", "channel": "gamma as a channel"}
+
+    def found(last: float) -> list[Claim]:
+        claims = _family("family-scale_space", 0.8, lambda g, n: 0.7, **{control: last})
+        return [claim for claim in claims if f"higher than {names[control]}" in claim.text]
+
+    assert verdicts(found(0.79)) == ["holds"] * 2
+    assert verdicts(found(0.8)) == ["refuted"] * 2
+    for claim, own in zip(found(0.79), family.METHODS, strict=True):
+        assert claim.source == BEYOND
+        assert f"0.805 ± 0.007 ({own}) and 0.795 ± 0.007 ({names[control]})" in claim.measured
+
+
+def test_the_table_of_a_family_has_its_controls() -> None:
+    found = results("family-scale_space", lambda spec: (0.1, len(spec.formulation) / 10.0))
+    (table,) = family.tables(found)
+    row = dict(zip(table.heading, table.rows[0], strict=True))
+    assert [row["one plain network"], row["gamma as a channel"]] == [
+        "0.600 ± 0.000",
+        "0.700 ± 0.000",
+    ]
+    (without,) = family.tables(results("family-hypermorph", lambda spec: (0.1, 0.8)))
+    assert "one plain network" not in without.heading
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_the_paper_s_segmentation_has_its_controls(optimizer: str) -> None:
+    lasts = {"classical": 0.5, "mip": 0.8, "shared": 0.85, "channel": 0.7}
+    claims = STUDIES["fig4c"].claims(
+        results("fig4c", lambda spec: (0.1, lasts[spec.formulation], lasts[spec.formulation]))
+    )
+    beyond = [c for c in claims if c.source == BEYOND and f"({optimizer})" in c.text]
+    assert [claim.verdict for claim in beyond] == ["refuted", "holds"]
+    for name in ("table2", "runtime"):
+        made = {spec.formulation for spec in STUDIES[name].specs(Setup("smoke"))}
+        assert made == {"classical", "mip"}
 
 
 def _rated(ours: Mapping[float, float], one: Mapping[float, float] | None = None) -> list[Claim]:

@@ -13,6 +13,7 @@ from ..engine import Spec
 from .base import Setup, base, grid
 
 __all__ = [
+    "ONE_IS_ENOUGH",
     "REDUCED",
     "architectures",
     "bayes",
@@ -32,6 +33,13 @@ __all__ = [
 
 # Feature channels of the small ResNet-like network for Flowers-102 on two cores.
 STAGES = (8, 16, 32, 32, 32)
+
+# What the captions of scale-space segmentation say of the controls.
+ONE_IS_ENOUGH = (
+    "The labels are the same at every gamma, so one plain network may solve this task for all of "
+    "them. Grey is one that is trained for all gammas, orange the same with gamma as an input "
+    "channel; a hypernetwork is worth its price here only if it is above both."
+)
 
 _DIGITS = "scikit-learn's digits, a smaller hypernetwork, 20 steps"
 _SMALL_DIGITS = (

@@ -122,7 +122,7 @@ def specs(setup: Setup) -> list[Spec]:
         for how in settings.optimizers(setup, base)
         for spec in grid(base, seeds=seeds, training=how)
     ]
-    return [*fig4a.specs(setup), *flowers, *fig4b.specs(setup), *fig4c.specs(setup)]
+    return [*fig4a.specs(setup), *flowers, *fig4b.specs(setup), *fig4c.of_the_paper(setup)]
 
 
 def _factor(group: Group) -> float:
