@@ -360,6 +360,7 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
             Bayes(size=15, stages=(4, 4, 4, 4)),
             "--size was 15, of grey images; expected 16 or more, for the ResNet-like",
         ),
+        (Bayes(batch_norm=True), "--batch-norm was given with grey images of 8 pixels, for which"),
         (Bayes(stages=(4, 0)), "--stages was (4, 0); expected feature channels, as in 16 32 64"),
         (Bayes(stages=()), "--stages was (); expected feature channels, as in 16 32 64 128 128."),
         (Bayes(data="folder"), "--data folder needs --data-dir, the folder with your images."),
@@ -372,6 +373,18 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         with pytest.raises(LabError) as raised:
             BayesTask(config, CPU)
         assert str(raised.value).startswith(words)
+
+
+def test_batch_normalisation_of_the_primary_is_not_predicted() -> None:
+    plain, normal = (
+        BayesTask(replace(SMALL, size=16, stages=(4, 4), batch_norm=on), CPU).model("mip", 0)
+        for on in (False, True)
+    )
+    assert isinstance(plain, hl.HyperModel)
+    assert isinstance(normal, hl.HyperModel)
+    found = [type(m) for m in normal.primary.modules() if "Norm" in type(m).__name__]
+    assert found == [torch.nn.BatchNorm2d] * 6  # three convolutions in each of two stages
+    assert normal.hypernet.shapes == plain.hypernet.shapes
 
 
 def test_stages_and_a_cap_on_the_last_test() -> None:

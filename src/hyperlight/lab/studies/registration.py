@@ -390,7 +390,7 @@ STUDY = Study(
     reduced={
         "smoke": "scikit-learn's digits at 16x16, a U-Net of 2 levels with 4 channels, 10 "
         "steps (5 steps for plain networks with as much compute together)",
-        "cpu": "PTBP (4 labels) at half resolution, 96x80, a U-Net of 4 levels with 16 channels, "
+        "cpu": "PTBP (4 labels; aligned to a template by SyN, with skull) at half resolution, 96x80, a U-Net of 4 levels with 16 channels, "
         "1500 steps (300 steps for plain networks with as much compute together) in batches of 4",
     },
 )

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ... import HyperModel, Input, Normal, Page, Uniform, explore
 from ..data import Batches, Images, Request, load_images
 from ..errors import LabError, at_least
-from ..primaries import LeNet, ResNetLike
+from ..primaries import Layers, LeNet, ResNetLike
 from ..uncertainty import Assessment, Predictive, assess, auroc
 from .base import (
     SLIDER,
@@ -75,6 +75,9 @@ class Bayes(Hypernetwork):
     stages: tuple[int, ...] = (16, 32, 64, 128, 128)
     """Feature channels of the stages of the ResNet-like primary; grey images of 28 or 8 pixels use
     LeNet instead."""
+    batch_norm: bool = False
+    """Normalise every convolution of the ResNet-like primary over the batch (as for figure 9 of the
+    paper, B.5). Running statistics are pooled over all gammas."""
     prior: Literal["uniform", "normal"] = "uniform"
     """Distribution of gamma: U(0, 1) or N(0, 1)."""
     dimensions: int = 1
@@ -144,6 +147,12 @@ class BayesTask:
                 f"--size was {self.size}, of {kind} images; expected {least} or more, for the "
                 "ResNet-like network, or grey images of 8 or 28 pixels, for LeNet."
             )
+        if config.batch_norm and _for_lenet(self.channels, self.size):
+            raise LabError(
+                f"--batch-norm was given with grey images of {self.size} pixels, for which the "
+                "primary is LeNet; it is for the ResNet-like network. Leave it out, or choose "
+                "another --size."
+            )
         order = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
         self.few = self.test[order[: config.evaluation_images].to(device)]
         if config.final_images is not None:
@@ -164,7 +173,8 @@ class BayesTask:
         channels, classes = self.channels + more, self.split.classes
         if _for_lenet(self.channels, self.size):
             return LeNet(self.size, channels, classes)
-        return ResNetLike(channels, classes, self.config.stages)
+        layers: Layers = "batch" if self.config.batch_norm else "none"
+        return ResNetLike(channels, classes, self.config.stages, layers)
 
     def batches(
         self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
