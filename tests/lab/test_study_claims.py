@@ -125,7 +125,7 @@ def test_mip_is_compared_with_every_strategy_that_learns() -> None:
     assert verdicts(_strategies(layernorm_p=None, weightnorm=5.0), best) == ["holds"] * 2
     assert verdicts(_strategies(mip=None), best) == ["refuted"] * 2
     nothing = dict.fromkeys(
-        ("none", "batchnorm_p", "layernorm_p", "layernorm_h", "weightnorm"), 9.0
+        ("none", "batchnorm_p", "layernorm_p", "layernorm_h", "batchnorm_h", "weightnorm"), 9.0
     )
     for words in (best, "substantially faster convergence"):
         assert verdicts(_strategies(**nothing), words) == ["not testable"] * 2
@@ -165,11 +165,30 @@ def test_what_section_b5_says_of_the_strategies(
     claims = _strategies(weightnorm=last, layernorm_h=last, batchnorm_p=last)
     assert verdicts(claims, "with weight normalization final") == [weight] * 2
     assert verdicts(claims, "failed to train entirely") == [layer] * 2
-    assert verdicts(claims, "batch normalization performed similar") == [batch] * 2
+    assert verdicts(claims, "included in the primary network") == [batch] * 2
     assert verdicts(claims, "diverged early into training") == [lost]
     dead = _strategies(none=10.0)
-    for words in ("with weight normalization", "failed to train", "performed similar"):
+    for words in (
+        "with weight normalization",
+        "failed to train",
+        "in the primary",
+        "included in the hyper",
+    ):
         assert verdicts(dead, words) == ["not testable"] * 2
+
+
+@pytest.mark.parametrize(
+    ("last", "verdict"), [(50.2, "holds"), (60.0, "refuted"), (40.0, "refuted"), (None, "refuted")]
+)
+def test_batch_normalisation_in_the_hypernetwork_is_like_the_default(
+    last: float | None, verdict: str
+) -> None:
+    claims = _strategies(batchnorm_h=last)
+    assert verdicts(claims, "similar to the default formulation when included in the hyper") == (
+        [verdict] * 2
+    )
+    # The figure has four strategies; this one is of the text alone.
+    assert not [c for c in claims if c.text.endswith("(BatchNorm-H)")]
 
 
 # --- table2, runtime, lr ------------------------------------------------------------------
@@ -258,6 +277,60 @@ def test_mip_is_crucial_with_sgd(classical: float, mip: float, verdict: str) -> 
     dead = results("fig4b", _by_task(hypermorph_adam=(0.71, 0.75)))
     adam = verdicts(STUDIES["fig4b"].claims(dead), "with Adam")
     assert adam == ["not testable"] * 2
+
+
+# --- statements ---------------------------------------------------------------------------
+
+
+def _statements(
+    share: float = 0.01, filters: tuple[float, float] = (0.75, 0.755)
+) -> tuple[Claim, Claim]:
+    """Claims if the scale at gamma 0 is this fraction of that at 1, and Dice by filters."""
+
+    def curve(spec: Spec) -> Curve:
+        if spec.task == "bayes":
+            return (10.0, 20.0)
+        last = filters[spec.config.channels == 8] + 0.001 * spec.seed
+        return (0.4, last, last)
+
+    specs = STUDIES["statements"].specs(Setup("smoke", seeds=2))
+    runs = {spec.key: run_of(spec, curve(spec)) for spec in specs}
+    for run in runs.values():
+        std = (share * (1.0 + 0.01 * run.seed), 0.3, 1.0)
+        run.final = make_run("classical", final=std).final
+    biases, wider = STUDIES["statements"].claims(Results(specs, runs))
+    return biases, wider
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.01, "holds"), (0.2, "refuted")])
+def test_biases_alone_predict_the_weights_at_gamma_0(share: float, verdict: str) -> None:
+    claim, _ = _statements(share)
+    assert claim.verdict == verdict
+    assert f"have {1.005 * share:.3f} [" in claim.measured
+
+
+@pytest.mark.parametrize(
+    ("filters", "verdict"),
+    [
+        ((0.75, 0.755), "holds"),  # less than 0.01 better
+        ((0.75, 0.70), "holds"),
+        ((0.75, 0.77), "refuted"),
+        ((0.71, 0.77), "not testable"),  # the usual network has not learned to register
+    ],
+)
+def test_more_filters_are_no_better(filters: tuple[float, float], verdict: str) -> None:
+    _, claim = _statements(filters=filters)
+    assert claim.verdict == verdict
+    assert f"difference {filters[1] - filters[0]:+.3f} [" in claim.measured
+    assert "(8 filters) and" in claim.measured
+
+
+def test_the_usual_filters_are_those_of_other_studies() -> None:
+    for size, name in (("cpu", "registration"), ("paper", "fig4b")):
+        setup = Setup(size)  # type: ignore[arg-type]
+        own = {s.key for s in STUDIES["statements"].specs(setup) if s.task == "hypermorph"}
+        shared = own & {s.key for s in STUDIES[name].specs(setup)}
+        assert len(shared) == len(own) // 2
 
 
 # --- fig5b, fig7, fig8 --------------------------------------------------------------------

@@ -16,6 +16,7 @@ from .base import Setup, base, grid
 __all__ = [
     "ONE_IS_ENOUGH",
     "REDUCED",
+    "SCANS",
     "SQUARED_ERROR",
     "architectures",
     "bayes",
@@ -56,9 +57,9 @@ _SMALL_DIGITS = (
     "10 steps"
 )
 # Said of both tasks. Its alignment leaves less to register than that of OASIS.
-_SCANS = "PTBP (4 labels; aligned to a template by SyN, with skull)"
+SCANS = "PTBP (4 labels; aligned to a template by SyN, with skull)"
 _PTBP = (
-    f"{_SCANS} at half resolution, 96x80, instead of OASIS (24 labels; affinely aligned, without "
+    f"{SCANS} at half resolution, 96x80, instead of OASIS (24 labels; affinely aligned, without "
     "skull)"
 )
 _ALIKE = "the paper found 1e-4 to 3e-3 equally good"
@@ -110,7 +111,7 @@ REDUCED = {
     "architectures": {
         "smoke": _SMALL_DIGITS,
         "cpu": "segmentation by a scale-space network (U-Net of 4 levels with 8 channels) on "
-        f"{_SCANS} at a quarter of its resolution, 48x40, instead of HyperMorph on OASIS, because "
+        f"{SCANS} at a quarter of its resolution, 48x40, instead of HyperMorph on OASIS, because "
         "it learns in a tenth of the time; 300 steps in batches of 4 at the rate 1e-3 "
         f"({_ALIKE}), 32 test images, 3 seeds",
     },
@@ -124,7 +125,7 @@ REDUCED = {
     },
     "scale_short": {
         "smoke": _SMALL_DIGITS,
-        "cpu": f"{_SCANS} at a quarter of its resolution, 48x40, a U-Net of 4 levels with 8 "
+        "cpu": f"{SCANS} at a quarter of its resolution, 48x40, a U-Net of 4 levels with 8 "
         "channels, 300 steps in batches of 4, 32 test images",
     },
     "strategies": {
