@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 import hyperlight as hl
 from hyperlight.lab.data import Augmentation, digits, flowers102
 from hyperlight.lab.errors import LabError
-from hyperlight.lab.primaries import LeNet, ResNetLike
+from hyperlight.lab.primaries import LeNet, ResNetLike, RowTransformer
 from hyperlight.lab.tasks import bayes
 from hyperlight.lab.tasks.base import SWITCHES, Fixed, Model, Outcome, Task
 from hyperlight.lab.tasks.bayes import TRAINING, Bayes, BayesTask
@@ -360,7 +360,11 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
             Bayes(size=15, stages=(4, 4, 4, 4)),
             "--size was 15, of grey images; expected 16 or more, for the ResNet-like",
         ),
-        (Bayes(batch_norm=True), "--batch-norm was given with grey images of 8 pixels, for which"),
+        (Bayes(batch_norm=True), "--batch-norm was given, but the primary is LeNet (8 pixels, "),
+        (
+            Bayes(batch_norm=True, network="transformer", size=32),
+            "--batch-norm was given, but the primary is a transformer (32 pixels, --network tran",
+        ),
         (Bayes(stages=(4, 0)), "--stages was (4, 0); expected feature channels, as in 16 32 64"),
         (Bayes(stages=()), "--stages was (); expected feature channels, as in 16 32 64 128 128."),
         (Bayes(data="folder"), "--data folder needs --data-dir, the folder with your images."),
@@ -373,6 +377,25 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         with pytest.raises(LabError) as raised:
             BayesTask(config, CPU)
         assert str(raised.value).startswith(words)
+
+
+@pytest.mark.parametrize("formulation", ["classical", "mip", "plain", "channel"])
+def test_rows_are_the_tokens_of_a_transformer(formulation: Any) -> None:
+    task = BayesTask(replace(SMALL, network="transformer"), CPU)
+    model = task.model(formulation, 0)
+    assert isinstance(model.primary, RowTransformer)
+    batch, gamma = next(task.batches(8, 0)), task.sample(model, torch.Generator())
+    task.loss(model, batch, gamma, 0).backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None for p in model.primary.blocks.parameters())
+    assert math.isfinite(task.evaluate(model)["loss"])
+    net = RowTransformer()
+    assert sum(p.numel() for p in net.parameters()) == 18_026
+    x = torch.rand(2, 1, 8, 8)
+    assert not torch.allclose(net(x), net(x.flip(2)))  # the order of rows matters
+    seen: list[torch.Tensor] = []
+    net.embed.register_forward_hook(lambda _m, a, _o: seen.append(a[0]))
+    net(x)
+    assert torch.equal(seen[0], x[:, 0])
 
 
 def test_batch_normalisation_of_the_primary_is_not_predicted() -> None:

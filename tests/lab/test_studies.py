@@ -542,7 +542,7 @@ def test_the_first_step_of_theta0_is_that_of_the_plain_network(
 
     The trunk's is shorter then.
     """
-    cell = rates.Cell("bayes", 1, 128)
+    cell = rates.Cell("lenet", 1, (4, 128))
     found = {}
     for method in (rates.ONE_RATE, rates.GROUPS):
         spec = rates._made(Setup("smoke"), cell, method)

@@ -496,20 +496,39 @@ def _rated(ours: Mapping[float, float], one: Mapping[float, float] | None = None
 
 
 def test_rates_that_are_good_for_the_plain_network() -> None:
-    """Which is good at 1e-3 alone, in both tasks."""
+    """Which is good at 1e-3 alone, in all tasks."""
     good, fewer, _, level, step = _rated({1e-3: 91.0, 1e-1: 55.0})
     assert good.verdict == level.verdict == step.verdict == "holds"
-    assert good.measured == "of 2 rates, over all tasks and sizes: holds 2"
-    assert level.measured.startswith("of 4 rates, over all tasks and sizes: holds 4; ")
+    assert good.measured == "of 3 rates, over all tasks and sizes: holds 3"
+    assert level.measured.startswith("of 6 rates, over all tasks and sizes: holds 6; ")
     assert fewer.verdict == "not decided"  # they are as good without
     good, *fewer_each, level, _ = _rated({1e-3: 91.0, 1e-1: 45.0}, {1e-3: 60.0, 1e-1: 45.0})
     assert good.verdict == "holds"
     assert verdicts(fewer_each) == ["holds", "holds"]
     assert level.verdict == "refuted"
-    assert "refuted at Bayesian networks, 32 inputs, width 8 at 0.1 (45.1 %," in level.measured
+    assert "refuted at LeNet, 32 inputs, hidden (4, 8) at 0.1 (45.1 %," in level.measured
+    low_rank = "transformer, hidden (4, 8), low-rank head at 0.1 (45.1 %, plain network 50.1 %)"
+    assert low_rank in level.measured
     good, *fewer_each, _, _ = _rated({1e-3: 60.0, 1e-1: 55.0}, {1e-3: 91.0, 1e-1: 55.0})
     assert good.verdict == "refuted"
     assert verdicts(fewer_each) == ["refuted", "refuted"]
+
+
+def test_the_grid_of_rates() -> None:
+    specs = STUDIES["rates"].specs(Setup("cpu"))
+    by_task = {name: [s for s in specs if rates._task(s) == name] for name in rates.TASKS}
+    unet = by_task["unet"]
+    assert {s.training.optimizer for s in unet} == {"adamw", "sgd"}
+    assert all(s.training.weight_decay > 0.0 for s in unet)
+    assert {s.formulation for s in unet} == {"shared", "mip"}  # both are trained for all gammas
+    assert {s.formulation for s in by_task["lenet"]} == {"plain", "mip"}
+    made = [s for s in by_task["transformer"] if s.formulation == "mip"]
+    assert {s.config.head for s in made} == {"dense", "low-rank", "per-layer"}
+    assert {(1024, 1024), (128,) * 6} < {s.config.hidden for s in made}
+    assert {rates.Cell.of(s) for s in specs if s.formulation == "mip"} == set(
+        rates.cells(Setup("cpu"))
+    )
+    assert rates.Cell("unet", hidden=(128,) * 6).size == "hidden 6 x 128"
 
 
 def _steps(reached: Callable[[Spec], int | None]) -> list[Claim]:

@@ -83,7 +83,7 @@ class OverGammas(nn.Module):
         self.register_buffer("others", others)
 
     def forward(self, x: Tensor) -> Tensor:
-        others: Tensor = self.others
+        others = self.get_buffer("others")
         features: Tensor = self.layers(torch.cat([x, others.to(x)]) if self.training else x)
         return features[: len(x)]
 

@@ -23,6 +23,7 @@ __all__ = [
     "bayes_brief",
     "bayes_short",
     "components",
+    "digits_rows",
     "flowers",
     "hypermorph",
     "hypermorph_family",
@@ -93,6 +94,11 @@ REDUCED = {
     "bayes_short": {
         "smoke": _DIGITS,
         "cpu": "MNIST, 300 steps in batches of 64, 2000 test images",
+    },
+    "digits_rows": {
+        "smoke": _DIGITS,
+        "cpu": "scikit-learn's digits, whose rows are the tokens of a transformer of 2 blocks, 300 "
+        "steps in batches of 64",
     },
     "flowers": {
         "smoke": f"{_DIGITS}, a ResNet-like network of 3 stages",
@@ -247,6 +253,16 @@ def bayes_short(setup: Setup, **config: Any) -> Spec:
         return _digits(setup, config)
     few = {"evaluation_gammas": 3, "posterior_samples": 2, "final_images": 2000, **config}
     return _mnist(setup, few, steps=300, evaluate_every=25, batch_size=64)
+
+
+def digits_rows(setup: Setup, **config: Any) -> Spec:
+    """Bayesian networks on small digits, by a transformer that reads them row by row."""
+    config = {"network": "transformer", **config}
+    if setup.size == "smoke":
+        return _digits(setup, config)
+    few = {"data": "digits", "evaluation_gammas": 3, "posterior_samples": 2}
+    how = {"steps": 300, "evaluate_every": 25, "batch_size": 64, "device": setup.device}
+    return base("bayes", {**_common(setup), **few, **config}, how)
 
 
 def _common(setup: Setup) -> dict[str, Any]:

@@ -73,6 +73,10 @@ def _share(run: Run) -> float:
     return float(run.final.std[0] / run.final.std[-1])
 
 
+def _filters_of(group: Group) -> str:
+    return f"{group.spec.config.channels} filters"
+
+
 def draw(results: Results) -> Figure:
     figure, (scale, dice) = figures.panels(2)
     group = results.one(task="bayes")
@@ -89,8 +93,7 @@ def draw(results: Results) -> Figure:
     scale.set_title("classical, Bayesian networks")
     scale.legend(frameon=False)
     for one, color in zip(_networks(results), ("0.6", figures.COLORS["mip"]), strict=True):
-        label = f"{one.spec.config.channels} filters"
-        drawing.panel(dice, [one], "MIP, registration", label=lambda _, t=label: t, color=color)
+        drawing.panel(dice, [one], "MIP, registration", label=_filters_of, color=color)
     dice.legend(frameon=False)
     return figure
 
@@ -98,7 +101,7 @@ def draw(results: Results) -> Figure:
 def claims(results: Results) -> list[Claim]:
     early, (few, many) = results.one(task="bayes"), _networks(results)
     share = Interval.of([_share(run) for run in early.runs])
-    names = [f"{group.spec.config.channels} filters" for group in (many, few)]
+    names = [_filters_of(group) for group in (many, few)]
     more = judging.compare(many, few).above(0.0, judging.margin(few))
     return [
         Claim(
@@ -122,7 +125,7 @@ def claims(results: Results) -> list[Claim]:
 def tables(results: Results) -> list[Table]:
     rows = [
         [
-            f"{group.spec.config.channels} filters",
+            _filters_of(group),
             f"{group.spec.training.lr:g}",
             group.final.text(group.metric.digits),
         ]
