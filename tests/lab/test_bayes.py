@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 import hyperlight as hl
 from hyperlight.lab.data import Augmentation, digits, flowers102
 from hyperlight.lab.errors import LabError
-from hyperlight.lab.primaries import LeNet, ResNetLike
+from hyperlight.lab.primaries import LeNet, ResNetLike, RowTransformer
 from hyperlight.lab.tasks import bayes
 from hyperlight.lab.tasks.base import SWITCHES, Fixed, Model, Outcome, Task
 from hyperlight.lab.tasks.bayes import TRAINING, Bayes, BayesTask
@@ -360,6 +360,11 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
             Bayes(size=15, stages=(4, 4, 4, 4)),
             "--size was 15, of grey images; expected 16 or more, for the ResNet-like",
         ),
+        (Bayes(batch_norm=True), "--batch-norm was given, but the primary is LeNet (8 pixels, "),
+        (
+            Bayes(batch_norm=True, network="transformer", size=32),
+            "--batch-norm was given, but the primary is a transformer (32 pixels, --network tran",
+        ),
         (Bayes(stages=(4, 0)), "--stages was (4, 0); expected feature channels, as in 16 32 64"),
         (Bayes(stages=()), "--stages was (); expected feature channels, as in 16 32 64 128 128."),
         (Bayes(data="folder"), "--data folder needs --data-dir, the folder with your images."),
@@ -372,6 +377,37 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         with pytest.raises(LabError) as raised:
             BayesTask(config, CPU)
         assert str(raised.value).startswith(words)
+
+
+@pytest.mark.parametrize("formulation", ["classical", "mip", "plain", "channel"])
+def test_rows_are_the_tokens_of_a_transformer(formulation: Any) -> None:
+    task = BayesTask(replace(SMALL, network="transformer"), CPU)
+    model = task.model(formulation, 0)
+    assert isinstance(model.primary, RowTransformer)
+    batch, gamma = next(task.batches(8, 0)), task.sample(model, torch.Generator())
+    task.loss(model, batch, gamma, 0).backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None for p in model.primary.blocks.parameters())
+    assert math.isfinite(task.evaluate(model)["loss"])
+    net = RowTransformer()
+    assert sum(p.numel() for p in net.parameters()) == 18_026
+    x = torch.rand(2, 1, 8, 8)
+    assert not torch.allclose(net(x), net(x.flip(2)))  # the order of rows matters
+    seen: list[torch.Tensor] = []
+    net.embed.register_forward_hook(lambda _m, a, _o: seen.append(a[0]))
+    net(x)
+    assert torch.equal(seen[0], x[:, 0])
+
+
+def test_batch_normalisation_of_the_primary_is_not_predicted() -> None:
+    plain, normal = (
+        BayesTask(replace(SMALL, size=16, stages=(4, 4), batch_norm=on), CPU).model("mip", 0)
+        for on in (False, True)
+    )
+    assert isinstance(plain, hl.HyperModel)
+    assert isinstance(normal, hl.HyperModel)
+    found = [type(m) for m in normal.primary.modules() if "Norm" in type(m).__name__]
+    assert found == [torch.nn.BatchNorm2d] * 6  # three convolutions in each of two stages
+    assert normal.hypernet.shapes == plain.hypernet.shapes
 
 
 def test_stages_and_a_cap_on_the_last_test() -> None:

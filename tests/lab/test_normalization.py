@@ -19,6 +19,7 @@ from hyperlight.lab.normalization import (
     WeightNorm,
     is_no_gain,
     normalize_features,
+    normalize_over_gammas,
     normalize_weights,
 )
 from hyperlight.lab.primaries import Layers, ResNetLike, UNet
@@ -149,6 +150,37 @@ def test_features_equal_their_twin() -> None:
         y = [v * g + b for v, g, b in zip(y, norm.weight.tolist(), norm.bias.tolist(), strict=True)]
         x = [v if v > 0 else 0.01 * v for v in y]
     assert net.features(gamma=0.3).tolist() == pytest.approx(x, rel=1e-12)
+
+
+@pytest.mark.parametrize("classical", [True, False])
+def test_batch_normalisation_in_the_hypernetwork_is_over_gammas(classical: bool) -> None:
+    """Beside that of a batch there are 16 others from 0 to 0.5, in training alone."""
+    model, twin = (_hypernetized(_resnet(), classical).double() for _ in range(2))
+    normalize_over_gammas(model.hypernet)
+    norms = [m for m in model.hypernet.modules() if isinstance(m, nn.BatchNorm1d)]
+    gammas = torch.cat([torch.tensor([0.3]), torch.linspace(0.0, 0.5, 16)]).double()
+    x = twin.hypernet.encode(gamma=gammas)
+    means = []
+    for layer in twin.hypernet.trunk.layers:
+        y = layer(x)
+        means.append(y.mean(dim=0))
+        y = (y - means[-1]) / (y.var(dim=0, unbiased=False) + 1e-5).sqrt()
+        x = torch.where(y > 0, y, 0.01 * y)
+    hypernet = model.hypernet
+
+    def last(gamma: Tensor) -> Tensor:
+        rows: Tensor = hypernet.trunk(hypernet.encode(gamma=gamma))
+        return rows
+
+    found = last(gammas[:1])
+    torch.testing.assert_close(found, x[:1], rtol=1e-4, atol=1e-6)  # the others are in float32
+    for norm, mean in zip(norms, means, strict=True):
+        torch.testing.assert_close(norm.running_mean, 0.1 * mean, rtol=1e-4, atol=1e-6)
+        norm.running_mean.copy_(mean.detach())
+    model.eval()  # with the statistics of training, whatever else is in the call
+    alone = last(gammas[:1])
+    torch.testing.assert_close(last(gammas)[:1], alone)
+    assert not torch.allclose(alone, found)  # the running variance has hardly moved
 
 
 # --- of the predicted weights ---------------------------------------------------------------

@@ -322,6 +322,7 @@ def test_every_normalization_is_where_it_belongs() -> None:
         "batchnorm-p": "primary.stages.0.norms.0.running_mean",
         "layernorm-p": "primary.stages.0.norms.0.weight",
         "layernorm-h": "hypernet.trunk.activations.0.0.weight",
+        "batchnorm-h": "hypernet.trunk.layers.activations.0.0.running_mean",
         "weightnorm": "primary.stages.0.conv1.parametrizations.weight.0.gain",
     }
     assert {"none", *places} == set(get_args(Normalization))
@@ -356,12 +357,13 @@ def test_every_normalization_can_be_trained_with(normalization: Any, formulation
         assert set(task.model(formulation, 0).state_dict()) == set(model.state_dict())
 
 
-def test_normalization_of_the_hypernetwork_alone_has_no_plain_network() -> None:
-    task = ScaleSpaceTask(ScaleSpace(normalization="layernorm-h", **SMALL), CPU)
+@pytest.mark.parametrize("kind", ["layernorm-h", "batchnorm-h"])
+def test_normalization_of_the_hypernetwork_alone_has_no_plain_network(kind: Any) -> None:
+    task = ScaleSpaceTask(ScaleSpace(normalization=kind, **SMALL), CPU)
     for formulation in ("plain", "shared", "channel", "film"):
         with pytest.raises(
             LabError,
-            match=f"layernorm-h, which normalises the hypernetwork, but --parametrization "
+            match=f"{kind}, which normalises the hypernetwork, but --parametrization "
             f"{formulation} has none. Leave it out.",
         ):
             task.model(formulation, 0)
@@ -441,11 +443,12 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     refused(r"--stages was \(\); expected feature channels", stages=())
     refused("--gamma was 0.6; expected a number from 0 to 0.5", gamma=0.6)
     refused("--label-smoothing was 1.0; expected a number", label_smoothing=1.0)
-    refused(
-        "--init was relative, which is measured without .* expected fan_out or zero",
-        normalization="layernorm-h",
-        init="relative",
-    )
+    for kind in ("layernorm-h", "batchnorm-h"):
+        refused(
+            f"--init was relative, which is measured without .* {kind}; expected fan_out or zero",
+            normalization=kind,
+            init="relative",
+        )
     refused("--final-images was 0; expected 1 or more", final_images=0)
     refused(r"--size was \(8, 0\); expected a height and width of 1", size=(8, 0))
     refused(r"--size was \(8, 9\); these images are square", size=(8, 9))

@@ -25,7 +25,7 @@ from hyperlight.lab.studies import (
     table2,
 )
 from hyperlight.lab.studies.first_step import Step
-from hyperlight.lab.summary import Claim
+from hyperlight.lab.summary import BEYOND, Claim
 from hyperlight.lab.tasks.base import Metric, Outcome
 from tests.lab.making import ACCURACY, make_run
 
@@ -125,7 +125,7 @@ def test_mip_is_compared_with_every_strategy_that_learns() -> None:
     assert verdicts(_strategies(layernorm_p=None, weightnorm=5.0), best) == ["holds"] * 2
     assert verdicts(_strategies(mip=None), best) == ["refuted"] * 2
     nothing = dict.fromkeys(
-        ("none", "batchnorm_p", "layernorm_p", "layernorm_h", "weightnorm"), 9.0
+        ("none", "batchnorm_p", "layernorm_p", "layernorm_h", "batchnorm_h", "weightnorm"), 9.0
     )
     for words in (best, "substantially faster convergence"):
         assert verdicts(_strategies(**nothing), words) == ["not testable"] * 2
@@ -165,11 +165,30 @@ def test_what_section_b5_says_of_the_strategies(
     claims = _strategies(weightnorm=last, layernorm_h=last, batchnorm_p=last)
     assert verdicts(claims, "with weight normalization final") == [weight] * 2
     assert verdicts(claims, "failed to train entirely") == [layer] * 2
-    assert verdicts(claims, "batch normalization performed similar") == [batch] * 2
+    assert verdicts(claims, "included in the primary network") == [batch] * 2
     assert verdicts(claims, "diverged early into training") == [lost]
     dead = _strategies(none=10.0)
-    for words in ("with weight normalization", "failed to train", "performed similar"):
+    for words in (
+        "with weight normalization",
+        "failed to train",
+        "in the primary",
+        "included in the hyper",
+    ):
         assert verdicts(dead, words) == ["not testable"] * 2
+
+
+@pytest.mark.parametrize(
+    ("last", "verdict"), [(50.2, "holds"), (60.0, "refuted"), (40.0, "refuted"), (None, "refuted")]
+)
+def test_batch_normalisation_in_the_hypernetwork_is_like_the_default(
+    last: float | None, verdict: str
+) -> None:
+    claims = _strategies(batchnorm_h=last)
+    assert verdicts(claims, "similar to the default formulation when included in the hyper") == (
+        [verdict] * 2
+    )
+    # The figure has four strategies; this one is of the text alone.
+    assert not [c for c in claims if c.text.endswith("(BatchNorm-H)")]
 
 
 # --- table2, runtime, lr ------------------------------------------------------------------
@@ -260,6 +279,60 @@ def test_mip_is_crucial_with_sgd(classical: float, mip: float, verdict: str) -> 
     assert adam == ["not testable"] * 2
 
 
+# --- statements ---------------------------------------------------------------------------
+
+
+def _statements(
+    share: float = 0.01, filters: tuple[float, float] = (0.75, 0.755)
+) -> tuple[Claim, Claim]:
+    """Claims if the scale at gamma 0 is this fraction of that at 1, and Dice by filters."""
+
+    def curve(spec: Spec) -> Curve:
+        if spec.task == "bayes":
+            return (10.0, 20.0)
+        last = filters[spec.config.channels == 8] + 0.001 * spec.seed
+        return (0.4, last, last)
+
+    specs = STUDIES["statements"].specs(Setup("smoke", seeds=2))
+    runs = {spec.key: run_of(spec, curve(spec)) for spec in specs}
+    for run in runs.values():
+        std = (share * (1.0 + 0.01 * run.seed), 0.3, 1.0)
+        run.final = make_run("classical", final=std).final
+    biases, wider = STUDIES["statements"].claims(Results(specs, runs))
+    return biases, wider
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.01, "holds"), (0.2, "refuted")])
+def test_biases_alone_predict_the_weights_at_gamma_0(share: float, verdict: str) -> None:
+    claim, _ = _statements(share)
+    assert claim.verdict == verdict
+    assert f"have {1.005 * share:.3f} [" in claim.measured
+
+
+@pytest.mark.parametrize(
+    ("filters", "verdict"),
+    [
+        ((0.75, 0.755), "holds"),  # less than 0.01 better
+        ((0.75, 0.70), "holds"),
+        ((0.75, 0.77), "refuted"),
+        ((0.71, 0.77), "not testable"),  # the usual network has not learned to register
+    ],
+)
+def test_more_filters_are_no_better(filters: tuple[float, float], verdict: str) -> None:
+    _, claim = _statements(filters=filters)
+    assert claim.verdict == verdict
+    assert f"difference {filters[1] - filters[0]:+.3f} [" in claim.measured
+    assert "(8 filters) and" in claim.measured
+
+
+def test_the_usual_filters_are_those_of_other_studies() -> None:
+    for size, name in (("cpu", "registration"), ("paper", "fig4b")):
+        setup = Setup(size)  # type: ignore[arg-type]
+        own = {s.key for s in STUDIES["statements"].specs(setup) if s.task == "hypermorph"}
+        shared = own & {s.key for s in STUDIES[name].specs(setup)}
+        assert len(shared) == len(own) // 2
+
+
 # --- fig5b, fig7, fig8 --------------------------------------------------------------------
 
 
@@ -337,25 +410,70 @@ def test_improvements_are_similar_unless_they_are_out_of_sight() -> None:
 # --- family, rates, dimension -------------------------------------------------------------
 
 
-def _family(name: str, own: float, plain: Callable[[float, int], float]) -> list[Claim]:
+def _family(
+    name: str, own: float, plain: Callable[[float, int], float], **controls: float
+) -> list[Claim]:
     """Hypernetworks with this metric, plain networks with one that depends on gamma and steps."""
 
     def curve(spec: Spec) -> Curve:
-        if spec.formulation == "mip":
-            return (0.1, own + 0.01 * spec.seed)
-        return (0.1, plain(spec.config.gamma, spec.training.steps) + 0.01 * spec.seed)
+        last = {"mip": own, "shared": 0.5, "channel": 0.5, **controls}.get(spec.formulation)
+        if last is None:
+            last = plain(spec.config.gamma, spec.training.steps)
+        return (0.1, last + 0.01 * spec.seed)
 
     return family.claims(results(name, curve))
 
 
 def test_one_network_for_all_gammas_against_one_for_each() -> None:
-    assert verdicts(_family("family-scale_space", 0.8, lambda g, n: 0.805)) == ["holds"] * 4
+    words = "at least as good"
+    claims = _family("family-scale_space", 0.8, lambda g, n: 0.805)
+    assert verdicts(claims, words) == ["holds"] * 4
     claims = _family("family-scale_space", 0.8, lambda g, n: 0.85 if g == 0.5 and n > 5 else 0.7)
-    assert verdicts(claims) == ["holds", "refuted"] * 2
+    assert verdicts(claims, words) == ["holds", "refuted"] * 2
     assert claims[1].measured.startswith("holds 1, refuted 1; test dice by gamma")
     claims = _family("family-hypermorph", 0.75, lambda g, n: 0.7 if g == 0.8 else 0.74)
     assert verdicts(claims) == ["not decided"] * 4  # at 0.8 the plain network has learned nothing
     assert claims[0].measured.startswith("holds 1, not testable 1; ")
+
+
+@pytest.mark.parametrize("control", ["shared", "channel"])
+def test_controls_that_know_no_gamma_may_do_as_well(control: str) -> None:
+    names = {"shared": "one plain network", "channel": "gamma as a channel"}
+
+    def found(last: float) -> list[Claim]:
+        claims = _family("family-scale_space", 0.8, lambda g, n: 0.7, **{control: last})
+        return [claim for claim in claims if f"higher than {names[control]}" in claim.text]
+
+    assert verdicts(found(0.79)) == ["holds"] * 2
+    assert verdicts(found(0.8)) == ["refuted"] * 2
+    for claim, own in zip(found(0.79), family.METHODS, strict=True):
+        assert claim.source == BEYOND
+        assert f"0.805 ± 0.007 ({own}) and 0.795 ± 0.007 ({names[control]})" in claim.measured
+
+
+def test_the_table_of_a_family_has_its_controls() -> None:
+    found = results("family-scale_space", lambda spec: (0.1, len(spec.formulation) / 10.0))
+    (table,) = family.tables(found)
+    row = dict(zip(table.heading, table.rows[0], strict=True))
+    assert [row["one plain network"], row["gamma as a channel"]] == [
+        "0.600 ± 0.000",
+        "0.700 ± 0.000",
+    ]
+    (without,) = family.tables(results("family-hypermorph", lambda spec: (0.1, 0.8)))
+    assert "one plain network" not in without.heading
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_the_paper_s_segmentation_has_its_controls(optimizer: str) -> None:
+    lasts = {"classical": 0.5, "mip": 0.8, "shared": 0.85, "channel": 0.7}
+    claims = STUDIES["fig4c"].claims(
+        results("fig4c", lambda spec: (0.1, lasts[spec.formulation], lasts[spec.formulation]))
+    )
+    beyond = [c for c in claims if c.source == BEYOND and f"({optimizer})" in c.text]
+    assert [claim.verdict for claim in beyond] == ["refuted", "holds"]
+    for name in ("table2", "runtime"):
+        made = {spec.formulation for spec in STUDIES[name].specs(Setup("smoke"))}
+        assert made == {"classical", "mip"}
 
 
 def _rated(ours: Mapping[float, float], one: Mapping[float, float] | None = None) -> list[Claim]:
@@ -378,20 +496,39 @@ def _rated(ours: Mapping[float, float], one: Mapping[float, float] | None = None
 
 
 def test_rates_that_are_good_for_the_plain_network() -> None:
-    """Which is good at 1e-3 alone, in both tasks."""
+    """Which is good at 1e-3 alone, in all tasks."""
     good, fewer, _, level, step = _rated({1e-3: 91.0, 1e-1: 55.0})
     assert good.verdict == level.verdict == step.verdict == "holds"
-    assert good.measured == "of 2 rates, over all tasks and sizes: holds 2"
-    assert level.measured.startswith("of 4 rates, over all tasks and sizes: holds 4; ")
+    assert good.measured == "of 3 rates, over all tasks and sizes: holds 3"
+    assert level.measured.startswith("of 6 rates, over all tasks and sizes: holds 6; ")
     assert fewer.verdict == "not decided"  # they are as good without
     good, *fewer_each, level, _ = _rated({1e-3: 91.0, 1e-1: 45.0}, {1e-3: 60.0, 1e-1: 45.0})
     assert good.verdict == "holds"
     assert verdicts(fewer_each) == ["holds", "holds"]
     assert level.verdict == "refuted"
-    assert "refuted at Bayesian networks, 32 inputs, width 8 at 0.1 (45.1 %," in level.measured
+    assert "refuted at LeNet, 32 inputs, hidden (4, 8) at 0.1 (45.1 %," in level.measured
+    low_rank = "transformer, hidden (4, 8), low-rank head at 0.1 (45.1 %, plain network 50.1 %)"
+    assert low_rank in level.measured
     good, *fewer_each, _, _ = _rated({1e-3: 60.0, 1e-1: 55.0}, {1e-3: 91.0, 1e-1: 55.0})
     assert good.verdict == "refuted"
     assert verdicts(fewer_each) == ["refuted", "refuted"]
+
+
+def test_the_grid_of_rates() -> None:
+    specs = STUDIES["rates"].specs(Setup("cpu"))
+    by_task = {name: [s for s in specs if rates._task(s) == name] for name in rates.TASKS}
+    unet = by_task["unet"]
+    assert {s.training.optimizer for s in unet} == {"adamw", "sgd"}
+    assert all(s.training.weight_decay > 0.0 for s in unet)
+    assert {s.formulation for s in unet} == {"shared", "mip"}  # both are trained for all gammas
+    assert {s.formulation for s in by_task["lenet"]} == {"plain", "mip"}
+    made = [s for s in by_task["transformer"] if s.formulation == "mip"]
+    assert {s.config.head for s in made} == {"dense", "low-rank", "per-layer"}
+    assert {(1024, 1024), (128,) * 6} < {s.config.hidden for s in made}
+    assert {rates.Cell.of(s) for s in specs if s.formulation == "mip"} == set(
+        rates.cells(Setup("cpu"))
+    )
+    assert rates.Cell("unet", hidden=(128,) * 6).size == "hidden 6 x 128"
 
 
 def _steps(reached: Callable[[Spec], int | None]) -> list[Claim]:

@@ -1,11 +1,12 @@
 """Normalisation strategies that the paper compares MIP with (sections 6.2 and B.5, figure 5a).
 
-============ ============================ =====================================================
-BatchNorm-P  ``normalization="batch"``    batch normalisation in the primary
-LayerNorm-P  ``normalization="layer"``    layer normalisation in the primary
-LayerNorm-H  :func:`normalize_features`   layer normalisation in the hypernetwork
-WeightNorm   :func:`normalize_weights`    prediction of the weights' directions, not their norms
-============ ============================ =====================================================
+============ =============================== ==================================================
+BatchNorm-P  ``normalization="batch"``       batch normalisation in the primary
+LayerNorm-P  ``normalization="layer"``       layer normalisation in the primary
+LayerNorm-H  :func:`normalize_features`      layer normalisation in the hypernetwork
+BatchNorm-H  :func:`normalize_over_gammas`   batch normalisation in the hypernetwork (B.5 only)
+WeightNorm   :func:`normalize_weights`       prediction of the weights' directions, not their norms
+============ =============================== ==================================================
 
 The first two are arguments of :class:`~hyperlight.lab.primaries.ResNetLike` and
 :class:`~hyperlight.lab.primaries.UNet`.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -24,16 +26,24 @@ from .. import HyperNet
 from .primaries import Layers
 
 __all__ = [
+    "IN_HYPERNETWORK",
     "IN_PRIMARY",
     "Normalization",
+    "OverGammas",
     "WeightNorm",
     "is_no_gain",
     "normalize_features",
+    "normalize_over_gammas",
     "normalize_weights",
 ]
 
-Normalization = Literal["none", "batchnorm-p", "layernorm-p", "layernorm-h", "weightnorm"]
-"""The strategies by the names of section 6.2."""
+Normalization = Literal[
+    "none", "batchnorm-p", "layernorm-p", "layernorm-h", "batchnorm-h", "weightnorm"
+]
+"""The strategies by the names of section 6.2, and that of B.5 which has none."""
+
+# Strategies that are layers of the hypernetwork.
+IN_HYPERNETWORK = ("layernorm-h", "batchnorm-h")
 
 # Strategies that are layers of the primary, and their names there.
 IN_PRIMARY: dict[str, Layers] = {"batchnorm-p": "batch", "layernorm-p": "layer"}
@@ -50,6 +60,50 @@ def normalize_features(hypernet: HyperNet) -> None:
         assert isinstance(layer, nn.Linear)
         norm = nn.LayerNorm(layer.out_features).to(layer.weight)
         trunk.activations[index] = nn.Sequential(norm, trunk.activations[index])
+
+
+# Gammas beside that of a batch, over which BatchNorm-H takes its statistics.
+_OTHERS = 16
+
+
+class OverGammas(nn.Module):
+    """A trunk that sees some more gammas in training, for the statistics of batch normalisation.
+
+    Args:
+        trunk: the layers.
+        others: encoded gammas, ``(N, encoded)``, that stand beside those of every training call.
+
+    Shape:
+        ``(B, encoded)`` to ``(B, features)``.
+    """
+
+    def __init__(self, trunk: nn.Module, others: Tensor) -> None:
+        super().__init__()
+        self.layers = trunk
+        self.register_buffer("others", others)
+
+    def forward(self, x: Tensor) -> Tensor:
+        others = self.get_buffer("others")
+        features: Tensor = self.layers(torch.cat([x, others.to(x)]) if self.training else x)
+        return features[: len(x)]
+
+
+def normalize_over_gammas(hypernet: HyperNet) -> None:
+    """BatchNorm-H: normalise every hidden feature over gammas before its activation.
+
+    The batches of the paper's tasks have one gamma, over which nothing can be normalised (B.5 has
+    both cases). So the statistics are taken over it and 16 others, spread evenly over the space.
+    Changes ``hypernet``, which has one input, in place, without redrawing its other parameters.
+    """
+    trunk = hypernet.trunk
+    for index, layer in enumerate(trunk.layers):
+        assert isinstance(layer, nn.Linear)
+        norm = nn.BatchNorm1d(layer.out_features).to(layer.weight)
+        trunk.activations[index] = nn.Sequential(norm, trunk.activations[index])
+    ((name, space),) = hypernet.inputs.items()
+    with torch.no_grad():
+        others = hypernet.encode(**{name: space.grid(_OTHERS)})
+    hypernet.trunk = OverGammas(trunk, others)
 
 
 class WeightNorm(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["VAE", "Layers", "LeNet", "ResNetLike", "UNet", "rescale"]
+__all__ = ["VAE", "Layers", "LeNet", "ResNetLike", "RowTransformer", "UNet", "rescale"]
 
 Layers = Literal["none", "batch", "layer"]
 """Normalisation layers after the convolutions of a primary."""
@@ -188,6 +188,52 @@ class ResNetLike(nn.Module):
             x = stage(x)
             x = self.pool(x) if factor is None else rescale(x, factor, self.antialias)
         logits: Tensor = self.classifier(x.mean(dim=(-2, -1)))
+        return logits
+
+
+class RowTransformer(nn.Module):
+    """A small transformer that classifies images: every row of pixels is a token.
+
+    Two blocks with four heads, normalisation first, and no dropout; a linear layer reads the mean
+    of the tokens. Not in the paper. 18,026 parameters at 8x8.
+
+    Args:
+        size: height and width of the images.
+        channels: channels of the images.
+        classes: number of logits.
+        width: entries of a token.
+        more: number of columns beside an image.
+
+    Shape:
+        ``(B, channels, size, size + more)`` to ``(B, classes)``.
+    """
+
+    def __init__(
+        self,
+        size: int = 8,
+        channels: int = 1,
+        classes: int = 10,
+        width: int = 32,
+        more: int = 0,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(channels * (size + more), width)
+        self.position = nn.Parameter(0.02 * torch.randn(size, width))
+        self.blocks = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(
+                    *(width, 4, 2 * width, 0.0, "gelu"), batch_first=True, norm_first=True
+                )
+                for _ in range(2)
+            )
+        )
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.transpose(1, 2).flatten(2)
+        tokens = self.norm(self.blocks(self.embed(rows) + self.position))
+        logits: Tensor = self.classifier(tokens.mean(dim=1))
         return logits
 
 

@@ -22,6 +22,9 @@ LABEL_NAMES = ("background", "CSF", "cortical grey matter", "white matter", "dee
 def ptbp(folder: Path | None = None, size: tuple[int, int] | None = None) -> ScanSplit:
     """Load PTBP (Avants et al. 2015), T1 brain scans of children, aligned to a template.
 
+    They are aligned affinely and then by SyN, which leaves less to register than in OASIS, whose
+    scans are only affinely aligned. The skull is kept.
+
     A substitute for OASIS with 4 labels, whose names are inferred from the pictures. As in section
     A.1 of the paper, 64 %, 16 % and 20 % of the scans are for training, validation and testing.
     They are split in the order of the file, because neighbours may be visits of the same child.

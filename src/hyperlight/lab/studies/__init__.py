@@ -22,6 +22,7 @@ from . import (
     rates,
     registration,
     runtime,
+    statements,
     table2,
     width,
 )
@@ -35,7 +36,7 @@ STUDIES: dict[str, Study] = {
         *(fig1a.STUDY, fig1b.STUDY, fig3.WEIGHTS, fig3.OUTPUTS, fig3c.STUDY),
         *(fig4a.STUDY, fig4b.STUDY, fig4c.STUDY, fig5a.STUDY, fig5b.STUDY, fig5c.STUDY),
         *(fig6.STUDY, fig7.STUDY, fig8.STUDY, fig9.STUDY),
-        *(table2.STUDY, lr.STUDY, runtime.STUDY),
+        *(table2.STUDY, lr.STUDY, runtime.STUDY, statements.STUDY),
         *(dimension.STUDY, rates.STUDY, family_hypermorph.STUDY, family_scale_space.STUDY),
         *(registration.STUDY, width.STUDY),
     )

@@ -7,6 +7,9 @@ for its gamma, the hypernetwork the best rate over all gammas, by the metric on 
 
 There are two hypernetworks: MIP, and "ours", the library's defaults (the unit-norm encoding and a
 relative start) with the learning rates of hl.parameter_groups.
+
+Beside them may be controls: single networks that are trained for all gammas, as long as the
+hypernetworks, but whose weights do not depend on gamma.
 """
 
 from __future__ import annotations
@@ -21,13 +24,14 @@ from ..comparison import Interval, counted, every
 from ..engine import Spec
 from ..record import Run
 from ..summary import BEYOND, Claim, Spread
+from ..tasks.base import Formulation
 from . import drawing, judging
 from .base import Group, Results, Table, along, grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["claims", "draw", "specs", "tables"]
+__all__ = ["CONTROLS", "claims", "draw", "specs", "tables"]
 
 MIP, OURS = "MIP", "ours, hl.parameter_groups"
 # Settings of the hypernetwork, rule for the rates, and colour of the line, by name.
@@ -39,9 +43,20 @@ METHODS: dict[str, tuple[dict[str, Any], Literal["same", "groups"], str]] = {
         "#cc79a7",
     ),
 }
+# Formulation by name: networks for all gammas whose weights do not depend on gamma.
+CONTROLS: dict[str, Formulation] = {
+    "one plain network": "shared",
+    "gamma as a channel": "channel",
+}
 
 
-def specs(base: Spec, seeds: range, gammas: Sequence[float], rates: Sequence[float]) -> list[Spec]:
+def specs(
+    base: Spec,
+    seeds: range,
+    gammas: Sequence[float],
+    rates: Sequence[float],
+    controls: Sequence[Formulation] = (),
+) -> list[Spec]:
     """Make the grid: both hypernetworks, and the plain networks with both numbers of steps.
 
     Args:
@@ -49,6 +64,7 @@ def specs(base: Spec, seeds: range, gammas: Sequence[float], rates: Sequence[flo
         seeds: seeds of every run.
         gammas: gammas of the plain networks.
         rates: learning rates to try.
+        controls: formulations of :data:`CONTROLS` to train as well.
     """
     steps = base.training.steps
     found: list[Spec] = []
@@ -56,6 +72,7 @@ def specs(base: Spec, seeds: range, gammas: Sequence[float], rates: Sequence[flo
         made = dataclasses.replace(base, config=dataclasses.replace(base.config, **changed))
         how: dict[str, Sequence[Any]] = {"lr": rates, "rates": [rule]}
         found += grid(made, seeds=seeds, formulations=["mip"], training=how)
+    found += grid(base, seeds=seeds, formulations=controls, training={"lr": rates})
     for count in (steps // len(gammas), steps):
         fewer = dataclasses.replace(base.training, steps=count, evaluate_every=count)
         plain = dataclasses.replace(base, training=fewer)
@@ -97,13 +114,19 @@ def _best(results: Results, method: str) -> Group:
     return drawing.best(_hypernetworks(results, method))
 
 
-def _together(results: Results, method: str, gamma: float) -> Spread:
-    """Return the hypernetwork's metric at a gamma."""
-    return Spread.of([_at(run, gamma) for run in _best(results, method).runs])
+def _controls(results: Results) -> dict[str, Group]:
+    """The controls that were trained, by name, at their best rates."""
+    found = {name: results.where(formulation=kind) for name, kind in CONTROLS.items()}
+    return {name: drawing.best(groups) for name, groups in found.items() if groups}
+
+
+def _together(group: Group, gamma: float) -> Spread:
+    """Return the metric of networks for all gammas at one."""
+    return Spread.of([_at(run, gamma) for run in group.runs])
 
 
 def _at(run: Run, gamma: float) -> float:
-    """Metric of a hypernetwork at a gamma."""
+    """Metric of a network for all gammas at one."""
     return next(value for at, value in along(run).items() if abs(at - gamma) < 1e-6)
 
 
@@ -128,6 +151,15 @@ def draw(results: Results, cost: str | None = None) -> Figure:
             label=f"{method}: one hypernetwork, {_steps(results)} steps",
             color=METHODS[method][2],
         )
+    for name, group in _controls(results).items():
+        curve = group.along_gamma()
+        figures.band(
+            axes[0],
+            [gamma for gamma, _ in curve],
+            [spread for _, spread in curve],
+            group.spec.formulation,
+            label=f"{name}, all gammas, {_steps(results)} steps",
+        )
     for steps, marker, fill in zip(budgets, ("o", "s"), ("black", "none"), strict=True):
         finals = [_separate(results, gamma, steps).final for gamma in gammas]
         axes[0].errorbar(
@@ -142,7 +174,8 @@ def draw(results: Results, cost: str | None = None) -> Figure:
         )
     axes[0].set(xlabel="gamma", ylabel=f"test {results.groups[0].metric.heading}")
     low, high = axes[0].get_ylim()
-    axes[0].set_ylim(low, high + 0.45 * (high - low))  # room for the legend
+    room = 0.45 if len(axes[0].lines) < 5 else 0.75
+    axes[0].set_ylim(low, high + room * (high - low))  # for the legend
     axes[0].legend(frameon=False, fontsize="x-small", loc="upper left")
     if cost:
         for method, group in best.items():
@@ -187,7 +220,7 @@ def claims(results: Results) -> list[Claim]:
                 )
                 verdict = judging.testable(one, plain, lead.at_least(-judging.margin(one)))
                 verdicts.append(verdict)
-                means = (_together(results, method, gamma), plain.final)
+                means = (_together(one, gamma), plain.final)
                 shown = " and ".join(each.text(metric.digits) for each in means)
                 parts.append(
                     f"{gamma:g}: {shown}, difference {lead.text(metric.digits, '+')} ({verdict})"
@@ -197,18 +230,37 @@ def claims(results: Results) -> list[Claim]:
                 f"network: {'; '.join(parts)}"
             )
             found.append(Claim(BEYOND, f"{text} ({method})", measured, every(verdicts), guess))
-    return found
+    return [*found, *_against_controls(results)]
+
+
+def _against_controls(results: Results) -> list[Claim]:
+    """Claims that the hypernetworks do better, on average over gammas, than each control."""
+    return [
+        judging.better(
+            BEYOND,
+            f"one hypernetwork ends higher than {name}, trained for all gammas in as many steps "
+            f"({method})",
+            one,
+            control,
+            "this task can be solved by weights that do not depend on gamma",
+            names=(method, name),
+        )
+        for method in METHODS
+        for one in [_best(results, method)]
+        for name, control in _controls(results).items()
+    ]
 
 
 def tables(results: Results) -> list[Table]:
-    """Hypernetworks and plain networks at every gamma of the plain networks."""
+    """Hypernetworks, controls and plain networks at every gamma of the plain networks."""
     digits = results.groups[0].metric.digits
     budgets = _budgets(results)
+    all_gammas = {method: _best(results, method) for method in METHODS} | _controls(results)
     rows = [
         [gamma]
-        + [_together(results, method, gamma).text(digits) for method in METHODS]
+        + [_together(group, gamma).text(digits) for group in all_gammas.values()]
         + [_separate(results, gamma, steps).final.text(digits) for steps in budgets]
         for gamma in _gammas(results)
     ]
-    heading = ["gamma", *METHODS, *(f"plain network, {steps} steps each" for steps in budgets)]
+    heading = ["gamma", *all_gammas, *(f"plain network, {steps} steps each" for steps in budgets)]
     return [Table("One for all against one for each", heading, rows)]

@@ -93,7 +93,8 @@ STUDY = Study(
     caption="Mean test Dice over five gammas (dotted: before registration) and training loss over "
     "steps, classical against MIP, with Adam (decoupled weight decay) and with SGD (Nesterov "
     "momentum). Each is shown at the rate with the best final Dice on validation "
-    "pairs. Mean and standard deviation over seeds.",
+    "pairs. Mean and standard deviation over seeds. "
+    f"{settings.SQUARED_ERROR}",
     specs=specs,
     draw=draw,
     claims=claims,

@@ -20,7 +20,7 @@ SOURCE = "section 6.2, figure 5b"
 
 
 def specs(setup: Setup) -> list[Spec]:
-    scale, bayes = settings.scale_segmentation(setup), settings.bayes(setup)
+    scale, bayes = settings.scale_segmentation(setup), settings.components(setup)
     seeds = settings.seeds(setup)
     return [
         *grid(scale, seeds=seeds, formulations=FORMULATIONS),
@@ -93,5 +93,5 @@ STUDY = Study(
     specs=specs,
     draw=draw,
     claims=claims,
-    reduced=settings.reduced("scale_segmentation", "bayes"),
+    reduced=settings.reduced("scale_segmentation", "components"),
 )

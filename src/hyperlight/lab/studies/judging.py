@@ -292,10 +292,18 @@ def no_worse(source: str, text: str, mip: Group, other: Group, guess: str = "") 
     return Claim(source, text, ends(mip, other), verdict, guess)
 
 
-def better(source: str, text: str, mip: Group, other: Group, guess: str = "") -> Claim:
-    """Claim that MIP ends higher than the other."""
+def better(
+    source: str,
+    text: str,
+    mip: Group,
+    other: Group,
+    guess: str = "",
+    *,
+    names: tuple[str, str] | None = None,
+) -> Claim:
+    """Claim that MIP ends higher than the other; ``names`` as for :func:`ends`."""
     verdict = testable(mip, other, compare(mip, other).above(0.0))
-    return Claim(source, text, ends(mip, other), verdict, guess)
+    return Claim(source, text, ends(mip, other, names), verdict, guess)
 
 
 def races(

@@ -79,7 +79,13 @@ def _gammas(setup: Setup) -> tuple[float, ...]:
     return (0.2, 0.8) if setup.size == "smoke" else (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-def _base(setup: Setup) -> Spec:
+def rates(setup: Setup) -> tuple[float, ...]:
+    """The learning rates to choose from."""
+    return (3e-3,) if setup.size == "smoke" else (1e-3, 3e-3)
+
+
+def start(setup: Setup) -> Spec:
+    """What all runs have in common."""
     common = {"data_dir": setup.data_dir, "flow_scale": 1e-5}
     how = {"device": setup.device, "schedule": "cosine"}
     if setup.size == "smoke":
@@ -97,27 +103,26 @@ def _base(setup: Setup) -> Spec:
 
 
 def specs(setup: Setup) -> list[Spec]:
-    start = _base(setup)
+    common = start(setup)
     seeds = setup.replicas(smoke=1, cpu=5, paper=5)
-    rates = (3e-3,) if setup.size == "smoke" else (1e-3, 3e-3)
     found: list[Spec] = []
     for method in METHODS:
-        config = dataclasses.replace(start.config, **dict(method.settings))
+        config = dataclasses.replace(common.config, **dict(method.settings))
         found += grid(
-            dataclasses.replace(start, config=config),
+            dataclasses.replace(common, config=config),
             seeds=seeds,
             formulations=[method.formulation],
-            training={"lr": rates, "rates": [method.rates]},
+            training={"lr": rates(setup), "rates": [method.rates]},
         )
     gammas = _gammas(setup)
-    for steps in (start.training.steps // len(gammas), start.training.steps):
-        how = dataclasses.replace(start.training, steps=steps, evaluate_every=steps)
+    for steps in (common.training.steps // len(gammas), common.training.steps):
+        how = dataclasses.replace(common.training, steps=steps, evaluate_every=steps)
         found += grid(
-            dataclasses.replace(start, training=how),
+            dataclasses.replace(common, training=how),
             seeds=seeds,
             formulations=["plain"],
             config={"gamma": gammas},
-            training={"lr": rates},
+            training={"lr": rates(setup)},
         )
     # Seed by seed: what is there after an interruption compares all methods.
     return sorted(found, key=lambda spec: spec.seed)
@@ -330,13 +335,13 @@ def _best_dice(results: Results) -> Claim:
 
 def measure(setup: Setup) -> Mapping[str, Price]:
     """Parameters and the time of a step of every method; they take turns."""
-    start = _base(setup)
-    specs = {"plain networks per gamma": dataclasses.replace(start, formulation="plain")}
+    common = start(setup)
+    specs = {"plain networks per gamma": dataclasses.replace(common, formulation="plain")}
     for method in METHODS:
         specs[method.title] = dataclasses.replace(
-            start,
-            config=dataclasses.replace(start.config, **dict(method.settings)),
-            training=dataclasses.replace(start.training, rates=method.rates),
+            common,
+            config=dataclasses.replace(common.config, **dict(method.settings)),
+            training=dataclasses.replace(common.training, rates=method.rates),
             formulation=method.formulation,
         )
     return prices(specs, 3 if setup.size == "smoke" else 21)
@@ -390,7 +395,8 @@ STUDY = Study(
     reduced={
         "smoke": "scikit-learn's digits at 16x16, a U-Net of 2 levels with 4 channels, 10 "
         "steps (5 steps for plain networks with as much compute together)",
-        "cpu": "PTBP (4 labels) at half resolution, 96x80, a U-Net of 4 levels with 16 channels, "
+        "cpu": "PTBP (4 labels; aligned to a template by SyN, with skull) at half resolution, "
+        "96x80, a U-Net of 4 levels with 16 channels, "
         "1500 steps (300 steps for plain networks with as much compute together) in batches of 4",
     },
 )

@@ -22,7 +22,7 @@ IMPACT = 1.05
 
 
 def specs(setup: Setup) -> list[Spec]:
-    return [*fig4a.specs(setup), *fig4b.specs(setup), *fig4c.specs(setup)]
+    return [*fig4a.specs(setup), *fig4b.specs(setup), *fig4c.of_the_paper(setup)]
 
 
 def _pairs(results: Results) -> list[tuple[str, Group, Group]]:

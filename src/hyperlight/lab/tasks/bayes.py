@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ... import HyperModel, Input, Normal, Page, Uniform, explore
 from ..data import Batches, Images, Request, load_images
 from ..errors import LabError, at_least
-from ..primaries import LeNet, ResNetLike
+from ..primaries import Layers, LeNet, ResNetLike, RowTransformer
 from ..uncertainty import Assessment, Predictive, assess, auroc
 from .base import (
     SLIDER,
@@ -75,6 +75,12 @@ class Bayes(Hypernetwork):
     stages: tuple[int, ...] = (16, 32, 64, 128, 128)
     """Feature channels of the stages of the ResNet-like primary; grey images of 28 or 8 pixels use
     LeNet instead."""
+    network: Literal["auto", "transformer"] = "auto"
+    """The primary: auto is LeNet or the ResNet-like network (as in the paper), transformer a small
+    one whose tokens are the rows of an image."""
+    batch_norm: bool = False
+    """Normalise every convolution of the ResNet-like primary over the batch (as for figure 9 of the
+    paper, B.5). Running statistics are pooled over all gammas."""
     prior: Literal["uniform", "normal"] = "uniform"
     """Distribution of gamma: U(0, 1) or N(0, 1)."""
     dimensions: int = 1
@@ -138,11 +144,19 @@ class BayesTask:
         # Of the test images, because training images may be larger, to be cropped.
         self.channels, _, self.size = self.test.images.shape[1:]
         least = 2 ** len(config.stages)
-        if self.size < least and not _for_lenet(self.channels, self.size):
+        own = config.network == "transformer"
+        if self.size < least and not own and not _for_lenet(self.channels, self.size):
             kind = "grey" if self.channels == 1 else "colour"
             raise LabError(
                 f"--size was {self.size}, of {kind} images; expected {least} or more, for the "
                 "ResNet-like network, or grey images of 8 or 28 pixels, for LeNet."
+            )
+        if config.batch_norm and (own or _for_lenet(self.channels, self.size)):
+            raise LabError(
+                "--batch-norm was given, but the primary is "
+                f"{'a transformer' if own else 'LeNet'} ({self.size} pixels, --network "
+                f"{config.network}); it is for the ResNet-like network. Leave it out, or choose "
+                "another --size or --network."
             )
         order = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(0))
         self.few = self.test[order[: config.evaluation_images].to(device)]
@@ -162,9 +176,12 @@ class BayesTask:
     def _primary(self, more: int) -> nn.Module:
         """A new primary, for images with so many more channels."""
         channels, classes = self.channels + more, self.split.classes
+        if self.config.network == "transformer":
+            return RowTransformer(self.size, self.channels, classes, more=more)
         if _for_lenet(self.channels, self.size):
             return LeNet(self.size, channels, classes)
-        return ResNetLike(channels, classes, self.config.stages)
+        layers: Layers = "batch" if self.config.batch_norm else "none"
+        return ResNetLike(channels, classes, self.config.stages, layers)
 
     def batches(
         self, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)

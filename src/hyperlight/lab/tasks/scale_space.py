@@ -32,10 +32,12 @@ from ..data import (
 )
 from ..errors import LabError, at_least
 from ..normalization import (
+    IN_HYPERNETWORK,
     IN_PRIMARY,
     Normalization,
     is_no_gain,
     normalize_features,
+    normalize_over_gammas,
     normalize_weights,
 )
 from ..primaries import ResNetLike, UNet
@@ -101,7 +103,7 @@ class ScaleSpace(Hypernetwork):
     that sampling is bilinear."""
     normalization: Normalization = "none"
     """The alternatives that the paper compares with: batch or layer normalisation in the primary,
-    layer normalisation in the hypernetwork, or weight normalisation of the predicted weights."""
+    the same in the hypernetwork, or weight normalisation of the predicted weights."""
     label_smoothing: float = 0.1
     """Label smoothing of the cross-entropy in classification."""
     dice_from: int = 1000
@@ -128,10 +130,11 @@ class ScaleSpace(Hypernetwork):
             raise LabError(f"--size was {self.size}; expected a height and width of 1 or more.")
         if not 0.0 <= self.gamma <= _LARGEST:
             raise LabError(f"--gamma was {self.gamma}; expected a number from 0 to 0.5.")
-        if self.normalization == "layernorm-h" and self.init not in ("fan_out", "zero"):
+        inside = self.normalization in IN_HYPERNETWORK
+        if inside and self.init not in ("fan_out", "zero"):
             raise LabError(
                 f"--init was {self.init}, which is measured without the layers of --normalization "
-                "layernorm-h; expected fan_out or zero."
+                f"{self.normalization}; expected fan_out or zero."
             )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise LabError(
@@ -194,10 +197,10 @@ class ScaleSpaceTask:
     def model(self, formulation: Formulation, seed: int) -> Model:
         """Build a model; equal seeds start all formulations from the same random draws."""
         config = self.config
-        if config.normalization == "layernorm-h" and formulation not in SWITCHES:
+        if config.normalization in IN_HYPERNETWORK and formulation not in SWITCHES:
             raise LabError(
-                "--normalization was layernorm-h, which normalises the hypernetwork, but "
-                f"--parametrization {formulation} has none. Leave it out."
+                f"--normalization was {config.normalization}, which normalises the hypernetwork, "
+                f"but --parametrization {formulation} has none. Leave it out."
             )
         targets = is_no_gain if config.normalization == "weightnorm" else None
         with torch.random.fork_rng(devices=[]):
@@ -209,8 +212,11 @@ class ScaleSpaceTask:
                 fixed={"gamma": torch.tensor(config.gamma)},
                 targets=targets,
             )
-            if config.normalization == "layernorm-h" and isinstance(model, HyperModel):
-                normalize_features(model.hypernet)
+            if isinstance(model, HyperModel):
+                if config.normalization == "layernorm-h":
+                    normalize_features(model.hypernet)
+                if config.normalization == "batchnorm-h":
+                    normalize_over_gammas(model.hypernet)
         return model.to(self.device)
 
     def _primary(self, more: int) -> nn.Module:
