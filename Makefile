@@ -25,8 +25,9 @@ lint: $(VENV)/.dev ## style
 types: $(VENV)/.dev ## static types
 	$(BIN)/mypy
 
+# The examples are small: one thread is faster than several.
 docs: $(VENV)/.docs ## the documentation site, in build/site; the examples of the gallery are run
-	$(BYTECODE) $(BIN)/python -m sphinx -E -c docs -d build/doctrees -n -W --keep-going -q . build/site
+	OMP_NUM_THREADS=1 $(BYTECODE) $(BIN)/python -m sphinx -E -c docs -d build/doctrees -n -W --keep-going -q . build/site
 	@echo build/site/index.html
 
 doctest: $(VENV)/.dev ## the examples in docstrings
