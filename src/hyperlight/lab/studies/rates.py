@@ -42,7 +42,7 @@ METHODS: dict[str, tuple[dict[str, Any], Literal["same", "groups"], str]] = {
     ONE_RATE: (_OURS, "same", "#009e73"),
     GROUPS: (_OURS, "groups", "#cc79a7"),
 }
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 Rule = Literal["adam", "sgd"]
 OPTIMIZERS: tuple[Rule, ...] = ("adam", "sgd")
 
