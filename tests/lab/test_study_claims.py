@@ -524,7 +524,7 @@ def test_the_grid_of_rates() -> None:
     assert {s.formulation for s in by_task["lenet"]} == {"plain", "mip"}
     made = [s for s in by_task["transformer"] if s.formulation == "mip"]
     assert {s.config.head for s in made} == {"dense", "low-rank", "per-layer"}
-    assert {(1024, 1024), (128,) * 6} < {s.config.hidden for s in made}
+    assert {(512, 512), (128,) * 6} < {s.config.hidden for s in made}
     assert {rates.Cell.of(s) for s in specs if s.formulation == "mip"} == set(
         rates.cells(Setup("cpu"))
     )

@@ -133,11 +133,12 @@ def cells(setup: Setup) -> list[Cell]:
             Cell("unet", 1, (4, 8)),
         ]
     found = [Cell("lenet"), Cell("lenet", 32)]
-    found += [Cell("transformer", hidden=hidden) for hidden in ((16, 128), (1024, 1024))]
+    found += [Cell("transformer", hidden=hidden) for hidden in ((16, 128), (512, 512))]
     found += [Cell("transformer", hidden=(128,) * 6)]
     found += [Cell("transformer", head=head) for head in ("low-rank", "per-layer")]
     found += [Cell("unet")]
     if setup.size == "paper":
+        found += [Cell("transformer", hidden=(1024, 1024))]
         found += [Cell("lenet", 32, (16, width)) for width in (32, 1024)]
         found += [Cell(task, 1, (16, width)) for task in TASKS for width in (32, 512, 1024)]
     return found
