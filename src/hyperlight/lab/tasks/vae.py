@@ -344,10 +344,15 @@ class VaeTask:
         """Test images above what is decoded of them, along beta."""
         few = torch.arange(min(4, len(self.test.images)), device=self.device)
         x, noise = self.test.images[few].unit().images, self.test.noise[few]
+        line = torch.ones_like(x[..., :1, :])  # between the two
+
+        def draw(found: tuple[Tensor, ...]) -> Tensor:
+            return torch.cat([x, line, found[0].clamp(0.0, 1.0)], dim=-2)
+
         page = explore(
             *(model, x, noise),
             beta=SLIDER,
-            draw=lambda found: torch.cat([x, found[0].clamp(0.0, 1.0)], dim=-2),
+            draw=draw,
             title="Test images, and what is kept of them at a price",
         )
         return (
