@@ -670,7 +670,14 @@ def test_help_has_the_same_options_as_are_known(capsys: Captured) -> None:
         "--head",
     ]
     known += ["--data", "--data-dir", "--size", "--grey", "--augment", "--use-valid", "--stages"]
-    known += ["--prior", "--dimensions", "--evaluation-gammas", "--evaluation-images"]
+    known += [
+        "--network",
+        "--batch-norm",
+        "--prior",
+        "--dimensions",
+        "--evaluation-gammas",
+        "--evaluation-images",
+    ]
     known += ["--final-images", "--posterior-samples"]
     known += ["--optimizer", "--lr", "--weight-decay", "--steps", "--batch-size", "--rates"]
     known += [
