@@ -770,7 +770,7 @@ _Held = tuple[_Node, dict[str, Any], int, tuple[dict[str, Any], ...] | None]
 
 
 class Left:
-    """What a forward leaves on a bound network, while the context is open.
+    """What a forward leaves on a bound network.
 
     Args:
         copies: the modules of the network.
@@ -784,25 +784,21 @@ class Left:
         entries = [] if compiling else copies.values()
         self._copies = [(node, weakref.ref(new)) for node, _, new in entries]
         self._warned = warned
-        self._before: list[_Held] = []
 
-    def __enter__(self) -> None:
-        self._before = _snapshot(self._copies)
+    def before(self) -> list[_Held]:
+        """What the modules hold now. Whoever calls keeps it, so that threads do not share it."""
+        return _snapshot(self._copies)
 
-    def __exit__(self, *exception: object) -> None:
-        self._before = []
-
-    @property
-    def any(self) -> bool:
+    def any(self, before: list[_Held]) -> bool:
         """Whether an attribute of a module is another one than before."""
         return any(
             len(now) != size if was is None else bool(_changed(was[0], now))
-            for _, now, size, was in self._before
+            for _, now, size, was in before
         )
 
-    def tell(self) -> None:
+    def tell(self, before: list[_Held]) -> None:
         """Warn of results on a network that nobody keeps, so that nobody can read them."""
-        for path, name in _assigned(self._before):
+        for path, name in _assigned(before):
             if (path, name) not in self._warned:
                 self._warned.add((path, name))
                 where = f"submodule {path!r} of the primary" if path else "primary"

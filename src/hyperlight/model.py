@@ -191,9 +191,9 @@ class HyperModel(nn.Module, Generic[M]):
         theta = self._weights(theta0, features, gain)
         if features.ndim == 1:
             network, left = self._plan.bind_watched(self.primary, theta)
-            with left:
-                output, run = network(*args, **kwargs), Run("one")
-                left.tell()
+            before = left.before()
+            output, run = network(*args, **kwargs), Run("one")
+            left.tell(before)
         else:
             sets = features.shape[0]
             output, run = self._many.run(self.primary, theta0, theta, sets, args, kwargs)

@@ -11,7 +11,7 @@ import pytest
 from hyperlight.lab.engine import Spec
 from hyperlight.lab.studies import Results, Setup, registration
 from hyperlight.lab.studies.price import Price
-from hyperlight.lab.studies.registration import FILM, METHODS, OURS, SHARED
+from hyperlight.lab.studies.registration import FILM, METHODS, OURS, SHARED, groups
 from hyperlight.lab.tasks.base import Metric, Outcome
 from tests.lab.making import make_run
 
@@ -29,8 +29,9 @@ def _name(spec: Spec) -> str:
     found = [
         method.title
         for method in METHODS
-        if (spec.formulation, spec.training.rates) == (method.formulation, method.rates)
-        and all(getattr(spec.config, key) == value for key, value in method.settings)
+        if spec.formulation == method.formulation
+        and spec.training.rates == method.training.get("rates", "same")
+        and all(getattr(spec.config, key) == value for key, value in method.settings.items())
     ]
     (title,) = found
     return title
@@ -78,12 +79,17 @@ def _of(words: str, results: Results) -> str:
     return verdict
 
 
+def test_an_interrupted_study_has_all_methods_of_its_first_seeds() -> None:
+    specs = registration.specs(Setup("cpu", seeds=3))
+    assert [spec.seed for spec in specs] == sorted(spec.seed for spec in specs)
+
+
 def test_every_method_has_groups_of_its_own() -> None:
     results = _results({})
-    groups = [group for method in METHODS for group in method.groups(results)]
-    assert len({id(group) for group in groups}) == len(groups) == 2 * len(METHODS)
+    found = [group for method in METHODS for group in groups(results, method)]
+    assert len({id(group) for group in found}) == len(found) == 2 * len(METHODS)
     plain = results.where(formulation="plain")
-    assert len(groups) + len(plain) == len(results.groups)
+    assert len(found) + len(plain) == len(results.groups)
     assert len(plain) == 2 * 2 * len(GAMMAS)
 
 
@@ -123,7 +129,7 @@ def test_one_other_way_is_better() -> None:
 def test_the_best_dice_is_compared_with_the_aim(dice: float, verdict: str) -> None:
     results = _results({}, dice=dice)  # at the best gamma it is 0.01 more
     assert _of("test Dice of at least 0.74", results) == verdict
-    for group in OURS.groups(results):
+    for group in groups(results, OURS):
         for run in group.runs:
             assert run.outcome is not None
             run.outcome.figures["dice there, test, of 11"] += 0.1 * run.seed

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .engine import Spec, run_grid
-from .methods import Method
+from .methods import OURS, PAPER, Method
 from .tasks.vae import KIND, Vae
 from .train import Training
 
@@ -36,19 +36,17 @@ TASK = Vae(widths=(128,), latent=8, evaluation_gammas=5)
 # Where hypernetworks are tested: evenly spread in the logarithm.
 BETAS = (0.01, 0.05623, 0.3162, 1.778, 10.0)
 
-_PAPER = {"hidden": (16, 128), "directions": None, "init": "fan_out", "encoding": "per-input"}
-_OURS = {"hidden": (64, 128), "directions": 16, "init": "relative", "encoding": "unit-norm"}
 _EACH = 128  # images of a plain network in a step; a hypernetwork divides as many among its betas
 
 # The rates are the best of RATES on validation images: python -m hyperlight.lab.demo
 METHODS = (
     dataclasses.replace(
-        Method.of("classical"), settings=_PAPER, training={"rates": "same", "lr": 3e-4}
+        Method.of("classical"), settings=PAPER, training={"rates": "same", "lr": 3e-4}
     ),
-    dataclasses.replace(Method.of("mip"), settings=_PAPER, training={"rates": "same", "lr": 3e-3}),
+    dataclasses.replace(Method.of("mip"), settings=PAPER, training={"rates": "same", "lr": 3e-3}),
     Method(
         *("ours", "ours", "#cc79a7", "mip"),
-        settings=_OURS,
+        settings=OURS,
         training={"rates": "groups", "lr": 1e-2},
     ),
     dataclasses.replace(

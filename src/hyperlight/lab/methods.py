@@ -10,7 +10,7 @@ from typing import Any
 
 from .tasks.base import Formulation, Task
 
-__all__ = ["COLORS", "TITLES", "Method", "with_settings"]
+__all__ = ["COLORS", "OURS", "PAPER", "TITLES", "Method", "with_settings"]
 
 TITLES = {
     "classical": "classical",
@@ -33,6 +33,20 @@ COLORS = {
     "shared": "#8a8a8a",
     "channel": "#e69f00",
     "film": "#56b4e9",
+}
+
+# The paper's hypernetwork (section 5.2), and that of the library's defaults for one number.
+PAPER: dict[str, Any] = {
+    "hidden": (16, 128),
+    "directions": None,
+    "init": "fan_out",
+    "encoding": "per-input",
+}
+OURS: dict[str, Any] = {
+    "hidden": (64, 128),
+    "directions": 16,
+    "init": "relative",
+    "encoding": "unit-norm",
 }
 
 

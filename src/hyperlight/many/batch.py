@@ -279,9 +279,7 @@ class Sets:
                 self.found.plans.pop(key, None)
                 if not self.fresh or plan.writes:
                     raise
-        # Whoever made a network for one call looks at what it leaves himself.
-        with self.left if self.left is not None and not self.fresh else contextlib.nullcontext():
-            return self._watch(network, method, given, key, layout)
+        return self._watch(network, method, given, key, layout)
 
     def _unfolded(self, output: Any, plan: Plan, layout: Axis | None) -> Any:
         """For a sweep, the output with the sets in front."""
@@ -330,6 +328,7 @@ class Sets:
         key: Any,
         layout: Axis | None,
     ) -> Any:
+        before = None if self.fresh or self.left is None else self.left.before()
         plan, tracker = Plan(), Tracker(self.samples, layout or Axis(0), self.facts, self.guarded)
         for tensor in _held(network):
             tracker.hold(tensor)
@@ -365,7 +364,7 @@ class Sets:
             if layout is None:
                 self.found.learn(given.form, plan)
             # A network that is kept may go another way by its own state.
-            steady = self.fresh or self.left is None or not self.left.any
+            steady = self.left is None or before is None or not self.left.any(before)
             if steady and key is not None and plan.reads is not None and not given.inside:
                 self.found.keep(key, plan)
         return self._unfolded(output, plan, layout)

@@ -186,9 +186,9 @@ class Many:
         try:
             network = self.bind(primary, theta0, weights, samples, fresh=True, layout=layout)
             sets, call = network.sets_of_weights, functools.partial(nn.Module.__call__, network)
-            with sets.left:
-                output = sets.call(network, "forward", call, given, layout)
-                sets.left.tell()
+            before = sets.left.before()
+            output = sets.call(network, "forward", call, given, layout)
+            sets.left.tell(before)
             return output, ""
         except (Lost, Changed) as error:
             return None, str(error)

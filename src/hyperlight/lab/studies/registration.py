@@ -16,14 +16,14 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from .. import figures
+from .. import figures, methods
 from ..comparison import Interval, every
 from ..engine import Spec
+from ..methods import Method
 from ..record import Run
 from ..summary import BEYOND, Claim, Spread
-from ..tasks.base import Formulation
 from .base import Group, Results, Setup, Study, Table, along, base, grid
 from .price import Price, prices
 
@@ -36,43 +36,28 @@ LEVEL = 1.05
 DICE = 0.74
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way to have a registration network for every gamma.
-
-    Attributes:
-        title: in tables and figures.
-        formulation: what is built.
-        color: of its line.
-        settings: of the hypernetwork.
-        rates: one learning rate for all parameters, or that of ``hl.parameter_groups``.
-    """
-
-    title: str
-    formulation: Formulation
-    color: str
-    settings: tuple[tuple[str, Any], ...] = ()
-    rates: Literal["same", "groups"] = "same"
-
-    def groups(self, results: Results) -> list[Group]:
-        """Its groups, one for each learning rate."""
-        wanted = {"formulation": self.formulation, "rates": self.rates, **dict(self.settings)}
-        return results.where(**wanted)
-
-
-_PAPER = (("hidden", (16, 128)), ("init", "fan_out"), ("encoding", "per-input"))
-_OURS = (("hidden", (64, 128)), ("directions", 16), ("init", "relative"))
-
-CLASSICAL = Method("classical", "classical", "#d55e00", _PAPER)
-MIP = Method("MIP, as in the paper", "mip", "#0072b2", _PAPER)
-OURS = Method("ours", "mip", "#cc79a7", (*_OURS, ("head", "dense")), "groups")
-SCALES = Method(
-    "ours, ChannelScale", "mip", "#009e73", (*_OURS, ("head", "channel-scale")), "groups"
+CLASSICAL = dataclasses.replace(Method.of("classical"), settings=methods.PAPER)
+MIP = dataclasses.replace(Method.of("mip"), title="MIP, as in the paper", settings=methods.PAPER)
+OURS = Method(
+    *("ours", "ours", "#cc79a7", "mip"),
+    settings={**methods.OURS, "head": "dense"},
+    training={"rates": "groups"},
 )
-FILM = Method("FiLM", "film", "#56b4e9", _OURS)
-CHANNEL = Method("gamma as a channel", "channel", "#e69f00")
-SHARED = Method("one plain network", "shared", "#8a8a8a")
+SCALES = Method(
+    *("ours-channel-scale", "ours, ChannelScale", "#009e73", "mip"),
+    settings={**methods.OURS, "head": "channel-scale"},
+    training={"rates": "groups"},
+)
+FILM = dataclasses.replace(Method.of("film"), settings=methods.OURS)
+CHANNEL = dataclasses.replace(Method.of("channel"), title="gamma as a channel")
+SHARED = dataclasses.replace(Method.of("shared"), title="one plain network")
 METHODS = (CLASSICAL, MIP, OURS, SCALES, FILM, CHANNEL, SHARED)
+
+
+def groups(results: Results, method: Method) -> list[Group]:
+    """The groups of a method, one for each learning rate."""
+    training = {"rates": "same", **method.training}
+    return results.where(formulation=method.formulation, **method.settings, **training)
 
 
 def _gammas(setup: Setup) -> tuple[float, ...]:
@@ -107,12 +92,12 @@ def specs(setup: Setup) -> list[Spec]:
     seeds = setup.replicas(smoke=1, cpu=5, paper=5)
     found: list[Spec] = []
     for method in METHODS:
-        config = dataclasses.replace(common.config, **dict(method.settings))
+        config = dataclasses.replace(common.config, **method.settings)
         found += grid(
             dataclasses.replace(common, config=config),
             seeds=seeds,
             formulations=[method.formulation],
-            training={"lr": rates(setup), "rates": [method.rates]},
+            training={"lr": rates(setup), "rates": [method.training.get("rates", "same")]},
         )
     gammas = _gammas(setup)
     for steps in (common.training.steps // len(gammas), common.training.steps):
@@ -167,7 +152,7 @@ class Curve:
 
 
 def _curve(results: Results, method: Method, gammas: Sequence[float]) -> Curve:
-    group = _best(method.groups(results))
+    group = _best(groups(results, method))
     columns = []
     for column in ("objective", "dice", "folding (%)"):
         runs = [along(run, column) for run in group.runs]
@@ -212,7 +197,7 @@ def _curves(results: Results) -> dict[str, Curve]:
 
 def _at_best(results: Results, method: Method) -> list[float]:
     """Test Dice at the gamma that is best on validation pairs, of every seed."""
-    group = _best(method.groups(results))
+    group = _best(groups(results, method))
     return [_figure(run, "dice there, test, of 11") for run in group.runs]
 
 
@@ -340,8 +325,8 @@ def measure(setup: Setup) -> Mapping[str, Price]:
     for method in METHODS:
         specs[method.title] = dataclasses.replace(
             common,
-            config=dataclasses.replace(common.config, **dict(method.settings)),
-            training=dataclasses.replace(common.training, rates=method.rates),
+            config=dataclasses.replace(common.config, **method.settings),
+            training=dataclasses.replace(common.training, **method.training),
             formulation=method.formulation,
         )
     return prices(specs, 3 if setup.size == "smoke" else 21)

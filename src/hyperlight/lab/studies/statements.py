@@ -45,7 +45,7 @@ def _filters(setup: Setup) -> list[Spec]:
     else:
         # The recipe of the study `registration`, with which there is something to be gained.
         one = registration.start(setup)
-        config = dataclasses.replace(one.config, **dict(registration.MIP.settings))
+        config = dataclasses.replace(one.config, **registration.MIP.settings)
         start, rates = dataclasses.replace(one, config=config), list(registration.rates(setup))
     channels = start.config.channels
     return grid(
