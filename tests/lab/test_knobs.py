@@ -13,6 +13,7 @@ from torch import Tensor
 
 import hyperlight as hl
 from hyperlight.lab.cli import main
+from hyperlight.lab.methods import Method
 from hyperlight.lab.registration import warp
 from hyperlight.lab.session import Session
 from hyperlight.lab.tasks.base import SLIDER
@@ -123,7 +124,7 @@ def test_scale_space_shows_labels_or_figures(problem: Any) -> None:
             assert data["panels"][0]["cells"][i] == [f"{v:.4g}" for v in figures.values()]
 
 
-def test_the_slider_is_of_the_first_run_of_mip_that_did_not_diverge() -> None:
+def test_the_slider_is_of_ours_or_of_the_first_run_of_mip_that_did_not_diverge() -> None:
     session: Any = SimpleNamespace(task=SimpleNamespace(knob=lambda model: ("Words.", model)))
     runs = [make_run(name, seed) for name in ("classical", "mip") for seed in (1, 0)]
     runs = [replace(run, model=small_model()) for run in runs]
@@ -133,6 +134,9 @@ def test_the_slider_is_of_the_first_run_of_mip_that_did_not_diverge() -> None:
     assert Session._knob(session, runs) == ("MIP, seed 1. Words.", runs[2].model)
     assert Session._knob(session, runs[:2]) == ("classical, seed 0. Words.", runs[1].model)
     assert Session._knob(session, runs[3:]) is None
+    ours = Method("ours", "ours", "#000000", "mip")
+    runs.append(replace(make_run("mip", 1), model=small_model(), method=ours))
+    assert Session._knob(session, runs) == ("ours, seed 1. Words.", runs[-1].model)
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -441,7 +441,7 @@ def test_claims_name_the_metric_of_the_task() -> None:
         for seed in (0, 1)
     ]
     overlap = claims(summarize(runs, None, metric))[0]
-    assert overlap.text == "MIP has higher dice sooner"
+    assert overlap.text == "MIP has a higher dice sooner"
     assert overlap.measured.startswith("at step 5: MIP 0.750 ± 0.000, classical 0.500 ± 0.000; ")
     assert overlap.verdict == "holds"
 

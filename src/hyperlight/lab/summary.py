@@ -338,7 +338,7 @@ def _of_the_paper(mip: Summary, classical: Summary) -> list[Claim]:
     return [
         _claim(
             "section 6.2, figure 4",
-            f"MIP has higher {mip.metric.name} sooner",
+            f"MIP has a higher {mip.metric.name} sooner",
             _compared(mip, classical),
             lead(mip, classical).above(0.0),
             both,
