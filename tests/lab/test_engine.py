@@ -373,11 +373,12 @@ class Killer(threading.Thread):
     Args:
         when: called again and again with the worker's number, counted from 0.
         count: how many to kill.
+        after: how many have to be there before the first is killed.
     """
 
-    def __init__(self, when: Callable[[int], bool], count: int) -> None:
+    def __init__(self, when: Callable[[int], bool], count: int, after: int = 1) -> None:
         super().__init__(daemon=True)
-        self.when, self.count = when, count
+        self.when, self.count, self.after = when, count, after
         self.before = set(multiprocessing.active_children())
         self.killed: list[int] = []
 
@@ -385,9 +386,9 @@ class Killer(threading.Thread):
         workers: list[Any] = []
         give_up = time.monotonic() + 100.0
         while len(self.killed) < self.count and time.monotonic() < give_up:
-            for each in set(multiprocessing.active_children()) - self.before - set(workers):
-                workers.append(each)
-            for i, each in enumerate(workers):
+            new = set(multiprocessing.active_children()) - self.before - set(workers)
+            workers += sorted(new, key=lambda each: each.pid or 0)
+            for i, each in enumerate(workers if len(workers) >= self.after else ()):
                 if each.pid not in self.killed and self.when(i):
                     each.kill()
                     self.killed.append(each.pid)
@@ -399,7 +400,8 @@ def test_workers_that_die_lose_no_run(tmp_path: Path) -> None:
     """The first one while it starts, the second one in the middle of a run."""
     grid = [spec(), spec(1, steps=150, checkpoint_seconds=0.0)]
     second = tmp_path / grid[1].key / "checkpoint.safetensors"
-    killer = Killer(lambda i: i == 0 or (i == 1 and second.is_file()), 2)
+    # Both have to be there, or the one that takes the place of the first might be the second.
+    killer = Killer(lambda i: i == 0 or (i == 1 and second.is_file()), 2, after=2)
     killer.start()
     seen, said = Seen(), list[str]()
     found = run_grid(grid, tmp_path, workers=2, seen=seen, tell=said.append)
