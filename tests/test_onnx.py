@@ -476,9 +476,15 @@ class Holder:
             r"'scale' was given with batch shape \(2,\); expected a single value",
         ),
         ((X,), {"scale": 0.7}, hl.InputError, r"'scale' was 0.7; expected values in \[0, 0.5\]"),
-        ((), {"per_sample": True}, hl.InputError, "no argument is a tensor with a batch dimension"),
+        ((), {}, hl.InputError, r"with the examples: missing a required argument: '.*'\. Pass an"),
+        (
+            (torch.tensor(1.0),),
+            {"per_sample": True},
+            hl.InputError,
+            "no argument is a tensor with a batch dimension",
+        ),
         ((X[:0],), {}, hl.InputError, "a batch without samples"),
-        ((X, Holder()), {}, hl.InputError, "holds an object of class Holder; expected tensors"),
+        ((Holder(),), {}, hl.InputError, "holds an object of class Holder; expected tensors"),
     ],
 )
 def test_settings_that_do_not_fit(

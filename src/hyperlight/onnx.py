@@ -320,6 +320,14 @@ class _Call:
         own = {*model.inputs, *["gain"] * model.takes_gain}
         self.knobs = _knobs(model, {name: v for name, v in kwargs.items() if name in own})
         others = {name: value for name, value in kwargs.items() if name not in own}
+        try:
+            arguments_of(model.primary).bind(*args, **others)
+        except TypeError as error:
+            raise InputError(
+                f"The primary {type(model.primary).__name__} cannot be called with the examples: "
+                f"{error}. Pass an example of each of its arguments: "
+                "hl.export_onnx(model, path, x)."
+            ) from None
         gamma = {name: row_of(knob.rows, 1) for name, knob in self.knobs.items()}
         found, self._structure = _flatten((args, others, gamma))
         self._leaves = [leaf for _, leaf in found]
