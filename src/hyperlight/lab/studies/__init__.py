@@ -2,7 +2,6 @@
 
 from . import (
     dimension,
-    family_hypermorph,
     family_scale_space,
     fig1a,
     fig1b,
@@ -21,6 +20,7 @@ from . import (
     lr,
     rates,
     registration,
+    registration_steps,
     runtime,
     statements,
     table2,
@@ -37,7 +37,7 @@ STUDIES: dict[str, Study] = {
         *(fig4a.STUDY, fig4b.STUDY, fig4c.STUDY, fig5a.STUDY, fig5b.STUDY, fig5c.STUDY),
         *(fig6.STUDY, fig7.STUDY, fig8.STUDY, fig9.STUDY),
         *(table2.STUDY, lr.STUDY, runtime.STUDY, statements.STUDY),
-        *(dimension.STUDY, rates.STUDY, family_hypermorph.STUDY, family_scale_space.STUDY),
-        *(registration.STUDY, width.STUDY),
+        *(dimension.STUDY, rates.STUDY, family_scale_space.STUDY),
+        *(registration.STUDY, registration_steps.STUDY, width.STUDY),
     )
 }

@@ -8,7 +8,7 @@ for its gamma, the hypernetwork the best rate over all gammas, by the metric on 
 There are two hypernetworks: MIP, and "ours", the library's defaults (the unit-norm encoding and a
 relative start) with the learning rates of hl.parameter_groups.
 
-Beside them may be controls: single networks that are trained for all gammas, as long as the
+Beside them are controls: single networks that are trained for all gammas, as long as the
 hypernetworks, but whose weights do not depend on gamma.
 """
 

@@ -26,7 +26,6 @@ __all__ = [
     "digits_rows",
     "flowers",
     "hypermorph",
-    "hypermorph_family",
     "optimizers",
     "reduced",
     "registration",
@@ -108,11 +107,6 @@ REDUCED = {
         "smoke": _SMALL_DIGITS,
         "cpu": f"{_PTBP}, a U-Net of 4 levels with 8 channels, 1200 steps in batches of 4, at "
         "four rates of Adam and five of the paper's eight of SGD, 32 test pairs, 3 seeds",
-    },
-    "hypermorph_family": {
-        "smoke": _SMALL_DIGITS,
-        "cpu": f"{_PTBP}, a U-Net of 4 levels with 8 channels, 800 steps in batches of 4, 32 test "
-        "pairs, 3 seeds",
     },
     "architectures": {
         "smoke": _SMALL_DIGITS,
@@ -286,13 +280,6 @@ def hypermorph(setup: Setup, **config: Any) -> Spec:
     """Registration (sections 5.1, A.3)."""
     if setup.size == "cpu":
         return _ptbp(setup, config, steps=1200)
-    return _hypermorph(setup, config)
-
-
-def hypermorph_family(setup: Setup, **config: Any) -> Spec:
-    """Registration, for the comparison with plain networks for single gammas."""
-    if setup.size == "cpu":
-        return _ptbp(setup, config, steps=800)
     return _hypermorph(setup, config)
 
 
