@@ -545,7 +545,7 @@ def test_the_first_step_of_theta0_is_that_of_the_plain_network(
     cell = rates.Cell("lenet", 1, (4, 128))
     found = {}
     for method in (rates.ONE_RATE, rates.GROUPS):
-        spec = rates._made(Setup("smoke"), cell, method)
+        spec = rates.made(Setup("smoke"), cell, method)
         how = dataclasses.replace(spec.training, optimizer=optimizer)
         found[method] = first_step(dataclasses.replace(spec, training=how))
     same, groups = found[rates.ONE_RATE], found[rates.GROUPS]

@@ -530,6 +530,31 @@ def test_the_grid_of_rates() -> None:
     assert rates.Cell("unet", hidden=(128,) * 6).size == "hidden 6 x 128"
 
 
+def test_four_ways_at_every_rate() -> None:
+    study = STUDIES["rates-mnist"]
+
+    def claims(low: float, high: float) -> list[Claim]:
+        """The plain network has 95 % at the low rate, and 94 % at the high one; ours as given."""
+        ours = {1e-3: low, 1e-1: high}
+
+        def curve(spec: Spec) -> Curve:
+            if spec.formulation == "classical":
+                return (10.0, 30.0 + spec.seed)
+            if spec.formulation == "plain" or spec.training.rates == "same":
+                return (10.0, (95.0 if spec.training.lr == 1e-3 else 94.0) + 0.1 * spec.seed)
+            return (10.0, ours[spec.training.lr] + 0.1 * spec.seed)
+
+        return study.claims(results("rates-mnist", curve))
+
+    assert verdicts(claims(94.5, 93.5)) == ["refuted", "holds", "holds"]
+    assert verdicts(claims(94.5, 60.0)) == ["refuted", "holds", "refuted"]
+    *_, last = claims(94.5, 93.5)
+    assert "by rate: 0.001: -0.5 [-0.5, -0.5], 0.1: -0.5 [-0.5, -0.5]" in last.measured
+    # The same runs as those of the study rates, but for the classical formulation.
+    known = {spec.key for spec in STUDIES["rates"].specs(Setup("cpu"))}
+    assert {s.formulation for s in study.specs(Setup("cpu")) if s.key not in known} == {"classical"}
+
+
 def _steps(reached: Callable[[Spec], int | None]) -> list[Claim]:
     """Claims if the runs reach the target at these evaluations of eight."""
 

@@ -19,6 +19,7 @@ from . import (
     fig9,
     lr,
     rates,
+    rates_mnist,
     registration,
     registration_steps,
     runtime,
@@ -37,7 +38,7 @@ STUDIES: dict[str, Study] = {
         *(fig4a.STUDY, fig4b.STUDY, fig4c.STUDY, fig5a.STUDY, fig5b.STUDY, fig5c.STUDY),
         *(fig6.STUDY, fig7.STUDY, fig8.STUDY, fig9.STUDY),
         *(table2.STUDY, lr.STUDY, runtime.STUDY, statements.STUDY),
-        *(dimension.STUDY, rates.STUDY, family_scale_space.STUDY),
+        *(dimension.STUDY, rates.STUDY, rates_mnist.STUDY, family_scale_space.STUDY),
         *(registration.STUDY, registration_steps.STUDY, width.STUDY),
     )
 }

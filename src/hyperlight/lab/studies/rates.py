@@ -144,7 +144,7 @@ def cells(setup: Setup) -> list[Cell]:
     return found
 
 
-def _base(setup: Setup, task: str) -> Spec:
+def start_of(setup: Setup, task: str) -> Spec:
     """Settings that all runs of a task have; the runs are tested only before and after training."""
     spec = TASKS[task].make(setup)
     how = dataclasses.replace(spec.training, evaluate_every=spec.training.steps)
@@ -157,11 +157,11 @@ def specs(setup: Setup) -> list[Spec]:
     found: list[Spec] = []
     for name, task in TASKS.items():
         how = {"optimizer": [task.optimizer(rule) for rule in _rules(setup)], "lr": rates}
-        found += grid(_base(setup, name), seeds=seeds, formulations=[task.plain], training=how)
+        found += grid(start_of(setup, name), seeds=seeds, formulations=[task.plain], training=how)
         for cell in cells(setup):
             for method in METHODS if cell.task == name else ():
                 found += grid(
-                    _made(setup, cell, method), seeds=seeds, formulations=["mip"], training=how
+                    made(setup, cell, method), seeds=seeds, formulations=["mip"], training=how
                 )
     return found
 
@@ -170,10 +170,10 @@ def _rules(setup: Setup) -> tuple[Rule, ...]:
     return OPTIMIZERS[:1] if setup.size == "smoke" else OPTIMIZERS
 
 
-def _made(setup: Setup, cell: Cell, method: str) -> Spec:
+def made(setup: Setup, cell: Cell, method: str) -> Spec:
     """Settings of the hypernetworks of a cell and a method."""
     changed, rule, _ = METHODS[method]
-    base = _base(setup, cell.task)
+    base = start_of(setup, cell.task)
     config = dataclasses.replace(base.config, **changed, hidden=cell.hidden, head=cell.head)
     if cell.task != "unet":
         config = dataclasses.replace(config, dimensions=cell.inputs)
@@ -190,7 +190,7 @@ def measure(setup: Setup) -> Steps:
     found: dict[tuple[Cell, Rule, str], Step] = {}
     for cell in cells(setup):
         for method in METHODS:
-            spec = _made(setup, cell, method)
+            spec = made(setup, cell, method)
             for rule in _rules(setup):
                 optimizer = TASKS[cell.task].optimizer(rule)
                 how = dataclasses.replace(spec.training, optimizer=optimizer)
