@@ -140,7 +140,7 @@ def draw(results: Results) -> Figure:
     accuracy, confidence, calibration, rejection = axes
     for method in METHODS:
         group = _best(results, method)
-        look = {"color": method.color, "label": method.title}
+        look: dict[str, Any] = {"color": method.color, "label": method.title}
         for ax, title, column in (
             (accuracy, "Turned images", 1),
             (confidence, "Turned images", 2),

@@ -531,7 +531,9 @@ def _own(model: Model, gammas: Tensor) -> Tensor:
 
 def _kind(model: Model) -> str:
     """What the networks that are averaged differ in."""
-    return {Ensemble: "network", Dropout: "draw"}.get(type(model), "gamma")
+    if isinstance(model, Ensemble):
+        return "network"
+    return "draw" if isinstance(model, Dropout) else "gamma"
 
 
 def turn(images: Tensor, degrees: float) -> Tensor:
