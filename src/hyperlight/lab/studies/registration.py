@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import figures, methods
-from ..checkpoint import RunFolder
+from ..checkpoint import MODEL, RunFolder
 from ..comparison import Interval, every
 from ..engine import Spec, task_of
 from ..methods import Method
@@ -327,20 +327,20 @@ def _by_scan(results: Results) -> dict[str, list[list[float]]]:
 
     Runs keep means alone, so their models are read. Empty if one is not where it was trained.
     """
+    chosen = {method.title: _best(groups(results, method)) for method in METHODS}
+    runs = [run for group in chosen.values() for run in group.runs]
+    if any(run.folder is None or not (run.folder / MODEL).exists() for run in runs):
+        return {}
     found: dict[str, list[list[float]]] = {}
-    for method in METHODS:
-        group = _best(groups(results, method))
+    for title, group in chosen.items():
         task = task_of(group.spec.task, group.spec.config, torch.device("cpu"))
         assert isinstance(task, HypermorphTask)
-        rows = found[method.title] = []
+        rows = found[title] = []
         for run in group.runs:
             spec = dataclasses.replace(group.spec, seed=run.seed)
-            if run.folder is None:
-                return {}
-            kept = RunFolder(run.folder, spec.about)
-            if kept.finished() is None or not kept.model.exists():
-                return {}
-            model = task.model(spec.formulation, spec.seed)
+            assert run.folder is not None
+            kept, model = RunFolder(run.folder, spec.about), task.model(spec.formulation, run.seed)
+            kept.finished()
             kept.load_model(model)
             gamma = _figure(run, "best gamma of 11, validation")
             rows.append(task.dice_by_scan(model, gamma))
