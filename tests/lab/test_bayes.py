@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 import hyperlight as hl
+from hyperlight.lab.controls import Dropout, Ensemble
 from hyperlight.lab.data import Augmentation, digits, flowers102
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.primaries import LeNet, ResNetLike, RowTransformer
@@ -430,7 +431,10 @@ def test_stages_and_a_cap_on_the_last_test() -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["dimensions", "evaluation_gammas", "evaluation_images", "final_images", "posterior_samples"],
+    [
+        *("dimensions", "evaluation_gammas", "evaluation_images", "final_images"),
+        *("posterior_samples", "members", "turned_images"),
+    ],
 )
 def test_counts_that_are_too_small_are_refused(option: str) -> None:
     least = 2 if option in ("evaluation_gammas", "posterior_samples") else 1
@@ -438,3 +442,177 @@ def test_counts_that_are_too_small_are_refused(option: str) -> None:
     with pytest.raises(LabError) as raised:
         BayesTask(Bayes(**{option: least - 1}), CPU)
     assert str(raised.value) == words
+
+
+# --- plain networks that answer with an average ---------------------------------------------------
+
+
+def _probabilities(nets: list[torch.nn.Module], images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.stack([net(images).double().softmax(1) for net in nets]).mean(0)
+
+
+def test_an_ensemble_answers_with_the_mean_of_all_of_its_networks() -> None:
+    task = BayesTask(replace(SMALL, members=3), CPU)
+    model = task.model("plain", 0)
+    assert isinstance(model, Ensemble)
+    nets = model.networks
+    assert (
+        len({float(net.encoder[0].weight.detach().sum()) for net in nets}) == 3
+    )  # of different starts
+    one, part = next(task.batches(48, 0)), 16
+    losses = [
+        F.cross_entropy(net(one.images[part * i : part * (i + 1)]), one.labels[part * i :][:part])
+        for i, net in enumerate(nets)
+    ]
+    torch.testing.assert_close(task.loss(model, one, {}, 0), torch.stack(losses).mean())
+    images, labels = task.test.images, task.test.labels
+    right = [(_probabilities([net], images).argmax(1) == labels).double().mean() for net in nets]
+    found = task.evaluate(model, whole=True)["accuracy"]
+    assert found == pytest.approx(100.0 * float(torch.stack(right).mean()), rel=1e-5)
+    outcome = task.finish(model, None)
+    average = _probabilities(nets, images)
+    assert outcome.figures["accuracy of the average (%)"] == pytest.approx(
+        100.0 * float((average.argmax(1) == labels).double().mean())
+    )
+    assert [row[0] for row in outcome.tables[0][2]] == [
+        "average of 3 networks",
+        "one network, mean",
+    ]
+
+
+def test_dropout_answers_with_the_mean_of_several_draws() -> None:
+    task = BayesTask(replace(SMALL, dropout=0.3), CPU)
+    model = task.model("plain", 0)
+    assert isinstance(model, Dropout)
+    nets = [model.bind(gamma=seed) for seed in range(SMALL.posterior_samples)]
+    average = _probabilities(nets, task.test.images)
+    outcome = task.finish(model, None)
+    assert outcome.figures["accuracy of the average (%)"] == pytest.approx(
+        100.0 * float((average.argmax(1) == task.test.labels).double().mean())
+    )
+    assert outcome.figures["disagreement of two gammas (%)"] > 0.0
+    assert [row[0] for row in outcome.tables[0][2]] == ["average of 5 draws", "one draw, mean"]
+
+
+@pytest.mark.parametrize("settings", [{"members": 2}, {"dropout": 0.5}])
+def test_averages_of_plain_networks_have_pictures(settings: dict[str, Any], tmp_path: Path) -> None:
+    task = BayesTask(replace(SMALL, **settings), CPU)
+    outcome = task.finish(task.model("plain", 0), tmp_path)
+    assert {path.name for _, path in outcome.pictures} == {
+        *("calibration.png", "rejection.png", "entropy.png", "images.png")
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"members": 2}, "--members 2 was given with --parametrization mip; it is for "),
+        ({"dropout": 0.5}, "--dropout 0.5 was given with --parametrization mip; it is for "),
+    ],
+)
+def test_averages_are_of_plain_networks_only(settings: dict[str, Any], words: str) -> None:
+    task = BayesTask(replace(SMALL, **settings), CPU)
+    with pytest.raises(LabError) as raised:
+        task.model("mip", 0)
+    assert str(raised.value) == f"{words}--parametrization plain only."
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dropout": 1.0}, "--dropout was 1.0; expected a probability of at least 0, below 1."),
+        (
+            {"dropout": 0.5, "members": 2},
+            "--dropout 0.5 was given with --members 2; expected one of the two.",
+        ),
+        (
+            {"dropout": 0.5, "network": "transformer"},
+            "--dropout was given with --network transformer; it is for LeNet and the ResNet-like "
+            "network.",
+        ),
+        (
+            {"angles": (30.0,), "data": "flowers102"},
+            "--angles was given with --data flowers102; it is for digits and mnist.",
+        ),
+        ({"gain": 0.0}, "--gain was 0.0; expected a number above zero."),
+        (
+            {"gain": 2.0, "init": "zero"},
+            "--gain was given with --init zero; it is for fan_out only.",
+        ),
+    ],
+)
+def test_settings_of_averages_are_checked(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(LabError) as raised:
+        replace(SMALL, **settings).check()
+    assert str(raised.value) == words
+
+
+def test_the_gain_is_a_factor_of_the_first_predicted_weights(task: BayesTask) -> None:
+    usual = task.model("classical", 0)
+    larger = BayesTask(replace(SMALL, gain=4.0), CPU).model("classical", 0)
+    assert isinstance(usual, hl.HyperModel)
+    assert isinstance(larger, hl.HyperModel)
+    weights = usual.predict(gamma=0.7)
+    for name, value in larger.predict(gamma=0.7).items():
+        torch.testing.assert_close(value, 4.0 * weights[name])
+
+
+# --- turned images --------------------------------------------------------------------------------
+
+
+def test_turned_images_are_those_of_scipy() -> None:
+    from scipy.ndimage import rotate
+
+    images = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    for angle in (0.0, 30.0, 90.0):
+        expected = rotate(
+            *(images.numpy(), angle), axes=(2, 3), reshape=False, order=1, mode="grid-constant"
+        )
+        torch.testing.assert_close(bayes.turn(images, angle), torch.from_numpy(expected))
+
+
+def test_figures_of_turned_images_are_those_of_the_average() -> None:
+    task = BayesTask(replace(SMALL, angles=(0.0, 45.0), turned_images=100), CPU)
+    model = trained(task, "mip", 60)
+    outcome = task.finish(model, None)
+    tables = {title: (heading, rows) for title, heading, rows in outcome.tables}
+    gammas = task.posterior()
+    chosen = torch.randperm(360, generator=torch.Generator().manual_seed(0))[:100].sort().values
+    labels = task.test.labels[chosen].repeat(2)
+    images = torch.cat([bayes.turn(task.test.images[chosen], angle) for angle in (0.0, 45.0)])
+    assert isinstance(model, hl.HyperModel)
+    average = _probabilities([model.bind(gamma=g) for g in gammas], images)
+    confidence, answer = average.max(dim=1)
+    right = (answer == labels).double()
+    entropy = -(average * average.log()).sum(dim=1)
+    kept = entropy.argsort()[:100]
+    found = outcome.figures
+    assert found["turned images, accuracy (%)"] == pytest.approx(100.0 * float(right.mean()))
+    error = multiclass_calibration_error(average, labels, 10, n_bins=15)
+    assert found["turned images, calibration error (%)"] == pytest.approx(100 * float(error))
+    assert found["turned images, accuracy with 50 % rejected (%)"] == pytest.approx(
+        100.0 * float(right[kept].mean())
+    )
+    assert found["turned images, wrong answers by entropy, AUROC"] == pytest.approx(
+        roc_auc_score((1.0 - right).numpy(), entropy.numpy())
+    )
+    _, rows = tables["Turned images"]
+    assert [row[0] for row in rows] == [0.0, 45.0]
+    for i, (_, accuracy, sure, _, unsure) in enumerate(rows):
+        own = slice(100 * i, 100 * i + 100)
+        assert accuracy == pytest.approx(100.0 * float(right[own].mean()), abs=0.01)
+        assert sure == pytest.approx(100.0 * float(confidence[own].mean()), abs=0.01)
+        assert unsure == pytest.approx(float(entropy[own].mean()), abs=1e-3)
+    _, bins = tables["Turned images by confidence"]
+    assert sum(count for _, count, _, _ in bins) == 200
+    mean = sum(count * accuracy for _, count, _, accuracy in bins) / 200
+    assert mean == pytest.approx(100.0 * float(right.mean()), abs=0.01)
+    _, kept_rows = tables["Turned images, some rejected"]
+    assert [share for share, _ in kept_rows] == list(range(0, 100, 10))
+
+
+def test_images_are_not_turned_unless_asked(finished: tuple[BayesTask, Model, Outcome]) -> None:
+    _, _, outcome = finished
+    assert len(outcome.tables) == 2
+    assert not any(name.startswith("turned images") for name in outcome.figures)

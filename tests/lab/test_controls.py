@@ -18,6 +18,8 @@ from hyperlight.errors import InputError
 from hyperlight.lab.controls import (
     Channel,
     Control,
+    Dropout,
+    Ensemble,
     Film,
     Fixed,
     Separate,
@@ -413,7 +415,54 @@ def test_plain_networks_side_by_side_are_each_as_alone() -> None:
     )
 
 
+def test_an_ensemble_divides_its_batch() -> None:
+    networks = [nn.Linear(3, 2) for _ in range(3)]
+    model, x = Ensemble(networks), torch.rand(6, 3)
+    expected = torch.cat([net(part) for net, part in zip(networks, x.chunk(3), strict=True)])
+    assert model.sample() == {}
+    assert torch.equal(model(x), expected)
+    for index, net in enumerate(networks):
+        assert model.bind(gamma=torch.tensor(index)) is net
+    with pytest.raises(LabError) as raised:
+        model(x[:5])
+    assert str(raised.value) == (
+        "A batch had 5 entries for 3 networks; expected a multiple of 3, so that each has an equal "
+        "part of it."
+    )
+
+
+def test_dropout_drops_features_of_every_entry_and_keeps_their_mean() -> None:
+    layer = nn.Linear(2000, 2000, bias=False)
+    nn.init.eye_(layer.weight)
+    model, x = Dropout(layer, 0.25).eval(), torch.ones(2, 2000)
+    gamma = model.sample(generator=torch.Generator().manual_seed(0))["gamma"]
+    seen = model(x, gamma=gamma)
+    assert {round(value, 6) for value in seen.unique().tolist()} == {0.0, round(1 / 0.75, 6)}
+    assert float((seen == 0).double().mean()) == pytest.approx(0.25, abs=0.03)
+    assert not torch.equal(seen[0], seen[1])  # in training every entry has draws of its own
+    assert torch.equal(seen, model(x, gamma=gamma))
+    one, other = (model.bind(gamma=seed)(x) for seed in (0, 1))
+    assert torch.equal(one[0], one[1])
+    assert not torch.equal(one, other)
+    assert torch.equal(layer(x), x)  # a call leaves nothing behind
+    torch.testing.assert_close(Dropout(layer, 0.0)(x, gamma=0), x)
+
+
+def test_every_batch_has_draws_of_its_own() -> None:
+    model, generator = Dropout(nn.Linear(2, 1), 0.5), torch.Generator().manual_seed(0)
+    first, second = (int(model.sample(generator=generator)["gamma"]) for _ in range(2))
+    assert first != second
+
+
 # --- refused ------------------------------------------------------------------------------
+
+
+def test_dropout_needs_a_linear_layer() -> None:
+    with pytest.raises(LabError) as raised:
+        Dropout(nn.Conv2d(1, 1, 1), 0.5)
+    assert str(raised.value) == (
+        "Conv2d has no linear layers; expected one or more, because dropout is in front of them."
+    )
 
 
 @pytest.mark.parametrize("kind", [Channel, Film])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from hyperlight.lab.engine import Spec
+from hyperlight.lab.data import digit_scans
+from hyperlight.lab.engine import Spec, run_grid
 from hyperlight.lab.studies import Results, Setup, registration
 from hyperlight.lab.studies.price import Price
-from hyperlight.lab.studies.registration import FILM, METHODS, OURS, SHARED, groups
+from hyperlight.lab.studies.registration import CHANNEL, FILM, METHODS, OURS, SHARED, groups
 from hyperlight.lab.tasks.base import Metric, Outcome
 from tests.lab.making import make_run
 
@@ -171,3 +174,50 @@ def test_methods_differ_from_the_task_in_what_they_say() -> None:
         spec.config.check()
         assert dataclasses.replace(spec.training).schedule == "cosine"
         assert spec.config.flow_scale == 1e-5
+
+
+# --- over scans ---------------------------------------------------------------------------
+
+
+def test_an_interval_over_scans_keeps_the_seeds() -> None:
+    ours = [[0.70, 0.80, 0.75], [0.72, 0.82, 0.77]]
+    film = [[value - 0.01 for value in row] for row in ours]
+    (table,) = registration._over_scans({FILM.title: film, OURS.title: ours})
+    assert all(len(row) == len(table.heading) for row in table.rows)
+    other, own = table.rows
+    assert other[0] == FILM.title
+    # Scans differ much, but by as much for both, so the difference does not depend on them.
+    assert other[4] == "+0.010 [+0.010, +0.010]"
+    assert own[3:] == ["", ""]
+    assert own[1] == "0.760 [0.633, 0.887]"
+    assert own[2] == "0.760 [0.710, 0.810]"
+
+
+def test_without_models_there_is_nothing_over_scans() -> None:
+    assert registration._by_scan(_results({})) == {}
+    assert registration._over_scans({}) == []
+
+
+def test_dice_by_scan_is_read_from_the_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean over pairs is the figure that the run kept."""
+    monkeypatch.setattr(registration, "METHODS", (OURS, CHANNEL))
+    specs = [
+        dataclasses.replace(spec, config=dataclasses.replace(spec.config, final_pairs=None))
+        for spec in registration.specs(Setup("smoke"))
+        if spec.formulation != "plain"
+    ]
+    results = Results(specs, run_grid(specs, tmp_path))
+    found = registration._by_scan(results)
+    assert list(found) == [OURS.title, CHANNEL.title]
+    counts = torch.bincount(digit_scans().test.groups)
+    weights = [int((counts > i).sum()) for i in range(int(counts.max()))]
+    for method in (OURS, CHANNEL):
+        ((*values,),) = found[method.title]
+        assert len(values) == len(weights)
+        mean = sum(w * x for w, x in zip(weights, values, strict=True)) / sum(weights)
+        (kept,) = registration._at_best(results, method)
+        assert mean == pytest.approx(kept, abs=1e-6)
+    (tmp_path / specs[0].key / "model.safetensors").unlink()
+    assert registration._by_scan(results) == {}

@@ -36,11 +36,22 @@ from .provenance import provenance
 from .record import check
 from .tasks.base import Drawn, Formulation, Model
 
-__all__ = ["Checkpoint", "RunFolder", "differences", "digest", "identity", "stored_identity"]
+__all__ = [
+    "MODEL",
+    "Checkpoint",
+    "RunFolder",
+    "differences",
+    "digest",
+    "identity",
+    "stored_identity",
+]
 
 # Increased when a default or the meaning of a setting changes, so that old runs are never mistaken
 # for new ones. Format 1 recorded all settings, including the defaults.
 FORMAT = 2
+
+# The file with a finished run's weights.
+MODEL = "model.safetensors"
 
 Identity = dict[str, Any]
 
@@ -216,7 +227,7 @@ class RunFolder:
         self.path = path
         self.about = about
         self.checkpoint = path / "checkpoint.safetensors"
-        self.model = path / "model.safetensors"
+        self.model = path / MODEL
         self.record = path / "record.json"
         self._model_sum: str | None = None
         make_folder(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -21,7 +21,17 @@ from .. import Categorical, Encoded, HyperNet, Input
 from ..errors import listed
 from .errors import LabError
 
-__all__ = ["Channel", "Control", "Film", "Fixed", "Separate", "Shared", "input_channels"]
+__all__ = [
+    "Channel",
+    "Control",
+    "Dropout",
+    "Ensemble",
+    "Film",
+    "Fixed",
+    "Separate",
+    "Shared",
+    "input_channels",
+]
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _LAYERS = (*_CONVOLUTIONS, nn.Linear)
@@ -95,18 +105,68 @@ class Fixed(Control):
         return self.primary
 
 
-class Separate(Control):
+class Ensemble(Control):
+    """Plain networks for the same task, trained side by side (Lakshminarayanan et al. 2017).
+
+    They differ in where they start. None has anything to do with another.
+
+    Args:
+        networks: the networks.
+
+    Raises:
+        LabError: the size of a batch is not a multiple of their number.
+
+    Shape:
+        The first dimension of the arguments, and of the results, is divided evenly among the
+        networks, in their order.
+
+    >>> from hyperlight.lab.controls import Ensemble
+    >>> model = Ensemble(nn.Linear(2, 1) for _ in range(2))
+    >>> model(torch.zeros(4, 2)).shape, model.bind(gamma=1) is model.primary[1]
+    (torch.Size([4, 1]), True)
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__(nn.ModuleList(networks))
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks, in their order."""
+        return list(self.primary.children())
+
+    def sample(
+        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Nothing: a batch is divided by its order."""
+        return {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run every network on its part of the arguments."""
+        networks = self.networks
+        if len(args[0]) % len(networks):
+            raise LabError(
+                f"A batch had {len(args[0])} entries for {len(networks)} networks; expected a "
+                f"multiple of {len(networks)}, so that each has an equal part of it."
+            )
+        parts = zip(*(value.chunk(len(networks)) for value in args), strict=True)
+        results = [net(*part, **kwargs) for net, part in zip(networks, parts, strict=True)]
+        if isinstance(results[0], Tensor):
+            return torch.cat(results)
+        return tuple(torch.cat(each) for each in zip(*results, strict=True))
+
+    def bind(self, **gamma: Any) -> nn.Module:
+        """The network with the number ``gamma``."""
+        return self.networks[int(gamma["gamma"])]
+
+
+class Separate(Ensemble):
     """Plain networks for single gammas, one for each, which are trained side by side.
 
-    All start as copies of one network. None has anything to do with another.
+    All start as copies of one network.
 
     Args:
         primary: the network to copy.
         inputs: the gammas, one for each network: ``(n,)``, by the name of the input.
-
-    Shape:
-        The first dimension of the arguments, and of the results, is divided evenly among the
-        networks, in the order of their gammas.
 
     >>> from hyperlight.lab.controls import Separate
     >>> model = Separate(nn.Linear(2, 1), {"gamma": torch.tensor([0.3, 0.5])})
@@ -118,7 +178,7 @@ class Separate(Control):
 
     def __init__(self, primary: nn.Module, inputs: Mapping[str, Tensor]) -> None:
         ((name, gammas),) = inputs.items()
-        super().__init__(nn.ModuleList(copy.deepcopy(primary) for _ in gammas))
+        super().__init__(copy.deepcopy(primary) for _ in gammas)
         self.name = name
         self.gammas: Tensor
         self.register_buffer("gammas", gammas, persistent=False)
@@ -141,18 +201,73 @@ class Separate(Control):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run every network on its part of the arguments."""
-        rest = {name: value for name, value in kwargs.items() if name != self.name}
-        parts = zip(*(value.chunk(len(self.gammas)) for value in args), strict=True)
-        networks = self.primary.children()
-        results = [net(*part, **rest) for net, part in zip(networks, parts, strict=True)]
-        if isinstance(results[0], Tensor):
-            return torch.cat(results)
-        return tuple(torch.cat(each) for each in zip(*results, strict=True))
+        kwargs.pop(self.name, None)
+        return super().forward(*args, **kwargs)
 
     def bind(self, **gamma: Any) -> nn.Module:
         """The network of the nearest gamma."""
         index = int((self.gammas - gamma[self.name]).abs().argmin())
-        return list(self.primary.children())[index]
+        return self.networks[index]
+
+
+class Dropout(Control):
+    """A plain network in which features are dropped, in testing as well (Gal, Ghahramani 2016).
+
+    They are what its linear layers read. Each is set to zero with a probability; the others are
+    scaled to keep the mean. The input ``gamma`` is the seed of the draws. In training every entry
+    of a batch has draws of its own, and :meth:`bind` gives the network of one draw for all.
+
+    Args:
+        primary: the network.
+        rate: the probability, from 0 to 1.
+
+    Raises:
+        LabError: the primary has no linear layers.
+
+    >>> from hyperlight.lab.controls import Dropout
+    >>> model, x = Dropout(nn.Linear(8, 1), 0.5), torch.ones(4, 8)
+    >>> model(x, gamma=0).unique().numel() > 1, model.bind(gamma=0)(x).unique().numel()
+    (True, 1)
+    """
+
+    def __init__(self, primary: nn.Module, rate: float) -> None:
+        super().__init__(primary)
+        self.rate = rate
+        if not any(isinstance(layer, nn.Linear) for layer in primary.modules()):
+            raise LabError(
+                f"{type(primary).__name__} has no linear layers; expected one or more, because "
+                "dropout is in front of them."
+            )
+
+    def sample(
+        self, batch_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draw the seed of one batch."""
+        on = None if generator is None else generator.device
+        return {"gamma": torch.randint(2**62, (), generator=generator, device=on)}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        gamma = kwargs.pop("gamma")
+        return self._run(gamma, False, *args, **kwargs)
+
+    def bind(self, **gamma: Any) -> nn.Module:
+        """The primary with the features that this seed drops."""
+        return _Bound(self.primary, partial(self._run, gamma["gamma"], True))
+
+    def _run(self, gamma: Any, same: bool, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        generator = torch.Generator(x.device).manual_seed(int(gamma))
+
+        def drop(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            features, *rest = inputs
+            shape = (1, *features.shape[1:]) if same else features.shape
+            draws = torch.rand(shape, generator=generator, device=features.device)
+            return (features * (draws >= self.rate) / (1.0 - self.rate), *rest)
+
+        with ExitStack() as hooks:  # for this call alone: another draw may be bound beside it
+            for layer in self.primary.modules():
+                if isinstance(layer, nn.Linear):
+                    hooks.callback(layer.register_forward_pre_hook(drop).remove)
+            return self.primary(x, *args, **kwargs)
 
 
 class _Bound(nn.Module):

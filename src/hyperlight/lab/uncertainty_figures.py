@@ -25,13 +25,13 @@ def _plain(*axes: Axes) -> None:
         ax.grid(alpha=0.25, linewidth=0.6)
 
 
-def _names(members: Sequence[Assessment]) -> tuple[str, str]:
+def _names(members: Sequence[Assessment], kind: str = "gamma") -> tuple[str, str]:
     if len(members) == 1:
         return "the network", ""
-    return f"average of {len(members)} gammas", "one gamma"
+    return f"average of {len(members)} {kind}s", f"one {kind}"
 
 
-def calibration(average: Assessment, members: Sequence[Assessment]) -> Figure:
+def calibration(average: Assessment, members: Sequence[Assessment], kind: str = "gamma") -> Figure:
     """Draw reliability diagrams: accuracy over confidence in bins, and the answers in each bin.
 
     Error bars are Wilson's 95 % intervals. The bins of "one gamma" pool the answers of all members.
@@ -41,6 +41,7 @@ def calibration(average: Assessment, members: Sequence[Assessment]) -> Figure:
     Args:
         average: assessment of the family.
         members: assessment of every member alone.
+        kind: what the members differ in.
     """
     kinds = [(average.confidence, average.right, average.ece, AVERAGE)]
     if len(members) > 1:
@@ -58,7 +59,7 @@ def calibration(average: Assessment, members: Sequence[Assessment]) -> Figure:
     )
     _plain(*axes.flat)
     for column, (name, (confidence, right, error, color)) in enumerate(
-        zip(_names(members), kinds, strict=False)
+        zip(_names(members, kind), kinds, strict=False)
     ):
         found = reliability(confidence, right)
         count = found.count.double()
@@ -83,10 +84,11 @@ def _wilson(rate: Tensor, count: Tensor) -> Tensor:
     return torch.stack([rate - middle + half, middle + half - rate]).clamp_min(0.0)
 
 
-def rejections(average: Assessment, members: Sequence[Assessment]) -> Figure:
+def rejections(average: Assessment, members: Sequence[Assessment], kind: str = "gamma") -> Figure:
     """Draw the accuracy of the remaining answers when the most uncertain ones are rejected.
 
-    Also draws the best possible curve, which rejects wrong answers first, and that of chance.
+    Also draws the best possible curve, which rejects wrong answers first, and that of chance. The
+    arguments are those of :func:`calibration`.
     """
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     ax = figure.subplots()
@@ -94,7 +96,7 @@ def rejections(average: Assessment, members: Sequence[Assessment]) -> Figure:
     count = len(average.right)
     x = 100.0 * np.arange(count) / count
     oracle = 100.0 * rejection((~average.right).double(), average.right)
-    name, one = _names(members)
+    name, one = _names(members, kind)
     ax.plot(x, oracle, color="0.5", linewidth=0.9, linestyle=":", label="wrong ones first")
     ax.plot(x, 100.0 * average.rejection, color=AVERAGE, label=f"{name}, by entropy")
     shown = [average.rejection]

@@ -23,8 +23,10 @@ from . import (
     registration,
     registration_steps,
     runtime,
+    sgd,
     statements,
     table2,
+    uncertainty,
     width,
 )
 from .base import Results, Setup, Size, Study
@@ -37,8 +39,8 @@ STUDIES: dict[str, Study] = {
         *(fig1a.STUDY, fig1b.STUDY, fig3.WEIGHTS, fig3.OUTPUTS, fig3c.STUDY),
         *(fig4a.STUDY, fig4b.STUDY, fig4c.STUDY, fig5a.STUDY, fig5b.STUDY, fig5c.STUDY),
         *(fig6.STUDY, fig7.STUDY, fig8.STUDY, fig9.STUDY),
-        *(table2.STUDY, lr.STUDY, runtime.STUDY, statements.STUDY),
+        *(table2.STUDY, lr.STUDY, sgd.STUDY, runtime.STUDY, statements.STUDY),
         *(dimension.STUDY, rates.STUDY, rates_mnist.STUDY, family_scale_space.STUDY),
-        *(registration.STUDY, registration_steps.STUDY, width.STUDY),
+        *(registration.STUDY, registration_steps.STUDY, width.STUDY, uncertainty.STUDY),
     )
 }

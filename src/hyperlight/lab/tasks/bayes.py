@@ -8,6 +8,7 @@ uncertain where they disagree.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import statistics
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import HyperModel, Input, Normal, Page, Uniform, explore
+from ...init import FanOut, Init
+from ..controls import Dropout, Ensemble
 from ..data import Batches, Images, Request, load_images
 from ..errors import LabError, at_least
 from ..primaries import Layers, LeNet, ResNetLike, RowTransformer
-from ..uncertainty import Assessment, Predictive, assess, auroc
+from ..uncertainty import Assessment, Predictive, assess, auroc, rejection, reliability
 from .base import (
     SLIDER,
     Fixed,
@@ -40,8 +43,13 @@ from .base import (
 
 __all__ = ["KIND", "TRAINING", "Bayes", "BayesTask"]
 
+Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]
+
 # Section A.2, for both optimizers; it gives no batch size.
 TRAINING: dict[str, Any] = {"optimizer": "adam", "lr": 3e-4, "batch_size": 128}
+
+# Data that mean something else, or nothing, if they are turned.
+_DIGITS = ("digits", "mnist")
 
 # Percentages of the test images to reject.
 _REJECTED = (0, 5, 10, 20, 30, 50)
@@ -92,13 +100,49 @@ class Bayes(Hypernetwork):
     final_images: int | None = None
     """Largest number of test images used after training (drawn once); by default all."""
     posterior_samples: int = 16
-    """Number of gammas, drawn from the prior, whose predictions are averaged after training."""
+    """Number of gammas, drawn from the prior, whose predictions are averaged after training; with
+    --dropout, of draws."""
+    gain: float = 1.0
+    """With --init fan_out: factor of the first predicted weights, in units of the paper's."""
+    members: int = 1
+    """With --parametrization plain: number of plain networks, each trained on its part of every
+    batch, whose predictions are averaged (a deep ensemble)."""
+    dropout: float = 0.0
+    """With --parametrization plain: probability that a feature in front of a linear layer is
+    dropped, in training and in testing (Monte-Carlo dropout)."""
+    angles: tuple[float, ...] = ()
+    """Degrees by which test images of digits or mnist are turned after training, to see whether the
+    average knows that it does not know them."""
+    turned_images: int = 1000
+    """Largest number of test images that are turned (drawn once)."""
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
         super().check()
         at_least(self, dimensions=1, evaluation_gammas=2, evaluation_images=1, final_images=1)
-        at_least(self, posterior_samples=2)
+        at_least(self, posterior_samples=2, members=1, turned_images=1)
+        if not 0.0 <= self.dropout < 1.0:
+            raise LabError(
+                f"--dropout was {self.dropout}; expected a probability of at least 0, below 1."
+            )
+        if not 0.0 < self.gain < math.inf:
+            raise LabError(f"--gain was {self.gain}; expected a number above zero.")
+        if self.gain != 1.0 and self.init != "fan_out":
+            raise LabError(f"--gain was given with --init {self.init}; it is for fan_out only.")
+        if self.dropout and self.members > 1:
+            raise LabError(
+                f"--dropout {self.dropout} was given with --members {self.members}; expected one "
+                "of the two."
+            )
+        if self.dropout and self.network == "transformer":
+            raise LabError(
+                "--dropout was given with --network transformer; it is for LeNet and the "
+                "ResNet-like network."
+            )
+        if self.angles and self.data not in _DIGITS:
+            raise LabError(
+                f"--angles was given with --data {self.data}; it is for {' and '.join(_DIGITS)}."
+            )
         if not self.stages or min(self.stages) < 1:
             raise LabError(
                 f"--stages was {self.stages}; expected feature channels, as in 16 32 64 128 128."
@@ -109,6 +153,20 @@ class Bayes(Hypernetwork):
                     f"--{option.replace('_', '-')} was given with --data {self.data}; it is for "
                     f"--data {data} only."
                 )
+
+    def start(self) -> Init:
+        """The initialisation of the head."""
+        return super().start() if self.gain == 1.0 else _Scaled(self.gain)
+
+
+@dataclass(frozen=True)
+class _Scaled(FanOut):
+    """``"fan_out"`` times a factor."""
+
+    gain: float
+
+    def std(self, name: str, shape: torch.Size) -> float:
+        return self.gain * super().std(name, shape)
 
 
 def _for_lenet(channels: int, size: int) -> bool:
@@ -170,8 +228,25 @@ class BayesTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inputs = {"gamma": self.space}
-            model = self.config.model(self._primary, inputs, formulation, fixed={})
+            model = self._plain(formulation)
+            if model is None:
+                model = self.config.model(self._primary, inputs, formulation, fixed={})
         return model.to(self.device)
+
+    def _plain(self, formulation: Formulation) -> Model | None:
+        """Plain networks that answer with an average, if the settings ask for them."""
+        members, dropout = self.config.members, self.config.dropout
+        if members == 1 and not dropout:
+            return None
+        if formulation != "plain":
+            given = f"--dropout {dropout}" if dropout else f"--members {members}"
+            raise LabError(
+                f"{given} was given with --parametrization {formulation}; it is for "
+                "--parametrization plain only."
+            )
+        if dropout:
+            return Dropout(self._primary(0), dropout)
+        return Ensemble(self._primary(0) for _ in range(members))
 
     def _primary(self, more: int) -> nn.Module:
         """A new primary, for images with so many more channels."""
@@ -190,7 +265,7 @@ class BayesTask:
         return Batches(self.train, batch_size, seed, self.split.augment, shard)
 
     def sample(self, model: Model, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw one gamma for the batch; none for a plain network."""
+        """Draw one gamma for the batch; none for plain networks."""
         return model.sample(generator=generator)
 
     def loss(self, model: nn.Module, batch: Images, gamma: dict[str, Tensor], step: int) -> Tensor:
@@ -214,7 +289,7 @@ class BayesTask:
     def _means(self, model: Model, gammas: Tensor, data: Images) -> dict[str, float]:
         losses, accuracies = [], []
         with evaluating(model):
-            for gamma in gammas[:1] if isinstance(model, Fixed) else gammas:
+            for gamma in _own(model, gammas):
                 logits = self._logits(model.bind(gamma=gamma), data)
                 losses.append(F.cross_entropy(logits, data.labels))
                 accuracies.append((logits.argmax(dim=1) == data.labels).float().mean())
@@ -240,14 +315,16 @@ class BayesTask:
 
     @torch.no_grad()
     def members(self, model: Model, data: Images) -> Iterator[Predictive]:
-        """Yield the predictions at every gamma of :meth:`posterior`; a plain network has one.
+        """Yield the predictions at every gamma of :meth:`posterior`.
+
+        A plain network has one, an ensemble one for each of its networks, and dropout one for each
+        of as many draws.
 
         Args:
             model: in eval mode.
             data: the images.
         """
-        gammas = self.posterior()
-        for gamma in gammas[:1] if isinstance(model, Fixed) else gammas:
+        for gamma in _own(model, self.posterior()):
             yield Predictive.of(self._logits(model.bind(gamma=gamma), data))
 
     @torch.no_grad()
@@ -286,22 +363,76 @@ class BayesTask:
             average = functools.reduce(operator.add, assessed())
             if turned is not None:
                 other = functools.reduce(operator.add, self.members(model, turned))
+            more, tables = self._at_angles(model) if self.config.angles else ({}, [])
         whole = assess(average, labels)
-        figures = self._figures(average, whole, each, other)
+        figures = {**self._figures(average, whole, each, other), **more}
         if self.valid is not None:
             found = self._means(model, self._gammas(), self.valid)
             figures["validation accuracy"] = found["accuracy"]
         return Outcome(
             figures=figures,
-            tables=_tables(whole, each),
-            pictures=[] if folder is None else self._pictures(folder, average, whole, each, other),
+            tables=[*_tables(whole, each, _kind(model)), *tables],
+            pictures=[]
+            if folder is None
+            else self._pictures(folder, average, whole, each, other, _kind(model)),
         )
 
     def _turned(self) -> Images | None:
         """Images that are not of the task: digits turned by 90 degrees. None for other data."""
-        if self.config.data not in ("digits", "mnist"):
+        if self.config.data not in _DIGITS:
             return None
         return replace(self.test, images=self.test.images.rot90(dims=(-2, -1)))
+
+    def _at_angles(self, model: Model) -> tuple[dict[str, float], list[Table]]:
+        """What the average says of turned images: figures of all angles together, and tables."""
+        some = self.test[drawn(len(self.test), self.config.turned_images).to(self.device)]
+        labels, each, averages = some.labels.cpu(), [], []
+        for angle in self.config.angles:
+            images = replace(some, images=turn(some.unit().images, angle))
+            averages.append(functools.reduce(operator.add, self.members(model, images)))
+            each.append(assess(averages[-1], labels))
+        confidence, right = (
+            torch.cat([getattr(found, name) for found in each]) for name in ("confidence", "right")
+        )
+        entropy = torch.cat([average.entropy for average in averages])
+        bins, kept = reliability(confidence, right), rejection(entropy, right)
+        shares = [i / 10 for i in range(10)]
+        accuracies = [100.0 * float(kept[round(share * len(kept))]) for share in shares]
+        figures = {
+            "turned images, accuracy (%)": accuracies[0],
+            "turned images, calibration error (%)": 100.0 * bins.error,
+            "turned images, accuracy with 50 % rejected (%)": accuracies[5],
+            "turned images, wrong answers by entropy, AUROC": auroc(entropy, ~right),
+        }
+        by_angle = [
+            (
+                angle,
+                round(100.0 * found.accuracy, 2),
+                round(100.0 * float(found.confidence.mean()), 2),
+                round(100.0 * found.ece, 3),
+                round(float(average.entropy.mean()), 4),
+            )
+            for angle, found, average in zip(self.config.angles, each, averages, strict=True)
+        ]
+        columns = (bins.count, 100.0 * bins.confidence, 100.0 * bins.accuracy)
+        by_bin = [
+            (i, int(count), round(sure, 2), round(accurate, 2))
+            for i, (count, sure, accurate) in enumerate(torch.stack(columns).T.tolist())
+            if count
+        ]
+        by_share = [
+            (round(100 * share), round(x, 2)) for share, x in zip(shares, accuracies, strict=True)
+        ]
+        heading = ("angle", "accuracy (%)", "confidence (%)", "calibration error (%)", "entropy")
+        return figures, [
+            ("Turned images", heading, by_angle),
+            (
+                "Turned images by confidence",
+                ("bin", "answers", "confidence (%)", "accuracy (%)"),
+                by_bin,
+            ),
+            ("Turned images, some rejected", ("rejected (%)", "accuracy (%)"), by_share),
+        ]
 
     def _figures(
         self,
@@ -342,6 +473,7 @@ class BayesTask:
         whole: Assessment,
         each: list[Assessment],
         other: Predictive | None,
+        kind: str,
     ) -> list[tuple[str, Path]]:
         from .. import uncertainty_figures as figures
 
@@ -349,11 +481,11 @@ class BayesTask:
         drawn = {
             "calibration": (
                 "Accuracy against confidence",
-                figures.calibration(whole, each),
+                figures.calibration(whole, each, kind),
             ),
             "rejection": (
                 "Accuracy when the most uncertain images are rejected",
-                figures.rejections(whole, each),
+                figures.rejections(whole, each, kind),
             ),
             "entropy": (
                 "Entropy and mutual information of right and wrong answers",
@@ -367,7 +499,7 @@ class BayesTask:
                 ),
             ),
         }
-        if self.config.dimensions == 1 and len(each) > 1:
+        if self.config.dimensions == 1 and kind == "gamma" and len(each) > 1:
             drawn["gammas"] = (
                 "Accuracy and log-loss of every gamma",
                 figures.along_gamma(self.posterior().cpu(), whole, each),
@@ -388,16 +520,49 @@ class BayesTask:
         )
 
 
+def _own(model: Model, gammas: Tensor) -> Tensor:
+    """The gammas at which a model is read, where a hypernetwork is read at these."""
+    if isinstance(model, Fixed):
+        return gammas[:1]
+    if isinstance(model, Ensemble):
+        return torch.arange(len(model.networks))
+    return torch.arange(len(gammas)) if isinstance(model, Dropout) else gammas
+
+
+def _kind(model: Model) -> str:
+    """What the networks that are averaged differ in."""
+    if isinstance(model, Ensemble):
+        return "network"
+    return "draw" if isinstance(model, Dropout) else "gamma"
+
+
+def turn(images: Tensor, degrees: float) -> Tensor:
+    """Images turned counter-clockwise about their middle, bilinearly, on black.
+
+    Args:
+        images: ``(N, C, H, W)``, square ones, in [0, 1].
+        degrees: the angle.
+
+    >>> from hyperlight.lab.tasks.bayes import turn
+    >>> x = torch.rand(2, 1, 8, 8)
+    >>> torch.allclose(turn(x, 90.0), x.rot90(dims=(-2, -1)), atol=1e-5)
+    True
+    """
+    angle = math.radians(degrees)
+    c, s = math.cos(angle), math.sin(angle)
+    rows = images.new_tensor([[c, -s, 0.0], [s, c, 0.0]]).expand(len(images), 2, 3)
+    where = F.affine_grid(rows, list(images.shape), align_corners=False)
+    return F.grid_sample(images, where, align_corners=False)
+
+
 def _mean(each: Sequence[Assessment], name: str) -> float:
     return statistics.fmean(getattr(one, name) for one in each)
 
 
-def _tables(
-    whole: Assessment, each: Sequence[Assessment]
-) -> list[tuple[str, Sequence[str], Sequence[Sequence[Any]]]]:
+def _tables(whole: Assessment, each: Sequence[Assessment], kind: str) -> list[Table]:
     plain = len(each) == 1
-    name = "the network" if plain else f"average of {len(each)} gammas"
-    kinds = [(name, [whole]), *([] if plain else [("one gamma, mean", each)])]
+    name = "the network" if plain else f"average of {len(each)} {kind}s"
+    kinds = [(name, [whole]), *([] if plain else [(f"one {kind}, mean", each)])]
     return [
         (
             "Calibration",

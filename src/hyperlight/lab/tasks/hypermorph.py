@@ -248,6 +248,26 @@ class HypermorphTask:
         moving, fixed = self._pairs(self.test, self.config.final_pairs)
         return float(dice(moving.labels, fixed.labels, self.labels).nanmean())
 
+    @torch.no_grad()
+    def dice_by_scan(self, model: Model, gamma: float) -> list[float]:
+        """Dice of all test pairs at one gamma, a mean for every scan that is moved.
+
+        Slices at the same position in their groups are of one scan, as in PTBP and OASIS.
+        """
+        found: dict[int, list[float]] = {}
+        counts = self.test.groups.bincount().tolist()
+        position = torch.cat([torch.arange(n) for n in counts if n > 1])
+        moving, fixed = self._pairs(self.test)
+        with evaluating(model):
+            net = model.bind(gamma=gamma)
+            for rows in torch.split(torch.arange(len(moving), device=self.device), 32):
+                a, b = moving[rows], fixed[rows]
+                labels = warp_labels(a.labels, net(_joined(a, b)))
+                values = dice(labels, b.labels, self.labels).tolist()
+                for scan, value in zip(position[rows.cpu()].tolist(), values, strict=True):
+                    found.setdefault(scan, []).append(value)
+        return [statistics.fmean(found[scan]) for scan in sorted(found)]
+
     def best(self, model: HyperModel, restarts: int = 3) -> tuple[float, float]:
         """Find the gamma with the largest overlap on validation pairs, with ``hl.tune``.
 
