@@ -22,8 +22,12 @@ lint: $(VENV)/.dev ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Pyright runs on node: that of the machine, or the one that playwright brings along. It does not
+# ask for newer versions.
 types: $(VENV)/.dev ## static types
 	$(BIN)/mypy
+	PATH="$$PATH:$$(echo $(VENV)/lib/python*/site-packages/playwright/driver)" \
+	  PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 # The examples are small: one thread is faster than several.
 docs: $(VENV)/.docs ## the documentation site, in build/site; the examples of the gallery are run

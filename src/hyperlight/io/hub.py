@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import HyperLightError, MissingExtraError, TransferError
 from ..hypernet import HyperNet
-from ..model import HyperModel
+from ..model import HyperModel, N
 from .files import FilePath, LoadSettings, load, save
 
 FILE = "model.safetensors"
@@ -59,8 +59,8 @@ def save_pretrained(model: HyperModel | HyperNet, folder: FilePath, *, frozen: b
 
 @overload
 def from_pretrained(
-    source: FilePath, primary: nn.Module, **settings: Unpack[HubSettings]
-) -> HyperModel: ...
+    source: FilePath, primary: N, **settings: Unpack[HubSettings]
+) -> HyperModel[N]: ...
 
 
 @overload
