@@ -22,8 +22,12 @@ lint: $(VENV)/.dev ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Pyright runs on node: that of the machine, or the one that playwright brings along. It does not
+# ask for newer versions.
 types: $(VENV)/.dev ## static types
 	$(BIN)/mypy
+	PATH="$$PATH:$$(echo $(VENV)/lib/python*/site-packages/playwright/driver)" \
+	  PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 # The examples are small: one thread is faster than several.
 docs: $(VENV)/.docs ## the documentation site, in build/site; the examples of the gallery are run
@@ -33,7 +37,7 @@ docs: $(VENV)/.docs ## the documentation site, in build/site; the examples of th
 doctest: $(VENV)/.dev ## the examples in docstrings
 	$(BIN)/python -m pytest --doctest-modules src/hyperlight --doctest-continue-on-failure
 
-check: test lint types doctest docs ## all of the above
+check: test lint types doctest docs dist ## all of the above
 
 bench: $(VENV)/.dev ## HyperLight and other libraries side by side, in minutes (ARGS=--all: hours)
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -44,9 +48,9 @@ oldest: $(VENV)-oldest/.dev ## test the library with the oldest torch that it su
 	$(BYTECODE) $(VENV)-oldest/bin/python -m pytest -n auto --ignore=tests/lab
 
 dist: $(VENV)/.lab ## build a wheel and an sdist in dist/, and check their metadata and description
-	$(INSTALL) build twine
+	$(INSTALL) build twine hatchling hatch-fancy-pypi-readme
 	rm -rf dist
-	$(BIN)/python -m build
+	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
 
 %/.python:

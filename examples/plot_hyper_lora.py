@@ -4,7 +4,7 @@ Hyper-LoRA: contradictory tasks in one batch
 
 A pretrained transformer names digits. Four tasks want different answers to the same image, and a
 hypernetwork predicts the low-rank adapter of `peft <https://huggingface.co/docs/peft>`_ for each.
-It is compared with an adapter for each task, and with one for all, which cannot know the task.
+It is compared with an adapter for each, with one for all, and with FiLM, which scales features.
 """
 
 import copy
@@ -25,7 +25,6 @@ torch.manual_seed(0)
 pixels, digit = map(torch.tensor, load_digits(return_X_y=True))
 images = (pixels.float() / 8 - 1).reshape(-1, 1, 8, 8)
 answers = torch.stack([digit, (digit + 1) % 10, 9 - digit, 3 * digit % 10])  # (tasks, images)
-test = slice(1300, None)
 
 
 def fit(run, parameters, tasks, steps=200):
@@ -48,33 +47,34 @@ def adapted():
 
 
 # %%
-# The hypernetwork predicts the adapter and leaves everything else as it is.
-tasks = torch.arange(4)
-model = hl.hypernetize(adapted().requires_grad_(False), {"task": hl.Categorical(4)}, "*lora_*")
-fit(lambda x, task: model(x, task=task), hl.parameter_groups(model, lr=4e-3), tasks)
-shared, single = adapted(), [adapted() for _ in tasks]
-fit(lambda x, _: shared(x), shared.parameters(), tasks)
-for task, net in enumerate(single):
-    fit(lambda x, _, net=net: net(x), net.parameters(), tasks[task : task + 1])
+# The hypernetwork predicts the adapter and leaves everything else as it is. So does FiLM.
+tasks, space = torch.arange(4), {"task": hl.Categorical(4)}
+model = hl.hypernetize(adapted().requires_grad_(False), space, "*lora_*")
+film = hl.hypernetize(copy.deepcopy(base).requires_grad_(False), space, head=hl.ChannelScale())
+for net in (model, film):
+    fit(lambda x, task, net=net: net(x, task=task), hl.parameter_groups(net, lr=4e-3), tasks)
+shared, *single = (adapted() for _ in range(5))
+for net, own in zip([shared, *single], [tasks, *tasks[:, None]], strict=True):
+    fit(lambda x, _, net=net: net(x), net.parameters(), own)
 
 
 # %%
 # The adapter for a task can be exported, and peft loads it into the pretrained network.
 def accuracies(nets):
-    found = [net.eval()(images[test]).logits.argmax(-1) for net in nets]
-    return (torch.stack(found) == answers[:, test]).float().mean(1).tolist()
+    found = [net.eval()(images[1300:]).logits.argmax(-1) for net in nets]
+    return (torch.stack(found) == answers[:, 1300:]).float().mean(1).tolist()
 
 
 with tempfile.TemporaryDirectory() as folder:
     model.at(task=2).save_pretrained(folder)
     loaded = PeftModel.from_pretrained(copy.deepcopy(base), folder)
 nets = {"one adapter for all": [shared] * 4, "an adapter for each": single}
-nets["hyper-LoRA"] = [model.at(task=task) for task in tasks]
+nets |= {"FiLM": [film.at(task=i) for i in tasks], "hyper-LoRA": [model.at(task=i) for i in tasks]}
 accuracy = {name: accuracies(found) for name, found in nets.items()}
 accuracy_loaded = accuracies([loaded] * 4)[2]
-names = ["the digit", "plus one", "nine minus", "times three"]
 for place, (name, values) in enumerate(accuracy.items()):
-    plt.bar(tasks + 0.25 * place - 0.25, values, width=0.25, label=name)
+    plt.bar(tasks + 0.2 * place - 0.3, values, width=0.2, label=name)
+names = ["the digit", "plus one", "nine minus", "times three"]
 plt.gca().set(xticks=tasks, xticklabels=names, ylabel="test accuracy")
 plt.legend(loc="lower right")
 plt.show()

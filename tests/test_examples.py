@@ -85,6 +85,8 @@ def test_hyper_lora(run: Run) -> None:
     assert min(accuracy["hyper-LoRA"]) > 0.8
     assert mean(accuracy["hyper-LoRA"]) > mean(accuracy["an adapter for each"]) - 0.05
     assert mean(accuracy["one adapter for all"]) < 0.5
+    assert mean(accuracy["one adapter for all"]) + 0.2 < mean(accuracy["FiLM"])
+    assert mean(accuracy["FiLM"]) < mean(accuracy["hyper-LoRA"]) - 0.05
     assert names["accuracy_loaded"] == accuracy["hyper-LoRA"][2]
 
 

@@ -33,15 +33,86 @@ def test_a_folder_comes_back(tmp_path: Path) -> None:
     assert contents(hub.from_pretrained(tmp_path / "alone")) == contents(model.hypernet)
 
 
+def front_matter(text: str) -> dict[str, Any]:
+    cards = pytest.importorskip("huggingface_hub", reason="the extra hub is optional")
+    found: dict[str, Any] = cards.ModelCard(text).data.to_dict()
+    return found
+
+
 def test_the_card_says_what_it_is_and_is_not_overwritten(tmp_path: Path) -> None:
-    model = hl.hypernetize(mlp(), SPACE)
-    hub.save_pretrained(model, tmp_path)
+    inputs = {"g": hl.LogUniform(0.01, 1.0), "site": hl.Categorical(3), "ray": hl.Simplex(2)}
+    hub.save_pretrained(hl.hypernetize(mlp(), inputs, "*.weight"), tmp_path)
     card = (tmp_path / "README.md").read_text()
-    for words in ("library_name: hyperlight", "`Sequential`", "g = Uniform(low=0.0", "primary)"):
+    own = sum(p.numel() for p in mlp().parameters())
+    predicted = sum(p.numel() for name, p in mlp().named_parameters() if name.endswith("weight"))
+    for words in (
+        "# Sequential: a family of networks",
+        f"Its {own:,} weights are its own; a hypernetwork changes {predicted:,} of them.",
+        "| `g` | `LogUniform(low=0.01, high=1.0, shape=())` | a number from 0.01 to 1 |",
+        "| `site` | `Categorical(n=3, shape=(), features=3)` | an integer from 0 to 2, or weights",
+        "| `ray` | `Simplex(size=2, alpha=1.0)` | 2 weights that sum to 1 |",
+        f"Saved by HyperLight {hl.__version__}",
+    ):
         assert words in card
+    assert "not in the file" not in card
+    # the licence is for the user to choose
+    assert front_matter(card) == {"library_name": "hyperlight", "tags": ["hypernetwork", "pytorch"]}
+    assert front_matter(card.replace("# license", "license"))["license"].startswith("apache-2.0")
     (tmp_path / "README.md").write_text("mine")
-    hub.save_pretrained(model, tmp_path)
+    hub.save_pretrained(hl.hypernetize(mlp(), SPACE), tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def code_of(card: str) -> str:
+    return card.split("```python\n")[1].split("```")[0]
+
+
+class Own(hl.Dense):
+    """A head of the user's own, which a file cannot name."""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_code_on_a_card_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    inputs: dict[str, hl.Input] = {"g": hl.Uniform(0.0, 2.0), "n": hl.Normal(2), "z": hl.Normal(6)}
+    if own:
+        inputs["image"] = hl.Encoded(torch.nn.Linear(4, 16), features=16)
+    model = hl.hypernetize(
+        mlp().requires_grad_(False),
+        inputs,
+        head=Own() if own else hl.LowRank(1),
+        calibrate_on={"image": torch.randn(8, 4)} if own else None,
+    )
+    stirred(model)
+    hub.save_pretrained(model, tmp_path / "user/model", frozen=not own)
+    card = (tmp_path / "user/model/README.md").read_text()
+    assert ("not in the file, and only the same ones are taken" in card) is own
+    code = code_of(card).replace("primary = ...", "primary = network")
+    if own:
+        assert "inputs={'image': ...}, head=...)" in code
+        code = code.replace("'image': ...", "'image': space").replace("head=...", "head=Own()")
+    monkeypatch.chdir(tmp_path)
+    network = mlp()
+    network.load_state_dict(model.primary.state_dict())
+    x, z, image = vectors(), torch.randn(6), torch.randn(4)
+    names = {"network": network, "x": x, "z": z, "image": image, "Own": Own}
+    names["space"] = hl.Encoded(torch.nn.Linear(4, 16), features=16)
+    exec(code, names)
+    gamma = {"g": 1.0, "n": [0.0, 0.0], "z": z} | ({"image": image} if own else {})
+    expected = model(x, **gamma)
+    assert torch.equal(names["output"], expected)
+    torch.testing.assert_close(names["network"](x), expected)
+
+
+def test_the_card_of_a_hypernetwork_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.save_pretrained(hl.HyperNet(SPACE, {"w": (2, 3)}), tmp_path / "user/model")
+    card = (tmp_path / "user/model/README.md").read_text()
+    assert "# A hypernetwork\n\nIt predicts 6 weights from the inputs below." in card
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code_of(card), names)
+    assert names["weights"]["w"].shape == (2, 3)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
@@ -124,6 +195,8 @@ def test_a_model_goes_to_the_hub_and_back(tmp_path: Path, monkeypatch: pytest.Mo
     model = stirred(hl.hypernetize(mlp(), SPACE))
     url = hub.push_to_hub(model, "user/model", private=True, token="t", revision="dev")
     assert url == "https://huggingface.co/user/model/commit/1"
+    card = (tmp_path / "user/model/README.md").read_text()
+    assert "from_pretrained('user/model', primary)" in card
     names = [name for name, _ in remote.calls]
     assert names == ["create_repo", "file_exists", "upload_folder"]
     assert all(given["token"] == "t" for _, given in remote.calls)

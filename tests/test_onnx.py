@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from dataclasses import dataclass
@@ -162,6 +163,21 @@ def test_the_model_is_as_it_was(tmp_path: Path) -> None:
     assert model.last_run is last
     assert torch.equal(torch.get_rng_state(), random)
     model(x, scale=0.1).sum().backward()
+
+
+def test_nothing_is_said_of_torchvision(tmp_path: Path) -> None:
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        hl.export_onnx(hl.hypernetize(mlp(), SPACE), tmp_path / "f.onnx", torch.rand(2, 3))
+        assert said == []
+        logger.warning("torchvision is not installed")  # by others, later
+        assert said == ["torchvision is not installed"]
+    finally:
+        logger.removeHandler(handler)
 
 
 # --- several arguments and outputs, any head ------------------------------------------------

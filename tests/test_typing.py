@@ -1,4 +1,7 @@
-"""What type checkers know of a model: `make types` checks this file, and it runs as a test, too."""
+"""What type checkers know of a model. `make types` checks this file with mypy and Pyright.
+
+It runs as a test, too.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import hyperlight as hl
+from hyperlight.io import hub
 
 
 class Net(nn.Module):
@@ -49,6 +53,8 @@ def test_the_class_of_the_primary_is_known(tmp_path: Path) -> None:
     assert_type(model.truncate(2), hl.HyperModel[Net])
     assert_type(hl.HyperModel(Net(), model.hypernet), hl.HyperModel[Net])
     hl.save(model, tmp_path / "m")
+    hub.save_pretrained(model, tmp_path / "folder")
+    assert_type(hub.from_pretrained(tmp_path / "folder", Net()), hl.HyperModel[Net])
     again = hl.load(tmp_path / "m", Net())
     assert_type(again, hl.HyperModel[Net])
     assert torch.equal(again.at(g=0.3).twice(x), model.bind(g=0.3).twice(x))

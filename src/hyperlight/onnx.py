@@ -5,14 +5,16 @@ A file is checked before it is written: in memory, onnxruntime has to give what 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
 import json
+import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -551,7 +553,7 @@ def _exported(onnx: Any, call: _Call, about: Mapping[str, Any], opset: int | Non
     """The content of the file."""
     export: Any = torch.onnx.export
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_torchvision():
             warnings.simplefilter("ignore")  # of the exporter, about itself; the result is checked
             program = export(
                 _Graph(call).eval(),
@@ -577,6 +579,21 @@ def _exported(onnx: Any, call: _Call, about: Mapping[str, Any], opset: int | Non
             f"{opset}, to which PyTorch cannot convert it. Leave opset out, or ask for another."
         )
     return content
+
+
+@contextlib.contextmanager
+def _without_torchvision() -> Iterator[None]:
+    """Keep the exporter from logging at every call that there is none: a graph needs none."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("torchvision is not installed")
+
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def _refusal(call: _Call, error: BaseException) -> FormatError:

@@ -3,7 +3,7 @@ r"""Saving and loading: one safetensors file, no pickle.
 The files, in reading order: ``files`` (:func:`save` and :func:`load`), ``container`` (safetensors
 with a checksum), ``kinds`` (JSON and what it may be), ``structure`` (what a network is besides its
 tensors), ``state`` (how state dicts are compared and copied), ``legacy`` (checkpoints of HyperLight
-0.0.5), ``hub`` (the Hugging Face Hub).
+0.0.5), ``hub`` and ``card`` (the Hugging Face Hub).
 """
 
 from . import hub

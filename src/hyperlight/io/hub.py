@@ -17,7 +17,8 @@ from torch import nn
 
 from ..errors import HyperLightError, MissingExtraError, TransferError
 from ..hypernet import HyperNet
-from ..model import HyperModel
+from ..model import HyperModel, N
+from .card import card
 from .files import FilePath, LoadSettings, load, save
 
 FILE = "model.safetensors"
@@ -32,6 +33,9 @@ class HubSettings(LoadSettings, total=False):
 
 def save_pretrained(model: HyperModel | HyperNet, folder: FilePath, *, frozen: bool = True) -> None:
     """Write ``model.safetensors`` to a folder, and a card ``README.md`` if there is none.
+
+    The card says what the primary is, what the inputs take, and how to load the model. Choose a
+    license in its first lines, and say what the model is for.
 
     Args:
         model: as for :func:`~hyperlight.save`.
@@ -49,18 +53,13 @@ def save_pretrained(model: HyperModel | HyperNet, folder: FilePath, *, frozen: b
     >>> torch.equal(again(torch.ones(2), g=0.3), model(torch.ones(2), g=0.3))
     True
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save(model, folder / FILE, frozen=frozen)
-    card = folder / "README.md"
-    if not card.exists():
-        card.write_text(_card(model), encoding="utf-8")
+    _write(model, Path(folder), frozen, "user/model")
 
 
 @overload
 def from_pretrained(
-    source: FilePath, primary: nn.Module, **settings: Unpack[HubSettings]
-) -> HyperModel: ...
+    source: FilePath, primary: N, **settings: Unpack[HubSettings]
+) -> HyperModel[N]: ...
 
 
 @overload
@@ -133,7 +132,7 @@ def push_to_hub(
     api = _hub().HfApi(token=token)
     upload = _transfer(f"The model could not be uploaded to {repo_id!r} on the Hub")
     with tempfile.TemporaryDirectory() as name, upload:
-        save_pretrained(model, name, frozen=frozen)  # fails before the repository is created
+        _write(model, Path(name), frozen, repo_id)  # fails before the repository is created
         api.create_repo(repo_id, private=private, exist_ok=True)
         kept = "README.md" if api.file_exists(repo_id, "README.md", revision=revision) else None
         commit = api.upload_folder(
@@ -144,6 +143,14 @@ def push_to_hub(
             ignore_patterns=kept,
         )
     return str(commit.commit_url)
+
+
+def _write(model: HyperModel | HyperNet, folder: Path, frozen: bool, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, folder / FILE, frozen=frozen)
+    readme = folder / "README.md"
+    if not readme.exists():
+        readme.write_text(card(model, folder / FILE, name), encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -168,19 +175,3 @@ def _hub() -> Any:
             "Transfers need the package huggingface_hub. Install it: pip install 'hyperlight[hub]'."
         ) from error
     return huggingface_hub
-
-
-def _card(model: HyperModel | HyperNet) -> str:
-    spaces = "\n".join(f"    {name} = {space!r}" for name, space in model.inputs.items())
-    if isinstance(model, HyperModel):
-        kind = type(model.primary).__name__
-        what, given = f"A family of networks of class `{kind}`", ", primary"
-        note = f"`primary` is a `{kind}` built as it was for training, with any weights.\n"
-    else:
-        what, given, note = "A hypernetwork", "", ""
-    return (
-        "---\nlibrary_name: hyperlight\ntags:\n- hypernetwork\n---\n\n"
-        f"{what}, whose weights depend on these inputs:\n\n{spaces}\n\n"
-        "```python\nfrom hyperlight.io import hub\n\n"
-        f'model = hub.from_pretrained("..."{given})\n```\n\n{note}'
-    )

@@ -49,7 +49,7 @@ def refuse_mixing(primary: nn.Module, remedy: str) -> None:
                 f"{type(module).__name__}{where} {state} takes statistics over the batch, whose "
                 f"entries have different weights here. Call model.eval(), keep this layer alone in "
                 f"eval mode, use GroupNorm or LayerNorm in its place, {remedy}or pass one value "
-                "for the whole batch (batch shape ())."
+                "for the whole batch (batch shape ()), as model.sample() draws it."
             )
 
 
