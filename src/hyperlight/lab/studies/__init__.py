@@ -18,6 +18,7 @@ from . import (
     fig7,
     fig8,
     fig9,
+    knobs,
     lr,
     rates,
     registration,
@@ -39,5 +40,6 @@ STUDIES: dict[str, Study] = {
         *(table2.STUDY, lr.STUDY, runtime.STUDY, statements.STUDY),
         *(dimension.STUDY, rates.STUDY, family_hypermorph.STUDY, family_scale_space.STUDY),
         *(registration.STUDY, width.STUDY),
+        *(knobs.TRADE_OFF, knobs.ADAPTERS, knobs.IMPLICIT, knobs.EQUATIONS),
     )
 }
