@@ -422,7 +422,7 @@ def _adapters(setup: Setup) -> tuple[Contest, ...]:
     return (
         Contest(
             "low-rank adapters",
-            base("problems", common, _how(setup, 400, 16 if smoke else 128)),
+            base("problems", common, _how(setup, 400, 16 if smoke else 64)),
             *({"gammas": count}, count),
             tried=(OURS, HAND, FILM, CHANNEL, SHARED),
             rates=(1e-2,) if smoke else (3e-3, 1e-2),
@@ -524,8 +524,8 @@ ADAPTERS = _study(
     reduced={
         "smoke": "two tasks of digits, 8 steps (4 steps and 2 steps for equal time and for "
         "adapters that together train for as many)",
-        "cpu": "MNIST; 400 steps in batches of 128 images (200 steps and 100 steps for equal time; "
-        "one set of adapters per task: batches of 1024 images, 128 for each of eight tasks, and 50 "
+        "cpu": "MNIST; 400 steps in batches of 64 images (200 steps and 100 steps for equal time; "
+        "one set of adapters per task: batches of 512 images, 64 for each of eight tasks, and 50 "
         "steps where they together train for as many); two rates",
     },
 )
