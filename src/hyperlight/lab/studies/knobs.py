@@ -425,8 +425,8 @@ def _adapters(setup: Setup) -> tuple[Contest, ...]:
             base("problems", common, _how(setup, 400, 16 if smoke else 64)),
             *({"gammas": count}, count),
             tried=(OURS, HAND, FILM, CHANNEL, SHARED),
-            rates=(1e-2,) if smoke else (3e-3, 1e-2),
-            others={} if smoke else {"hand": (1e-3, 3e-3)},
+            rates=(1e-2,) if smoke else (3e-3, 1e-2, 3e-2),
+            others={} if smoke else {"hand": (1e-3, 3e-3, 1e-2)},
             level=MARGINS["accuracy"],
             points=True,
             views=("dots",),
@@ -526,7 +526,7 @@ ADAPTERS = _study(
         "adapters that together train for as many)",
         "cpu": "MNIST; 400 steps in batches of 64 images (200 steps and 100 steps for equal time; "
         "one set of adapters per task: batches of 512 images, 64 for each of eight tasks, and 50 "
-        "steps where they together train for as many); two rates",
+        "steps where they together train for as many); three rates",
     },
 )
 
