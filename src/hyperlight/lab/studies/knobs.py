@@ -446,13 +446,13 @@ def _implicit(setup: Setup) -> tuple[Contest, ...]:
             "an image to an implicit network",
             base(
                 "problems",
-                {**common, "gammas": 4 if smoke else 16},
-                _how(setup, 500, 32 if smoke else 1024),
+                {**common, "gammas": 4 if smoke else 32},
+                _how(setup, 1000, 32 if smoke else 1024),
             ),
             *({"gammas": count}, count),
             tried=_with({"directions": 24}, OURS, HAND, FILM, CHANNEL, wide),
-            rates=(3e-3,) if smoke else (1e-3, 3e-3, 1e-2),
-            others={} if smoke else {"hand": (3e-4, 1e-3, 3e-3)},
+            rates=(3e-3,) if smoke else (3e-3, 1e-2, 3e-2),
+            others={} if smoke else {"hand": (1e-3, 3e-3, 1e-2)},
             views=("dots",),
             error="squared error",
         ),
@@ -541,9 +541,9 @@ IMPLICIT = _study(
     reduced={
         "smoke": "two digits, 8 steps (4 steps and 2 steps for equal time and for networks that "
         "together train for as many)",
-        "cpu": "MNIST, tested on 16 images; 500 steps in batches of 1024 pixels of 16 images (250 "
-        "steps and 125 steps for equal time; one network per image: batches of 16384 pixels, 1024 "
-        "for each, and 31 steps where they together train for as many); three rates",
+        "cpu": "MNIST, tested on 16 images; 1000 steps in batches of 1024 pixels of 32 images (500 "
+        "steps and 250 steps for equal time; one network per image: batches of 16384 pixels, 1024 "
+        "for each, and 62 steps where they together train for as many); three rates",
     },
 )
 

@@ -292,7 +292,7 @@ class _OfImages(_Problem):
 
 
 # Largest slope of the first layer of an implicit network, over coordinates from -1 to 1 (SIREN).
-_FASTEST = 30.0
+_FASTEST = 10.0
 _FEATURES = 32
 
 
