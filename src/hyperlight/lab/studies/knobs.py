@@ -463,7 +463,7 @@ def _trade_off(setup: Setup) -> tuple[Contest, ...]:
     smoke = setup.size == "smoke"
     small: dict[str, Any] = {"widths": (8,), "latent": 2, "evaluation_images": 20}
     if not smoke:
-        small = {"data": "mnist", "size": 14, "widths": (64,), "latent": 8}
+        small = {"data": "mnist", "widths": (32,), "latent": 8}
     common = {"evaluation_gammas": len(BETAS), "data_dir": setup.data_dir, **small}
     return (
         Contest(
@@ -559,7 +559,7 @@ TRADE_OFF = _study(
     reduced={
         "smoke": "digits, 8 steps (4 steps and 2 steps for equal time, 1 steps for plain networks "
         "that together train for as many)",
-        "cpu": "MNIST at 14x14, 64 hidden units; 500 steps in batches of 128 (250 steps and 125 "
+        "cpu": "MNIST, 32 hidden units; 500 steps in batches of 128 (250 steps and 125 "
         "steps for equal time; plain networks: batches of 640, 128 for each of five prices, and "
         "100 steps where they together train for as many); two rates",
     },
