@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import hyperlight as hl
 from hyperlight.errors import InputError
 from hyperlight.lab.controls import (
+    ByHand,
     Channel,
     Control,
     Dropout,
@@ -40,7 +41,10 @@ from hyperlight.lab.train import Training, train
 from tests.lab.making import equal_runs
 
 CPU = torch.device("cpu")
-CONTROLS: dict[Formulation, type[Control]] = {"shared": Shared, "channel": Channel, "film": Film}
+CONTROLS: dict[Formulation, type[Control]] = {
+    **{"shared": Shared, "channel": Channel, "film": Film},
+    "hand": ByHand,
+}
 GAMMA: dict[str, hl.Input] = {"gamma": hl.Uniform(0.0, 1.0)}
 
 every_control = pytest.mark.parametrize("formulation", CONTROLS)
@@ -142,7 +146,7 @@ def test_all_weights_of_a_control_are_trained_at_the_rate(task: Task) -> None:
 @every_task
 def test_controls_start_as_the_plain_network(task: Task) -> None:
     plain = task.model("plain", 5).primary.state_dict()
-    for formulation in ("shared", "film"):
+    for formulation in ("shared", "film", "hand"):
         primary = task.model(formulation, 5).primary.state_dict()
         assert all(torch.equal(value, plain[name]) for name, value in primary.items())
     larger = task.model("channel", 5).primary.state_dict()
@@ -155,12 +159,16 @@ def test_controls_start_as_the_plain_network(task: Task) -> None:
 
 def test_a_network_reads_the_pictures_of_a_family(fabric: Fabric, tmp_path: Path) -> None:
     task = _family(family="picture", count=5)
-    for formulation in ("shared", "film"):
+    for formulation in CONTROLS:
         run = _whole(task, formulation, fabric, tmp_path / formulation)
         assert run.outcome is not None
         assert run.outcome.figures["test error"] < 100.0
-    with pytest.raises(LabError, match="'gamma' is encoded by a network; .* Choose film"):
-        task.model("channel", 0)
+        saved = load_file(tmp_path / formulation / "model.safetensors")
+        assert run.model is not None
+        names = {name for name, _ in run.model.named_parameters()}
+        if formulation in ("channel", "hand"):  # with the network that reads the pictures
+            assert set(saved) == names
+            assert any(name.startswith("numbers.networks.gamma") for name in names)
 
 
 def test_the_decoder_reads_gamma_as_well() -> None:
@@ -182,7 +190,7 @@ def test_what_gamma_changes(name: str, fabric: Fabric) -> None:
         run = _whole(task, formulation, fabric, None)
         first, second = _curve(task, run.model)
         depends[formulation] = first != second
-    assert depends == {"shared": False, "channel": True, "film": True}
+    assert depends == {"shared": False, "channel": True, "film": True, "hand": True}
 
 
 def test_registration_chooses_the_best_of_eleven_gammas(
@@ -270,6 +278,8 @@ def _make(kind: type[Control], name: str, inputs: dict[str, hl.Input]) -> Any:
                 p.add_(0.1 * torch.randn_like(p))  # as after some steps
     elif kind is Channel:
         model = Channel(make(input_channels(inputs)), inputs)
+    elif kind is ByHand:
+        model = ByHand(make(0), inputs, hidden=(8, 8))
     else:
         model = Shared(make(0), inputs)
     return model.double(), x.double(), others
@@ -287,7 +297,7 @@ def test_film_is_the_primary_at_the_start(name: str) -> None:
 
 @every_primary
 @every_space
-@pytest.mark.parametrize("kind", [Shared, Channel, Film])
+@pytest.mark.parametrize("kind", [Shared, Channel, Film, ByHand])
 def test_a_gamma_for_each_is_one_after_the_other(
     kind: type[Control], name: str, space: str
 ) -> None:
@@ -309,7 +319,7 @@ def test_a_gamma_for_each_is_one_after_the_other(
     assert (not torch.equal(together, found)) == (kind is not Shared)
 
 
-@pytest.mark.parametrize("kind", [Channel, Film])
+@pytest.mark.parametrize("kind", [Channel, Film, ByHand])
 def test_each_bound_network_keeps_its_gamma(kind: type[Control]) -> None:
     model, x, _ = _make(kind, "U-Net", GAMMA)
     first, second = model.bind(gamma=0.1), model.bind(gamma=0.9)
@@ -326,7 +336,7 @@ def test_film_leaves_no_hook_when_the_primary_fails() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("kind", [Shared, Channel, Film])
+@pytest.mark.parametrize("kind", [Shared, Channel, Film, ByHand])
 def test_a_copy_is_a_network_of_its_own(kind: type[Control]) -> None:
     model, x, _ = _make(kind, "U-Net", GAMMA)
     expected = model(x, gamma=0.3)
@@ -375,6 +385,48 @@ def test_the_channels_are_the_numbers_of_gamma() -> None:
     assert torch.equal(seen[:, :1], x)
     expected = torch.tensor([[0.0, 1.0, 0.0, 0.0, 1.0], [0.5, 0.2, 1.0, 0.0, 0.0]])
     torch.testing.assert_close(seen[:, 1:], expected[..., None, None].expand(2, 5, 2, 2))
+
+
+class _Brightness(nn.Module):
+    """The mean and the largest value of an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x.flatten(1).mean(1), x.flatten(1).amax(1)], dim=1)
+
+
+def test_a_code_is_what_the_network_of_an_input_gives() -> None:
+    space = hl.Encoded(_Brightness(), features=2, shape=(1, 2, 2))
+    inputs: dict[str, hl.Input] = {"image": space, "level": hl.Uniform(0.0, 2.0)}
+    assert input_channels(inputs) == 3
+    seen = Channel(nn.Linear(4, 1), inputs)
+    image, x = torch.rand(3, 1, 2, 2), torch.rand(3, 5, 1)
+    code = torch.cat([_Brightness()(image), torch.full((3, 1), 0.25)], dim=1)
+    expected = seen.primary(torch.cat([x, code[:, None].expand(3, 5, 3)], dim=-1))
+    torch.testing.assert_close(seen(x, image=image, level=torch.full((3,), 0.5)), expected)
+
+
+@pytest.mark.parametrize("batch_shape", [(), (3,)])
+def test_by_hand_is_the_same_function_as_ours(batch_shape: tuple[int, ...]) -> None:
+    """Given its weights, in float64, without the input encoding and the projection."""
+    torch.manual_seed(0)
+    make, x, _ = PRIMARIES["perceptron on sequences"]
+    x = x.double()
+    inputs: dict[str, hl.Input] = {"gamma": hl.Uniform(0.0, 1.0, (2,))}
+    ours = hl.hypernetize(make(0), inputs, hidden=(8, 6), directions=None, encoding=None).double()
+    hand = ByHand(make(0), inputs, hidden=(8, 6)).double()
+    hand.primary.load_state_dict(ours.primary.state_dict())
+    trunk = [m for m in ours.hypernet.trunk.modules() if isinstance(m, nn.Linear)]
+    layers = [m for m in hand.hypernetwork if isinstance(m, nn.Linear)]
+    with torch.no_grad():
+        for own, theirs in zip(layers, trunk, strict=False):
+            own.weight.copy_(theirs.weight[:, : own.in_features])  # of ours, the rest reads zeros
+            own.bias.copy_(theirs.bias)
+        layers[-1].weight.copy_(ours.hypernet.head.weight)
+        layers[-1].bias.zero_()  # of ours, theta0 is the bias
+    gamma = ours.sample(batch_shape)
+    found, expected = hand(x, **gamma), ours(x, **gamma)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(expected, ours.primary(x), rtol=1e-3)
 
 
 def test_the_one_gamma_of_a_plain_network() -> None:
@@ -465,7 +517,7 @@ def test_dropout_needs_a_linear_layer() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", [Channel, Film])
+@pytest.mark.parametrize("kind", [Channel, Film, ByHand])
 def test_gammas_that_do_not_fit_are_refused(kind: type[Control]) -> None:
     model, x, _ = _make(kind, "U-Net", GAMMA)
     text = "Gamma has batch shape (2,) and the batch 3 entries; expected (), or (3,) for one gamma"
@@ -491,7 +543,3 @@ def test_the_names_of_inputs_are_checked() -> None:
 def test_primaries_and_inputs_without_a_place_for_gamma_are_refused() -> None:
     with pytest.raises(LabError, match="Sequential has 1 convolutions and linear layers; expected"):
         Film(nn.Sequential(nn.Linear(2, 1)), GAMMA)
-    encoded = hl.Encoded(nn.Linear(3, 4), features=4)
-    text = "The input 'image' is encoded by a network; expected numbers or categories for"
-    with pytest.raises(LabError, match=text):
-        input_channels({"image": encoded})

@@ -14,6 +14,7 @@ import hyperlight as hl
 from hyperlight.lab.comparison import Interval
 from hyperlight.lab.engine import task_of
 from hyperlight.lab.studies import Results, Setup, width
+from hyperlight.lab.studies.price import meanwhile
 from hyperlight.lab.studies.width import WHOLE, Cell, Price, Width, activated, linear
 from hyperlight.lab.tasks.base import Outcome
 from hyperlight.widths import directions_for
@@ -130,15 +131,12 @@ def test_at_equal_time_a_dear_head_has_had_fewer_steps(monkeypatch: pytest.Monke
 
 
 def test_errors_between_two_lengths_are_interpolated() -> None:
-    whole = {
-        steps: width.Quality(0.01, [error, 2.0 * error], 0.0)
-        for steps, error in ((200, 0.4), (400, 0.2), (800, 0.1))
-    }
-    found = width._meanwhile(whole, 400 * math.sqrt(2.0))
+    whole = {200: [0.4, 0.8], 400: [0.2, 0.4], 800: [0.1, 0.2]}
+    found = meanwhile(whole, 400 * math.sqrt(2.0))
     assert found == pytest.approx([0.2 / math.sqrt(2.0), 0.4 / math.sqrt(2.0)])
-    assert width._meanwhile(whole, 400) == [0.2, 0.4]
-    assert width._meanwhile(whole, 20) == [0.4, 0.8]
-    assert width._meanwhile(whole, 8000) == [0.1, 0.2]
+    assert meanwhile(whole, 400) == [0.2, 0.4]
+    assert meanwhile(whole, 20) == [0.4, 0.8]
+    assert meanwhile(whole, 8000) == [0.1, 0.2]
 
 
 @pytest.mark.parametrize(("error", "verdict"), [(0.1, "holds"), (0.16, "refuted")])

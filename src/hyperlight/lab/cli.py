@@ -133,10 +133,10 @@ class Train:
 
     parametrization: Formulation = "mip"
     """classical: theta = h(gamma). mip: MIP. encoding, residual: only one of its two parts, the
-    input encoding or the output encoding (learned weights plus predicted changes). Without a
-    hypernetwork: plain: trained for one gamma (--gamma, if the task has it). shared: one network
-    for all gammas, which it does not know. channel: gamma is another input of the network. film:
-    gamma scales and shifts the features."""
+    input encoding or the output encoding (learned weights plus predicted changes). hand: one that
+    is written without this library. Without a hypernetwork: plain: trained for one gamma (--gamma,
+    if the task has it). shared: one network for all gammas, which it does not know. channel: gamma
+    is another input of the network. film: gamma scales and shifts the features."""
     out: Path | None = None
     """Folder for the results; by default one in runs/ that is named after the settings. The same
     command resumes an interrupted run."""

@@ -15,13 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from .. import Categorical, Encoded, HyperNet, Input
 from ..errors import listed
+from ..targets import Targets, select
 from .errors import LabError
 
 __all__ = [
+    "ByHand",
     "Channel",
     "Control",
     "Dropout",
@@ -166,7 +169,7 @@ class Separate(Ensemble):
 
     Args:
         primary: the network to copy.
-        inputs: the gammas, one for each network: ``(n,)``, by the name of the input.
+        inputs: the gammas, one for each network: ``(n, ...)``, by the name of the input.
 
     >>> from hyperlight.lab.controls import Separate
     >>> model = Separate(nn.Linear(2, 1), {"gamma": torch.tensor([0.3, 0.5])})
@@ -197,7 +200,7 @@ class Separate(Ensemble):
                 f"A batch was to have {wanted} gammas for plain networks of {count}; expected a "
                 f"multiple of {count}, so that each has an equal part of it."
             )
-        return {self.name: self.gammas.repeat_interleave(wanted // count)}
+        return {self.name: self.gammas.repeat_interleave(wanted // count, dim=0)}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run every network on its part of the arguments."""
@@ -206,7 +209,8 @@ class Separate(Ensemble):
 
     def bind(self, **gamma: Any) -> nn.Module:
         """The network of the nearest gamma."""
-        index = int((self.gammas - gamma[self.name]).abs().argmin())
+        away = (self.gammas - gamma[self.name]).abs().reshape(len(self.gammas), -1)
+        index = int(away.sum(dim=1).argmin())
         return self.networks[index]
 
 
@@ -330,15 +334,13 @@ class Channel(Shared):
     """A plain network that reads gamma beside its input.
 
     The numbers of gamma (:attr:`Input.standardize`; for a category, one for each, of which one is
-    1 and the others are 0) become constant channels beside an image, or entries beside a vector.
+    1 and the others are 0; for an encoded input, what its network gives) become constant channels
+    beside an image, or entries beside a vector.
 
     Args:
         primary: the network, for inputs with :func:`input_channels` more channels or entries. Its
             first layer says which of the two.
         inputs: the spaces of gamma, by name.
-
-    Raises:
-        LabError: an input has no numbers.
 
     Shape:
         The first argument of the primary is an image ``(B, C, H, W)`` or ``(B, ..., features)``.
@@ -352,13 +354,18 @@ class Channel(Shared):
 
     def __init__(self, primary: nn.Module, inputs: Mapping[str, Input]) -> None:
         super().__init__(primary, inputs)
-        input_channels(inputs)
+        self.numbers = _Numbers(inputs)
         first = next((m for m in primary.modules() if isinstance(m, _LAYERS)), None)
         self.beside_image = isinstance(first, _CONVOLUTIONS)
 
+    @property
+    def saved(self) -> nn.Module:
+        return self if any(True for _ in self.numbers.parameters()) else self.primary
+
     def bind(self, **gamma: Any) -> nn.Module:
         """The primary of everything but gamma."""
-        return _Bound(self.primary, partial(self._run, self._numbers(gamma)))
+        numbers = self.numbers(gamma, next(self.primary.parameters()))
+        return _Bound(self.primary, partial(self._run, numbers))
 
     def _run(self, numbers: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         _check_batch(numbers.shape[:-1], x)
@@ -368,21 +375,112 @@ class Channel(Shared):
         beside = _over_inner(numbers, x).expand(*x.shape[:-1], -1)
         return self.primary(torch.cat([x, beside], dim=-1), *args, **kwargs)
 
-    def _numbers(self, gamma: Mapping[str, Any]) -> Tensor:
-        """The numbers of all of gamma, ``batch_shape + (n,)``."""
+
+class _Numbers(nn.Module):
+    """The numbers of all of gamma, ``batch_shape + (n,)``; networks of encoded inputs are in it.
+
+    Args:
+        inputs: the spaces of gamma, by name.
+    """
+
+    def __init__(self, inputs: Mapping[str, Input]) -> None:
+        super().__init__()
+        self.inputs = dict(inputs)
+        networks = {k: space.module for k, space in inputs.items() if isinstance(space, Encoded)}
+        self.networks = nn.ModuleDict(networks)
+
+    def forward(self, gamma: Mapping[str, Any], like: Tensor) -> Tensor:
+        """Read the entries of gamma, in the dtype and on the device of another tensor."""
         _check_names(gamma, self.inputs)
-        like = next(self.primary.parameters())
         parts = []
         for name, space in self.inputs.items():
             value = space.tensor(gamma[name], dtype=like.dtype, device=like.device)
             batch_shape = space.batch_shape_of(value)
-            if isinstance(space, Categorical):
+            if isinstance(space, Encoded):
+                rows = value.reshape(-1, *value.shape[len(batch_shape) :]).to(like.dtype)
+                value = self.networks[name](rows)
+            elif isinstance(space, Categorical):
                 value = F.one_hot(value, space.n).to(like.dtype)
             else:
                 value = space.standardize(value)
             parts.append(value.reshape(*batch_shape, -1))
         shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))  # type: ignore[no-untyped-call]
         return torch.cat([part.expand(*shape, -1) for part in parts], dim=-1)
+
+
+class ByHand(Shared):
+    r"""A hypernetwork as one writes it in twenty lines, with nothing of this library.
+
+    .. math:: \theta = \theta_0 + W f(\gamma) + b
+
+    A fully connected network reads the numbers of gamma, as :class:`Channel` does, and its last
+    layer gives all weights at once. They are added to those that the primary starts with, and
+    :func:`torch.func.functional_call` runs it. Layers start as PyTorch starts them. There is no
+    input encoding, no projection, and no rate of its own for any part.
+
+    Args:
+        primary: the network. Where several gammas are given, every argument that is a tensor has
+            their number of entries.
+        inputs: the spaces of gamma, by name.
+        hidden: widths of the hidden layers.
+        targets: which parameters are predicted, as for :func:`~hyperlight.hypernetize`.
+
+    Shape:
+        Gamma has the batch shape ``()``, or ``(B,)`` for the ``B`` entries of a batch.
+
+    >>> from hyperlight.lab.controls import ByHand
+    >>> model = ByHand(nn.Linear(2, 1), {"gamma": hl.Uniform(0.0, 1.0)})
+    >>> model(torch.zeros(4, 2), gamma=torch.rand(4)).shape
+    torch.Size([4, 1])
+    """
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        inputs: Mapping[str, Input],
+        hidden: Sequence[int] = (64, 128),
+        targets: Targets = None,
+    ) -> None:
+        super().__init__(primary, inputs)
+        self.numbers = _Numbers(inputs)
+        self.shapes = {target.name: target.shape for target in select(primary, targets)}
+        layers: list[nn.Module] = []
+        size = input_channels(inputs)
+        for width in hidden:
+            layers += [nn.Linear(size, width), nn.LeakyReLU()]
+            size = width
+        total = sum(shape.numel() for shape in self.shapes.values())
+        self.hypernetwork = nn.Sequential(*layers, nn.Linear(size, total))
+
+    @property
+    def saved(self) -> nn.Module:
+        return self
+
+    def bind(self, **gamma: Any) -> nn.Module:
+        """The primary with the weights for gamma, predicted once."""
+        numbers = self.numbers(gamma, next(self.hypernetwork.parameters()))
+        return _Bound(self.primary, partial(self._run, self.hypernetwork(numbers)))
+
+    def _run(self, flat: Tensor, *args: Any, **kwargs: Any) -> Any:
+        parts = torch.split(flat, [shape.numel() for shape in self.shapes.values()], dim=-1)
+        own = dict(self.primary.named_parameters())
+        theta = {
+            name: own[name] + part.reshape(*flat.shape[:-1], *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+        if flat.ndim == 1:
+            return functional_call(self.primary, theta, args, kwargs)
+        for x in args:
+            if isinstance(x, Tensor):
+                _check_batch(flat.shape[:-1], x)
+
+        def one(theta: dict[str, Tensor], *row: Any) -> Any:
+            batch = [x.unsqueeze(0) if isinstance(x, Tensor) else x for x in row]
+            found = functional_call(self.primary, theta, tuple(batch), kwargs)
+            return tuple(y[0] for y in found) if isinstance(found, tuple) else found[0]
+
+        where = tuple(0 if isinstance(x, Tensor) else None for x in args)
+        return vmap(one, in_dims=(0, *where))(theta, *args)
 
 
 class Film(Control):
@@ -497,19 +595,13 @@ def _check_names(gamma: Mapping[str, Any], inputs: Mapping[str, Input]) -> None:
 def input_channels(inputs: Mapping[str, Input]) -> int:
     """How many numbers a :class:`Channel` network reads beside its input.
 
-    Raises:
-        LabError: an input is encoded by a network, so that it has no numbers of its own.
-
     >>> from hyperlight.lab.controls import input_channels
     >>> input_channels({"gamma": hl.Uniform(0.0, 1.0, shape=3), "task": hl.Categorical(10)})
     13
     """
-    total = 0
-    for name, space in inputs.items():
-        if isinstance(space, Encoded):
-            raise LabError(
-                f"The input {name!r} is encoded by a network; expected numbers or categories for "
-                "--parametrization channel. Choose film."
-            )
-        total += space.numel * (space.n if isinstance(space, Categorical) else 1)
-    return total
+    return sum(
+        space.features
+        if isinstance(space, Encoded)
+        else space.numel * (space.n if isinstance(space, Categorical) else 1)
+        for space in inputs.values()
+    )

@@ -17,6 +17,7 @@ from . import (
     fig7,
     fig8,
     fig9,
+    knobs,
     lr,
     rates,
     rates_mnist,
@@ -42,5 +43,6 @@ STUDIES: dict[str, Study] = {
         *(table2.STUDY, lr.STUDY, sgd.STUDY, runtime.STUDY, statements.STUDY),
         *(dimension.STUDY, rates.STUDY, rates_mnist.STUDY, family_scale_space.STUDY),
         *(registration.STUDY, registration_steps.STUDY, width.STUDY, uncertainty.STUDY),
+        *(knobs.TRADE_OFF, knobs.ADAPTERS, knobs.IMPLICIT, knobs.EQUATIONS),
     )
 }

@@ -1,11 +1,15 @@
-"""What models cost: parameters, the size of a file, and the time of a training step."""
+"""What models cost: parameters, the size of a file, and the time of a training step.
+
+And what another model has learned in the same time.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +21,7 @@ from ... import HyperModel, save
 from ..engine import Spec, task_of
 from ..tasks.base import Model
 
-__all__ = ["Price", "prices"]
+__all__ = ["Price", "log", "meanwhile", "prices"]
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -89,3 +93,29 @@ def _saved(model: Model) -> int:
         else:
             save_model(model.saved, str(path))
         return path.stat().st_size
+
+
+def log(error: float) -> float:
+    """The logarithm of an error of 0 or more; infinity if the run diverged."""
+    return math.log(max(error, 1e-12)) if math.isfinite(error) else math.inf
+
+
+def meanwhile(errors: Mapping[int, Sequence[float]], steps: float) -> list[float]:
+    """Errors after a number of steps, for every seed.
+
+    Between the lengths that were trained they are interpolated, the logarithms of both. Outside of
+    them they are those of the nearest length.
+
+    Args:
+        errors: of every seed, by the number of steps.
+        steps: the number of steps.
+    """
+    lengths = sorted(errors)
+    steps = min(max(steps, lengths[0]), lengths[-1])
+    after = next(n for n in lengths if n >= steps)
+    before = max((n for n in lengths if n <= steps), default=after)
+    if before == after:
+        return list(errors[after])
+    share = math.log(steps / before) / math.log(after / before)
+    pairs = zip(errors[before], errors[after], strict=True)
+    return [math.exp((1.0 - share) * log(a) + share * log(b)) for a, b in pairs]

@@ -26,7 +26,7 @@ from ..comparison import Interval, Verdict, every
 from ..engine import Spec
 from ..summary import BEYOND, Claim
 from .base import Group, Results, Setup, Study, Table, base, grid
-from .price import Price, prices
+from .price import Price, log, meanwhile, prices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -306,10 +306,6 @@ def _finite(error: float) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def _log(error: float) -> float:
-    return math.log(max(error, 1e-12)) if math.isfinite(error) else math.inf
-
-
 @dataclass(frozen=True)
 class Quality:
     """A width in a family, at the rate that is best on validation data.
@@ -377,31 +373,15 @@ def _rows(results: Results) -> list[Row]:
         for width in (width for there, width in measured if there == cell):
             own = _quality(results, cell, width, lengths[-1])
             share = measured[cell, width].step / measured[cell, WHOLE].step
-            meanwhile = _meanwhile(whole, share * lengths[-1])
+            errors = {n: quality.errors for n, quality in whole.items()}
             found.append(
                 Row(
                     *(cell, width, measured[cell, width], own),
                     steps=_ratio(own.errors, whole[lengths[-1]].errors),
-                    time=_ratio(own.errors, meanwhile),
+                    time=_ratio(own.errors, meanwhile(errors, share * lengths[-1])),
                 )
             )
     return found
-
-
-def _meanwhile(whole: Mapping[int, Quality], steps: float) -> list[float]:
-    """Errors of the head with all features after a number of steps.
-
-    Between the lengths that were trained they are interpolated, the logarithms of both.
-    """
-    lengths = sorted(whole)
-    steps = min(max(steps, lengths[0]), lengths[-1])
-    after = next(n for n in lengths if n >= steps)
-    before = max((n for n in lengths if n <= steps), default=after)
-    if before == after:
-        return whole[after].errors
-    share = math.log(steps / before) / math.log(after / before)
-    pairs = zip(whole[before].errors, whole[after].errors, strict=True)
-    return [math.exp((1.0 - share) * _log(a) + share * _log(b)) for a, b in pairs]
 
 
 # --- figure, claims, tables ---------------------------------------------------------------
@@ -455,7 +435,7 @@ _LABELS = {"linear": "linear projection", "activated": "narrow last layer with a
 
 
 def _geometric(errors: Sequence[float]) -> float:
-    mean = statistics.fmean(_log(error) for error in errors)
+    mean = statistics.fmean(log(error) for error in errors)
     return math.exp(mean) if math.isfinite(mean) else math.nan
 
 

@@ -28,7 +28,7 @@ from ... import (
 )
 from ...init import Init, Relative
 from ...targets import Targets
-from ..controls import Channel, Control, Film, Fixed, Shared, input_channels
+from ..controls import ByHand, Channel, Control, Film, Fixed, Shared, input_channels
 from ..data import DATA, Images, ImageSplit, stratified_split
 from ..errors import LabError, at_least
 
@@ -57,13 +57,14 @@ __all__ = [
 ]
 
 Formulation = Literal[
-    "classical", "mip", "encoding", "residual", "plain", "shared", "channel", "film"
+    "classical", "mip", "encoding", "residual", "hand", "plain", "shared", "channel", "film"
 ]
 """How the weights are made, or what is trained without a hypernetwork.
 
 The classical formulation, MIP, or only one of its two parts (the input encoding, or learned weights
-plus predicted changes). Or the primary alone: for one gamma, for all gammas without knowing them,
-with gamma as another input, or with features that gamma scales and shifts (FiLM).
+plus predicted changes); or a hypernetwork that is written by hand. Or the primary alone: for one
+gamma, for all gammas without knowing them, with gamma as another input, or with features that gamma
+scales and shifts (FiLM).
 """
 
 # Values of gamma on the slider of a report.
@@ -195,6 +196,8 @@ class Hypernetwork:
             return Fixed(primary, fixed)
         if formulation == "shared":
             return Shared(primary, inputs)
+        if formulation == "hand":
+            return ByHand(primary, inputs, self.hidden, targets)
         if formulation == "film":
             return Film(
                 primary,
