@@ -6,6 +6,7 @@ the repository is browsed: to a page, it is a page; to any other file, a downloa
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tomllib
@@ -178,12 +179,13 @@ def resolve_live(app: Sphinx, document: nodes.document) -> None:
         if RUNTIME:
             node.replace_self(nodes.reference("", text, refuri=target))
         else:
-            node.replace_self(nodes.Text(f"{text} (not in this site, which was built without npm)"))
+            node.replace_self(nodes.Text(f"{text} (not in this site, built without npm)"))
 
 
 def build_live(app: Sphinx, exception: Exception | None) -> None:
     """Train the families of the live page, and write it where the site has its source."""
     if RUNTIME and exception is None:
+        logging.getLogger().setLevel(logging.WARNING)  # a style that furo imports turns it down
         folder = Path(app.outdir, LIVE.parent.relative_to(ROOT))
         live.build(folder, [live.registration(), live.autoencoder()], RUNTIME)
 

@@ -220,6 +220,18 @@ def test_the_pictures_follow_the_keys_as_the_model_says(
     assert re.fullmatch(r"[48] .*digits in [0-9.]+ ms, prediction of the weights included\.", state)
 
 
+def test_the_last_of_many_moves_is_shown(
+    show: Callable[..., Page], families: dict[str, Any]
+) -> None:
+    page = show()
+    page.locator("#smoothness").evaluate(
+        "s => { for (let i = 20; i >= 5; i--) {"
+        " s.value = i / 20; s.dispatchEvent(new Event('input')); } }"
+    )
+    page.wait_for_selector("#registration[data-shown='0.25']", timeout=20_000)
+    compare(page, families["registration"], 0.25)
+
+
 def test_the_pictures_follow_a_finger_on_a_small_screen(
     show: Callable[..., Page], families: dict[str, Any]
 ) -> None:
