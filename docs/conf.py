@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "docs" / "live"))
+sys.path.insert(0, str(ROOT / "docs" / "live"))
 import live  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -153,12 +153,27 @@ def resolve_folders(app: Sphinx, document: nodes.document) -> None:
             node["refdomain"], node["reftarget"], node["reftargetid"] = "doc", readme, None
 
 
+def inline_formula(translator: HTML5Translator, node: nodes.math) -> None:
+    """Write MathML, which browsers draw without a script from elsewhere."""
+    translator.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_formula(translator: HTML5Translator, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
+html_math_renderer = "mathml"
+
+# --- the page on which networks run live ----------------------------------------------------
+
 LIVE = ROOT / "docs" / "live" / "index.html"
-RUNTIME: dict[str, bytes] = {}  # what runs the networks of that page; empty: the site lacks it
+RUNTIME: dict[str, bytes] = {}  # onnxruntime-web; if it is empty, the site has no live page
 
 
 def fetch_runtime(app: Sphinx) -> None:
-    """Fetch what the live page needs; only in .ci/run does the site need it, too."""
+    """Fetch onnxruntime-web; without it the site has no live page, which .ci/run refuses."""
     if app.builder.format != "html":
         return
     try:
@@ -185,23 +200,10 @@ def resolve_live(app: Sphinx, document: nodes.document) -> None:
 def build_live(app: Sphinx, exception: Exception | None) -> None:
     """Train the families of the live page, and write it where the site has its source."""
     if RUNTIME and exception is None:
-        logging.getLogger().setLevel(logging.WARNING)  # a style that furo imports turns it down
+        logging.getLogger().setLevel(logging.WARNING)  # a style that furo imports asks for INFO
         folder = Path(app.outdir, LIVE.parent.relative_to(ROOT))
         live.build(folder, [live.registration(), live.autoencoder()], RUNTIME)
 
-
-def inline_formula(translator: HTML5Translator, node: nodes.math) -> None:
-    """Write MathML, which browsers draw without a script from elsewhere."""
-    translator.body.append(tex2mathml(node.astext()))
-    raise nodes.SkipNode
-
-
-def block_formula(translator: HTML5Translator, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
-    raise nodes.SkipNode
-
-
-html_math_renderer = "mathml"
 
 # --- the gallery: examples/plot_*.py, executed when the site is built -----------------------
 

@@ -113,7 +113,7 @@ def show(chromium: Browser, address: str) -> Iterator[Callable[..., Page]]:
         tab.on("console", lambda message: noise.append(message.text))
         tab.on("pageerror", lambda error: noise.append(str(error)))
         tab.on("request", lambda r: None if r.url.startswith(own) else noise.append(r.url))
-        tab.goto(address)
+        tab.goto(address, wait_until="domcontentloaded")
         for name in NAMES if run else ():
             tab.wait_for_selector(f"#{name}[data-shown]", timeout=60_000)
         return tab
