@@ -6,6 +6,9 @@ the repository is browsed: to a page, it is a page; to any other file, a downloa
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx import addnodes
+from sphinx.errors import ExtensionError
 
 import hyperlight
 from hyperlight.io import hub
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
     from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs" / "live"))
+import live  # noqa: E402
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"].get("Repository")
 
@@ -159,6 +166,45 @@ def block_formula(translator: HTML5Translator, node: nodes.math_block) -> None:
 
 html_math_renderer = "mathml"
 
+# --- the page on which networks run live ----------------------------------------------------
+
+LIVE = ROOT / "docs" / "live" / "index.html"
+RUNTIME: dict[str, bytes] = {}  # onnxruntime-web; if it is empty, the site has no live page
+
+
+def fetch_runtime(app: Sphinx) -> None:
+    """Fetch onnxruntime-web; without it the site has no live page, which .ci/run refuses."""
+    if app.builder.format != "html":
+        return
+    try:
+        RUNTIME.update(live.runtime())
+    except OSError as error:
+        if os.environ.get("HYPERLIGHT_BROWSER") == "required":
+            raise ExtensionError(f"The site needs its live page. {error}") from error
+        print(f"The site is built without its live page. {error}", file=sys.stderr)
+
+
+def resolve_live(app: Sphinx, document: nodes.document) -> None:
+    """Link to the live page, in place of its source; or say that the site lacks it."""
+    folder = Path(app.env.doc2path(app.env.docname)).parent
+    for node in list(document.findall(addnodes.download_reference)):
+        target, text = node["reftarget"], node.astext()
+        if (folder / target).resolve() != LIVE:
+            continue
+        if RUNTIME:
+            node.replace_self(nodes.reference("", text, refuri=target))
+        else:
+            node.replace_self(nodes.Text(f"{text} (not in this site, built without npm)"))
+
+
+def build_live(app: Sphinx, exception: Exception | None) -> None:
+    """Train the families of the live page, and write it where the site has its source."""
+    if RUNTIME and exception is None:
+        logging.getLogger().setLevel(logging.WARNING)  # a style that furo imports asks for INFO
+        folder = Path(app.outdir, LIVE.parent.relative_to(ROOT))
+        live.build(folder, [live.registration(), live.autoencoder()], RUNTIME)
+
+
 # --- the gallery: examples/plot_*.py, executed when the site is built -----------------------
 
 sphinx_gallery_conf = {
@@ -187,5 +233,10 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("missing-reference", resolve_definition)
     app.connect("autodoc-process-signature", tidy_signature)
     app.connect("doctree-read", resolve_folders)
+    app.connect("builder-inited", fetch_runtime)
+    app.connect(
+        "doctree-read", resolve_live, priority=400
+    )  # before files to download are collected
+    app.connect("build-finished", build_live)
     app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
