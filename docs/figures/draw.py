@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot
 from PIL import Image
+
+from hyperlight.lab.figures import save
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "results"
@@ -77,7 +78,7 @@ def rates() -> None:
     """Test accuracy over the learning rate: classical, MIP, ours and the plain network."""
     with RATES.open() as file:
         rows = [row for row in csv.DictReader(file) if TASK.items() <= row.items()]
-    mpl.rcParams.update({"svg.hashsalt": "hyperlight", "font.size": 12})
+    pyplot.rcParams["font.size"] = 12
     figure, ax = pyplot.subplots(figsize=(8, 4), layout="constrained")
     _line(ax, "classical", _classical(), color="#e69f00")
     for name, (settings, color) in LINES.items():
@@ -91,7 +92,7 @@ def rates() -> None:
     ax.set(xscale="log", xlabel="learning rate", ylabel="test accuracy (%)", ylim=(0, 102))
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(HERE / "rates.svg", metadata={"Date": None})
+    save(figure, HERE / "rates.svg")
 
 
 def _classical() -> list[tuple[float, float]]:

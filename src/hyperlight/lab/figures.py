@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .files import write_text
 from .methods import COLORS, TITLES, Method
+from .pages import SCHEME
 from .record import Run, by_method
 from .summary import Spread, Summary
 from .tasks.base import Metric
@@ -18,7 +22,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "along", "band", "convergence", "gradients", "panels", "scales", "svg"]
+__all__ = [
+    "COLORS",
+    "along",
+    "band",
+    "convergence",
+    "follow_scheme",
+    "gradients",
+    "panels",
+    "save",
+    "scales",
+    "svg",
+]
 
 # So many names fit into a panel beside its lines.
 _IN_PANEL = 5
@@ -207,4 +222,50 @@ def svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "hyperlight"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return follow_scheme(text[text.index("<svg") :])
+
+
+# What matplotlib draws behind panels and legends.
+_BACKGROUND = re.compile(
+    r'(<path d="[^"]*" style=")fill: #ffffff(; opacity: 0\.8; stroke: #cccccc[^"]*)?"'
+)
+
+
+def follow_scheme(text: str) -> str:
+    """Let an SVG that matplotlib drew in black on white be light on dark in a dark page.
+
+    Black becomes ``currentColor``, the colour of text; panels become transparent. As a picture of
+    its own, the SVG brings both colours, and follows ``prefers-color-scheme``. A page that sets
+    ``color-scheme`` on its pictures decides for them.
+
+    Args:
+        text: the SVG. One that was changed before stays as it is.
+    """
+    if SCHEME in text:
+        return text
+    text = _BACKGROUND.sub(r'\1fill: none"', text).replace("#000000", "currentColor")
+    text = text.replace("</style>", f"{SCHEME}</style>", 1)
+    return text.replace("<svg ", '<svg fill="currentColor" ', 1)
+
+
+# Readable on white and on black.
+_GREY = "#808080"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write curves as ``.svg``, or pictures as a ``.png`` that is readable on light and dark pages.
+
+    Args:
+        figure: black text in it becomes grey, for a ``.png``.
+        path: of the file.
+    """
+    from matplotlib.colors import same_color
+    from matplotlib.text import Text
+
+    if path.suffix == ".svg":
+        write_text(path, svg(figure))
+        return
+    for text in figure.findobj(Text):
+        if same_color(text.get_color(), "black"):
+            text.set_color(_GREY)
+    figure.savefig(path, dpi=110, transparent=True)

@@ -6,11 +6,18 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
-__all__ = ["checked_svg", "render"]
+__all__ = ["SCHEME", "checked_svg", "render"]
+
+# The colours of a figure as a picture of its own. The root of a page is no svg, so that they do
+# not hold for figures inside of pages.
+SCHEME = (
+    "svg:root{color:#1c2430;background:#fff}"
+    "@media(prefers-color-scheme:dark){svg:root{color:#d5dae1;background:#131416}}"
+)
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _ELEMENTS = {"svg", "g", "defs", "use", "path", "rect", "clipPath", "pattern", "image"}
-_STYLE = re.compile(r"\s*\*\s*\{\s*(stroke-[a-z]+:\s*[a-z]+;?\s*)*\}\s*")
+_STYLE = re.compile(rf"\s*\*\s*\{{\s*(stroke-[a-z]+:\s*[a-z]+;?\s*)*\}}\s*({re.escape(SCHEME)})?")
 _LINK = re.compile(r"#[\w.-]*|data:image/png;base64,[\w+/=\s]*")
 _REFUSED = re.compile(r"[\\\"'@]|url\((?!#[\w.-]*\))|javascript:", re.IGNORECASE)
 
