@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib import pyplot
 from PIL import Image
 
-from hyperlight.lab.figures import save
+from hyperlight.lab.scheme import save
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "results"

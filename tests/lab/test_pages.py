@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hyperlight.lab import figures
-from hyperlight.lab.pages import SCHEME, checked_svg
+from hyperlight.lab.pages import checked_svg
+from hyperlight.lab.scheme import SCHEME
 
 
 def _figure() -> str:
@@ -139,14 +140,17 @@ def test_a_figure_drawn_in_black_on_white_becomes_what_is_drawn_today() -> None:
 
 
 def test_pictures_are_readable_on_light_and_dark_pages(tmp_path: Path) -> None:
-    figure, (ax,) = figures.panels(1, width=2.0, height=2.0)
-    ax.set_axis_off()
-    ax.text(0.0, 0.2, "HHH", fontsize=60)
-    ax.text(0.0, 0.7, "HHH", fontsize=60, color="#d55e00")
+    figure = Figure(figsize=(6.0, 4.0))
+    ax = figure.subplots()
+    ax.tick_params(width=6, length=9)
+    ax.plot([0, 1], [0.1, 0.1], "k", linewidth=9, label="a line")
+    ax.legend(frameon=True)
+    ax.text(0.0, 0.2, "HHH", fontsize=30)
+    ax.text(0.0, 0.7, "HHH", fontsize=30, color="#d55e00")
     figures.save(figure, tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as image:
         pixels = np.asarray(image.convert("RGBA"))
-    assert (pixels[0, 0, 3], pixels[-1, -1, 3]) == (0, 0)
+    assert pixels[0, 0].tolist() == [255, 255, 255, 0]
     solid = {tuple(pixel) for pixel in pixels[pixels[..., 3] == 255][:, :3].tolist()}
     assert solid == {(0x80, 0x80, 0x80), (0xD5, 0x5E, 0x00)}
     figures.save(figure, tmp_path / "curves.svg")

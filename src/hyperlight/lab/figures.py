@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .files import write_text
 from .methods import COLORS, TITLES, Method
-from .pages import SCHEME
 from .record import Run, by_method
+from .scheme import follow_scheme, save, svg
 from .summary import Spread, Summary
 from .tasks.base import Metric
 
@@ -29,6 +25,7 @@ __all__ = [
     "convergence",
     "follow_scheme",
     "gradients",
+    "legend",
     "panels",
     "save",
     "scales",
@@ -98,6 +95,25 @@ def _legend(figure: Figure, ax: Axes) -> None:
         figure.legend(handles, names, loc="outside right center", frameon=False)
     else:
         ax.legend(frameon=False)
+
+
+def legend(figure: Figure) -> None:
+    """Name what is drawn in any of the panels once, below them."""
+    named: dict[str, Any] = {}
+    for ax in figure.axes:
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    # So many as fit beside each other, in the usual size of text.
+    inches = 0.65 + 0.07 * max(map(len, named), default=0)
+    columns = max(1, min(len(named), int(figure.get_figwidth() / inches)))
+    figure.legend(
+        list(named.values()),
+        list(named),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize="medium",
+    )
 
 
 # A percentage far below zero is cut off: it would squeeze the others.
@@ -212,60 +228,3 @@ def along(summaries: Sequence[Summary], front: tuple[str, str] | None = None) ->
         axes[1].set(xlabel=f"test {front[0]}", ylabel=f"test {front[1]}")
     _legend(figure, axes[0])
     return figure
-
-
-def svg(figure: Figure) -> str:
-    """Return the figure as an ``<svg>`` element, byte for byte the same for the same figure."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "hyperlight"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return follow_scheme(text[text.index("<svg") :])
-
-
-# What matplotlib draws behind panels and legends.
-_BACKGROUND = re.compile(
-    r'(<path d="[^"]*" style=")fill: #ffffff(; opacity: 0\.8; stroke: #cccccc[^"]*)?"'
-)
-
-
-def follow_scheme(text: str) -> str:
-    """Let an SVG that matplotlib drew in black on white be light on dark in a dark page.
-
-    Black becomes ``currentColor``, the colour of text; panels become transparent. As a picture of
-    its own, the SVG brings both colours, and follows ``prefers-color-scheme``. A page that sets
-    ``color-scheme`` on its pictures decides for them.
-
-    Args:
-        text: the SVG. One that was changed before stays as it is.
-    """
-    if SCHEME in text:
-        return text
-    text = _BACKGROUND.sub(r'\1fill: none"', text).replace("#000000", "currentColor")
-    text = text.replace("</style>", f"{SCHEME}</style>", 1)
-    return text.replace("<svg ", '<svg fill="currentColor" ', 1)
-
-
-# Readable on white and on black.
-_GREY = "#808080"
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write curves as ``.svg``, or pictures as a ``.png`` that is readable on light and dark pages.
-
-    Args:
-        figure: black text in it becomes grey, for a ``.png``.
-        path: of the file.
-    """
-    from matplotlib.colors import same_color
-    from matplotlib.text import Text
-
-    if path.suffix == ".svg":
-        write_text(path, svg(figure))
-        return
-    for text in figure.findobj(Text):
-        if same_color(text.get_color(), "black"):
-            text.set_color(_GREY)
-    figure.savefig(path, dpi=110, transparent=True)

@@ -6,14 +6,9 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
-__all__ = ["SCHEME", "checked_svg", "render"]
+from .scheme import SCHEME
 
-# The colours of a figure as a picture of its own. The root of a page is no svg, so that they do
-# not hold for figures inside of pages.
-SCHEME = (
-    "svg:root{color:#1c2430;background:#fff}"
-    "@media(prefers-color-scheme:dark){svg:root{color:#d5dae1;background:#131416}}"
-)
+__all__ = ["checked_svg", "render"]
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _ELEMENTS = {"svg", "g", "defs", "use", "path", "rect", "clipPath", "pattern", "image"}
