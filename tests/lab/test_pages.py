@@ -142,6 +142,7 @@ def test_a_figure_drawn_in_black_on_white_becomes_what_is_drawn_today() -> None:
 def test_pictures_are_readable_on_light_and_dark_pages(tmp_path: Path) -> None:
     figure = Figure(figsize=(6.0, 4.0))
     ax = figure.subplots()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.tick_params(width=6, length=9)
     ax.plot([0, 1], [0.1, 0.1], "k", linewidth=9, label="a line")
     ax.legend(frameon=True)
