@@ -6,6 +6,7 @@ the repository is browsed: to a page, it is a page; to any other file, a downloa
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))  # for pictures.py
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"].get("Repository")
 
@@ -165,7 +167,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "docs/gallery",
     "filename_pattern": r"plot_",
-    "image_scrapers": ("matplotlib",),
+    "image_scrapers": ("pictures.scrape",),
     "remove_config_comments": True,
     "write_computation_times": False,
 }
