@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "docs" / "live"))
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "docs" / "live")]  # for pictures.py, live.py
 import live  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -211,7 +211,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "docs/gallery",
     "filename_pattern": r"plot_",
-    "image_scrapers": ("matplotlib",),
+    "image_scrapers": ("pictures.scrape",),
     "remove_config_comments": True,
     "write_computation_times": False,
 }

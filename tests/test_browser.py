@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import shutil
@@ -16,7 +17,10 @@ from playwright.sync_api import Browser, Frame, Locator, Page, sync_playwright
 from torch import Tensor, nn
 
 import hyperlight as hl
+from hyperlight.lab import figures
 from hyperlight.lab.report import write
+from hyperlight.lab.studies.page import read as read_studies
+from hyperlight.lab.studies.page import write as write_studies
 from hyperlight.lab.summary import summarize
 from hyperlight.lab.tasks.base import Outcome
 from tests.lab.making import ACCURACY, make_run
@@ -27,6 +31,7 @@ ARGUMENTS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     "--force-color-profile=srgb",
 ]
+STUDIES = Path(__file__).parents[1] / "results" / "studies" / "cpu"
 THUMB = 12.8  # pixels from the middle of the slider's handle to its edge
 
 Open = Callable[..., Page]
@@ -517,6 +522,43 @@ def test_parts_of_several_pages_stand_in_one(show: Open) -> None:
     for sample, scale in ((0, 0.25), (1, 0.5)):  # the first stays in the middle
         found = middles(page.get_by_role("img").nth(sample), 6, 8)
         assert (found - grey(model, x, sample, scale=scale)).abs().max() <= 1.0
+
+
+# --- figures and studies --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_figure_is_readable_wherever_it_is_linked(show: Open, dark: bool) -> None:
+    """It follows the system, or what the page says of its pictures, and is never half of both."""
+    figure, (ax,) = figures.panels(1, width=3.0, height=2.0)
+    ax.text(0.0, 0.2, "HHH", fontsize=60)
+    source = base64.b64encode(figures.svg(figure).encode()).decode()
+    picture = f'src="data:image/svg+xml;base64,{source}"'
+    page = show(
+        f"<!DOCTYPE html><img {picture}><img {picture} style='color-scheme: dark'>"
+        f"<img {picture} style='color-scheme: light'>",
+        color_scheme="dark" if dark else "light",
+    )
+    for image, expected in zip(page.locator("img").all(), (dark, True, False), strict=True):
+        seen = [luminance(rgb) for rgb in screen(image).reshape(-1, 3).tolist()]
+        paper = seen[0]
+        assert paper < 0.05 if expected else paper > 0.9
+        low, high = sorted((paper, max(seen) if expected else min(seen)))
+        assert (high + 0.05) / (low + 0.05) >= 7.0
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (400, False), (400, True)])
+def test_the_page_of_studies(show: Open, tmp_path: Path, width: int, dark: bool) -> None:
+    for name in ("fig1a", "table2"):
+        shutil.copytree(STUDIES / name, tmp_path / name)
+    out = write_studies(read_studies(tmp_path, []), tmp_path / "page.html", "hyperlight report")
+    page = show(out, width, color_scheme="dark" if dark else "light")
+    assert overflow(page) <= 0
+    check_colours(page, dark=dark)
+    for drawn in page.locator(".drawn svg").all():
+        assert drawn.bounding_box()["width"] >= 500  # type: ignore[index]
+        seen = screen(drawn)
+        assert luminance(seen[1, 1].tolist()) < 0.05 if dark else white(drawn) > 0.5
 
 
 # --- the report of a run --------------------------------------------------------------------

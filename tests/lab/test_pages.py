@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image
 
 from hyperlight.lab import figures
 from hyperlight.lab.pages import checked_svg
+from hyperlight.lab.scheme import SCHEME
 
 
 def _figure() -> str:
@@ -97,3 +106,53 @@ def test_a_comment_ends_nowhere_else_in_a_browser(parts: list[str]) -> None:
         return
     assert "<script" not in text
     assert "<!" not in text
+
+
+# --- figures on light and on dark pages -----------------------------------------------------
+
+
+def test_a_figure_has_the_colours_of_the_page_it_stands_in() -> None:
+    text = checked_svg(_figure())
+    assert "#000000" not in text
+    assert text.startswith('<svg fill="currentColor"')  # text, and bands without a colour
+    assert text.count("stroke: currentColor") > 10
+    assert 'style="fill: #ffffff' not in text  # panels, and the frame of the legend
+    assert text.count(SCHEME) == 1
+    assert all(rule.startswith("svg:root{") for rule in re.findall(r"[^{}()]*\{[^{}]*\}", SCHEME))
+
+
+def test_a_figure_drawn_in_black_on_white_becomes_what_is_drawn_today() -> None:
+    figure = Figure()
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], "k", label="plain network")
+    ax.plot([0, 1], [1, 0], "o", color="#0072b2", markerfacecolor="white")
+    ax.text(0.5, 0.5, "on a dark picture", color="white")
+    today = figures.svg(figure)
+    assert figures.follow_scheme(today) == today
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "hyperlight"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    earlier = buffer.getvalue()
+    assert "currentColor" not in earlier
+    assert figures.follow_scheme(earlier[earlier.index("<svg") :]) == today
+    assert '<g style="fill: #ffffff"' in today
+    assert "fill: #ffffff; stroke: #0072b2" in today
+
+
+def test_pictures_are_readable_on_light_and_dark_pages(tmp_path: Path) -> None:
+    figure = Figure(figsize=(6.0, 4.0))
+    ax = figure.subplots()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.tick_params(width=6, length=9)
+    ax.plot([0, 1], [0.1, 0.1], "k", linewidth=9, label="a line")
+    ax.legend(frameon=True)
+    ax.text(0.0, 0.2, "HHH", fontsize=30)
+    ax.text(0.0, 0.7, "HHH", fontsize=30, color="#d55e00")
+    figures.save(figure, tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as image:
+        pixels = np.asarray(image.convert("RGBA"))
+    assert pixels[0, 0].tolist() == [255, 255, 255, 0]
+    solid = {tuple(pixel) for pixel in pixels[pixels[..., 3] == 255][:, :3].tolist()}
+    assert solid == {(0x80, 0x80, 0x80), (0xD5, 0x5E, 0x00)}
+    figures.save(figure, tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").read_text("utf-8").startswith('<svg fill="currentColor"')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from .methods import COLORS, TITLES, Method
 from .record import Run, by_method
+from .scheme import follow_scheme, save, svg
 from .summary import Spread, Summary
 from .tasks.base import Metric
 
@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "along", "band", "convergence", "gradients", "panels", "scales", "svg"]
+__all__ = [
+    "COLORS",
+    "along",
+    "band",
+    "convergence",
+    "follow_scheme",
+    "gradients",
+    "legend",
+    "panels",
+    "save",
+    "scales",
+    "svg",
+]
 
 # So many names fit into a panel beside its lines.
 _IN_PANEL = 5
@@ -83,6 +95,25 @@ def _legend(figure: Figure, ax: Axes) -> None:
         figure.legend(handles, names, loc="outside right center", frameon=False)
     else:
         ax.legend(frameon=False)
+
+
+def legend(figure: Figure) -> None:
+    """Name what is drawn in any of the panels once, below them."""
+    named: dict[str, Any] = {}
+    for ax in figure.axes:
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    # So many as fit beside each other, in the usual size of text.
+    inches = 0.65 + 0.07 * max(map(len, named), default=0)
+    columns = max(1, min(len(named), int(figure.get_figwidth() / inches)))
+    figure.legend(
+        list(named.values()),
+        list(named),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize="medium",
+    )
 
 
 # A percentage far below zero is cut off: it would squeeze the others.
@@ -197,14 +228,3 @@ def along(summaries: Sequence[Summary], front: tuple[str, str] | None = None) ->
         axes[1].set(xlabel=f"test {front[0]}", ylabel=f"test {front[1]}")
     _legend(figure, axes[0])
     return figure
-
-
-def svg(figure: Figure) -> str:
-    """Return the figure as an ``<svg>`` element, byte for byte the same for the same figure."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "hyperlight"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -6,11 +6,13 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
+from .scheme import SCHEME
+
 __all__ = ["checked_svg", "render"]
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _ELEMENTS = {"svg", "g", "defs", "use", "path", "rect", "clipPath", "pattern", "image"}
-_STYLE = re.compile(r"\s*\*\s*\{\s*(stroke-[a-z]+:\s*[a-z]+;?\s*)*\}\s*")
+_STYLE = re.compile(rf"\s*\*\s*\{{\s*(stroke-[a-z]+:\s*[a-z]+;?\s*)*\}}\s*({re.escape(SCHEME)})?")
 _LINK = re.compile(r"#[\w.-]*|data:image/png;base64,[\w+/=\s]*")
 _REFUSED = re.compile(r"[\\\"'@]|url\((?!#[\w.-]*\))|javascript:", re.IGNORECASE)
 

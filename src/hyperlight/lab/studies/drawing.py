@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..figures import COLORS, band, panels
+from ..figures import COLORS, band, legend, panels
 from ..summary import TITLES, Spread
 from ..tasks import KINDS
 from .base import Group, Table, value
@@ -111,7 +111,7 @@ def convergence(rows: Panels) -> Figure:
         test, loss = axes[2 * i : 2 * i + 2]
         panel(test, groups, title)
         _loss(loss, groups, test=False)
-        test.legend(frameon=False)
+    legend(figure)
     return figure
 
 
@@ -120,12 +120,12 @@ def matrix(blocks: Panels, columns: int, *, loss: bool = False) -> Figure:
 
     Args:
         blocks: title and groups of every panel.
-        columns: panels in a row.
+        columns: panels in a row; text is too small with more than four.
         loss: draw the test loss too, above each panel.
     """
     per_block = 2 if loss else 1
     rows = per_block * math.ceil(len(blocks) / columns)
-    figure, axes = panels(columns, rows, width=2.6 * max(columns, 3), height=2.3)
+    figure, axes = panels(columns, rows, width=2.6 * max(columns, 3), height=2.0 if loss else 2.3)
     for ax in axes:
         ax.set_visible(False)
     for i, (title, groups) in enumerate(blocks):
@@ -138,7 +138,7 @@ def matrix(blocks: Panels, columns: int, *, loss: bool = False) -> Figure:
             panel(used[1], groups)
         else:
             panel(used[0], groups, title)
-    axes[0].legend(frameon=False, fontsize="small")
+    legend(figure)
     return figure
 
 

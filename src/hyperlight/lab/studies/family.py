@@ -173,10 +173,6 @@ def draw(results: Results, cost: str | None = None) -> Figure:
             label=f"plain networks, {steps} steps each",
         )
     axes[0].set(xlabel="gamma", ylabel=f"test {results.groups[0].metric.heading}")
-    low, high = axes[0].get_ylim()
-    room = 0.45 if len(axes[0].lines) < 5 else 0.75
-    axes[0].set_ylim(low, high + room * (high - low))  # for the legend
-    axes[0].legend(frameon=False, fontsize="x-small", loc="upper left")
     if cost:
         for method, group in best.items():
             curve = group.along_gamma(cost)
@@ -185,6 +181,7 @@ def draw(results: Results, cost: str | None = None) -> Figure:
         points = [_separate(results, gamma, budgets[-1]).outcome(cost).mean for gamma in gammas]
         axes[1].plot(gammas, points, "ks", markerfacecolor="none")
         axes[1].set(xlabel="gamma", ylabel=cost, ylim=(0, None))
+    figures.legend(figure)
     return figure
 
 

@@ -132,26 +132,27 @@ def draw(results: Results) -> Figure:
     layers = list(plain)
     chosen = [layers[0], layers[len(layers) // 2], layers[-1]]
     figure, axes = figures.panels(3, 2, height=2.6)
-    shades = np.linspace(0.35, 1.0, len(GAMMAS))
+    shades = dict(zip(GAMMAS, np.linspace(0.35, 1.0, len(GAMMAS)).tolist(), strict=True))
+    for gamma, alpha in shades.items():  # for the legend: the rows have a colour each
+        axes[0].plot([], [], color="0.5", alpha=alpha, label=f"gamma {gamma:g}")
     for row, formulation in enumerate(("classical", "mip")):
         for column, layer in enumerate(chosen):
             ax = axes[3 * row + column]
             width = 4.0 * plain[layer].std
-            for gamma, alpha in zip(GAMMAS, shades, strict=True):
+            for gamma, alpha in shades.items():
                 _density(
                     ax,
                     measured[formulation, gamma][layer].sample,
                     width,
                     color=figures.COLORS[formulation],
-                    alpha=float(alpha),
+                    alpha=alpha,
                     linewidth=1.4,
-                    label=f"gamma {gamma:g}",
                 )
             style: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.2}
             top = _density(ax, plain[layer].sample, width, label="plain network", **style)
             ax.set(title=f"{NAMES[formulation]}, {layer}", xlim=(-width, width), ylim=(0, 4 * top))
             ax.set_yticks([])
-        axes[3 * row].legend(frameon=False, fontsize="x-small")
+    figures.legend(figure)
     return figure
 
 
@@ -237,7 +238,7 @@ def _study(name: str, what: str, values: str, outputs: bool) -> Study:
         title=f"Distributions of {what.removeprefix('the ')}",
         source=source,
         caption=f"Densities (KDE) of the {values} at initialisation: classical above, MIP below. "
-        "One line per gamma, darker for larger gamma; the dashed line is the plain network. The "
+        "One line per gamma, stronger for larger gamma; the dashed line is the plain network. The "
         "first, a middle and the last layer of LeNet on MNIST, all seeds together.",
         measure=lambda setup: _measure(setup, outputs),
         draw=draw,

@@ -72,7 +72,7 @@ def draw(results: Results) -> Figure:
             ylabel=f"test {group.metric.heading}",
             ylim=(0, 1.15 * top),
         )
-    axes[0].legend(frameon=False, fontsize="small")
+    figures.legend(figure)
     return figure
 
 

@@ -44,7 +44,7 @@ def blocks(results: Results, prior: str) -> list[tuple[str, list[Group]]]:
 
 def draw(results: Results) -> Figure:
     found = [block for prior in PRIORS for block in blocks(results, prior)]
-    return drawing.matrix(found, len(results.values("dimensions")), loss=True)
+    return drawing.matrix(found, min(3, len(results.values("dimensions"))), loss=True)
 
 
 def pairs(results: Results, prior: str) -> Iterable[tuple[str, tuple[Group, Group]]]:
@@ -103,7 +103,7 @@ STUDY = Study(
     name="fig9",
     title="Number of input dimensions",
     source=SOURCE,
-    caption="Test loss (above) and test accuracy over steps for 1 to 32 inputs, uniform and "
+    caption="Test loss (above each) and test accuracy over steps for 1 to 32 inputs, uniform and "
     "Gaussian, classical against MIP, with Adam. Every input is encoded separately, as in the "
     "paper. Mean and standard deviation over seeds.",
     specs=specs,

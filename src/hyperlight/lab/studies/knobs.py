@@ -315,11 +315,7 @@ def draw(results: Results) -> Figure:
             *(ax, contest, found, view)
         )
         ax.set_title(contest.title if len(measured.contests) > 1 else "", fontsize="medium")
-    lines, labels = axes[0].get_legend_handles_labels()
-    if labels:
-        figure.legend(
-            lines, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small"
-        )
+    figures.legend(figure)
     return figure
 
 

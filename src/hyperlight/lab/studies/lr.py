@@ -64,6 +64,8 @@ def draw(results: Results) -> Figure:
         ax.set_xscale("log")
         title = f"{drawing.NAMES[task]}, {drawing.NAMES[optimizer]}"
         ax.set(xlabel="learning rate", ylabel=f"test {metric.heading}", title=title)
+        if metric.unit == "%":
+            ax.set_ylim(0, 102)
     for ax in axes[len(blocks) :]:
         ax.set_visible(False)
     axes[0].legend(frameon=False)

@@ -238,7 +238,7 @@ def draw(results: Results) -> Figure:
         for cell in found
         if cell.task == task
     ]
-    figure, axes = figures.panels(columns, -(-len(shown) // columns), width=12.0, height=2.5)
+    figure, axes = figures.panels(columns, -(-len(shown) // columns), width=11.0, height=2.5)
     for ax, (cell, optimizer) in zip(axes, shown, strict=False):
         for method in (PLAIN, *METHODS):
             _draw_line(ax, results, cell, optimizer, method)
@@ -246,13 +246,14 @@ def draw(results: Results) -> Figure:
         ax.set_xscale("log")
         ax.set_ylabel(f"test {metric.heading}")
         ax.set_ylim(0, 102 if metric.unit == "%" else 1)
-        ax.set_title(f"{TASKS[cell.task].title}, {_named(cell, optimizer)}\n{cell.size}")
+        ax.set_title(
+            f"{TASKS[cell.task].title}, {_named(cell, optimizer)}\n{cell.size}", fontsize="medium"
+        )
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
     for ax in axes[: len(shown)][-columns:]:
         ax.set_xlabel("learning rate")
-    lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figures.legend(figure)
     return figure
 
 

@@ -70,7 +70,7 @@ def draw(results: Results) -> Figure:
         look = {"color": color, "linestyle": style, "marker": "."}
         figures.band(ax, rates, finals, "mip", label=name, **look)
     ax.set(xscale="log", xlabel="learning rate", ylabel="test accuracy (%)", ylim=(0, 102))
-    figure.legend(loc="outside lower center", ncols=len(LINES), frameon=False)
+    figures.legend(figure)
     return figure
 
 

@@ -226,10 +226,7 @@ def draw(results: Results) -> Figure:
             drawn.set_markerfacecolor(fill)
         ax.set(xlabel="gamma", ylabel=label)
     axes[0].set_yscale("log")
-    lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        lines, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small"
-    )
+    figures.legend(figure)
     return figure
 
 

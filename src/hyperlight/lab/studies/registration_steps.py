@@ -138,10 +138,7 @@ def draw(results: Results) -> Figure:
         ax.set(xlabel="steps", xscale="log")
         ax.set_xticks(steps, [str(n) for n in steps])
         ax.minorticks_off()
-    lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        lines, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small"
-    )
+    figures.legend(figure)
     return figure
 
 

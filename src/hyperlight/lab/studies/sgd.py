@@ -161,8 +161,7 @@ def draw(results: Results) -> Figure:
         yscale="log",
     )
     accuracy.set_title("SGD")
-    handles, names = size.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
+    figures.legend(figure)
     return figure
 
 

@@ -156,7 +156,7 @@ def draw(results: Results) -> Figure:
             spreads = [getattr(cell, title)[i] for cell in cells]
             ax.barh(
                 np.arange(len(cells)) + (-0.2, 0.2)[i],
-                [0.0 if math.isnan(s.mean) else s.mean for s in spreads],
+                [s.mean for s in spreads],
                 0.36,
                 xerr=[0.0 if math.isnan(s.std) else s.std for s in spreads],
                 **drawing.swatch(formulation),
@@ -165,8 +165,7 @@ def draw(results: Results) -> Figure:
         ax.invert_yaxis()
     axes[0].set_yticks(range(len(cells)), names)
     axes[1].set_yticks(range(len(cells)), [""] * len(cells))
-    bars, labels = axes[1].get_legend_handles_labels()
-    figure.legend(bars, labels, loc="outside lower center", ncols=2, frameon=False)
+    figures.legend(figure)
     return figure
 
 

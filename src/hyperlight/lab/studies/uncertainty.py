@@ -159,8 +159,7 @@ def draw(results: Results) -> Figure:
     _label(rejection, "least certain answers rejected (%)", "accuracy (%), all angles")
     for ax in (accuracy, confidence):
         ax.set_ylim(0, 102)
-    lines, names = accuracy.get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside lower center", ncols=3, frameon=False)
+    figures.legend(figure)
     return figure
 
 

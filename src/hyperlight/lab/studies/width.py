@@ -426,8 +426,7 @@ def draw(results: Results) -> Figure:
     axes[0].plot([], [], color="black", linestyle="--", label="all 128 features")
     for kind, color in _COLORS.items():
         axes[0].plot([], [], color=color, marker="o", label=_LABELS[kind])
-    lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figures.legend(figure)
     return figure
 
 

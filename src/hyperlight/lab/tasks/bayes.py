@@ -26,6 +26,7 @@ from ..controls import Dropout, Ensemble
 from ..data import Batches, Images, Request, load_images
 from ..errors import LabError, at_least
 from ..primaries import Layers, LeNet, ResNetLike, RowTransformer
+from ..scheme import save
 from ..uncertainty import Assessment, Predictive, assess, auroc, rejection, reliability
 from .base import (
     SLIDER,
@@ -505,7 +506,7 @@ class BayesTask:
                 figures.along_gamma(self.posterior().cpu(), whole, each),
             )
         for name, (_, figure) in drawn.items():
-            figure.savefig(folder / f"{name}.png", dpi=110)
+            save(figure, folder / f"{name}.png")
         return [(caption, folder / f"{name}.png") for name, (caption, _) in drawn.items()]
 
     def _quantiles(self) -> Tensor:

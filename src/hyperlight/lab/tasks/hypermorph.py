@@ -23,6 +23,7 @@ from ..data import PairBatches, Request, Scans, load_scans, pairs
 from ..errors import LabError, at_least
 from ..primaries import UNet
 from ..registration import dice, folding, soft_dice, total_variation, warp, warp_labels
+from ..scheme import save
 from .base import (
     SLIDER,
     Fixed,
@@ -348,8 +349,8 @@ class HypermorphTask:
                     ("Dice and folding against gamma", folder / "dice.png"),
                     ("Moving, fixed, warped and the warped grid over gamma", folder / "warped.png"),
                 ]
-                _curves(gammas, rows, before, best, how).savefig(pictures[0][1], dpi=110)
-                self._gallery(model, [0.0, 0.25, 0.5, 0.75, 1.0]).savefig(pictures[1][1], dpi=110)
+                save(_curves(gammas, rows, before, best, how), pictures[0][1])
+                save(self._gallery(model, [0.0, 0.25, 0.5, 0.75, 1.0]), pictures[1][1])
         return Outcome(
             figures={
                 **known,

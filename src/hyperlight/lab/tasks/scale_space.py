@@ -42,6 +42,7 @@ from ..normalization import (
 )
 from ..primaries import ResNetLike, UNet
 from ..registration import dice, soft_dice
+from ..scheme import save
 from .base import (
     SLIDER,
     SWITCHES,
@@ -393,7 +394,7 @@ class ScaleSpaceTask:
             caption = "Scans, their labels, and predictions along gamma"
             pictures.append((caption, folder / "segmented.png"))
             shown = [config.gamma] if single else [i / 10 for i in range(6)]
-            self._gallery(model, self.test, shown).savefig(pictures[0][1], dpi=110)
+            save(self._gallery(model, self.test, shown), pictures[0][1])
         if single:
             found = {**self.at(model, config.gamma), **self.costs(model, [config.gamma])[0]}
             return Outcome(figures={**validated, **found}, pictures=pictures)
@@ -408,7 +409,7 @@ class ScaleSpaceTask:
         if folder is not None:
             caption = f"{title} and time per image against gamma"
             pictures.insert(0, (caption, folder / "family.png"))
-            _curves(gammas, rows, self.metric.name, title).savefig(pictures[0][1], dpi=110)
+            save(_curves(gammas, rows, self.metric.name, title), pictures[0][1])
         figures = validated | {
             f"{name} at gamma {gammas[i]:g}": rows[i][name]
             for i in (10, 5)

@@ -23,6 +23,7 @@ from ..controls import Separate
 from ..data import Batches, Images, Request, load_images
 from ..errors import LabError, at_least
 from ..primaries import VAE
+from ..scheme import save
 from .base import (
     SLIDER,
     Fixed,
@@ -378,8 +379,8 @@ class VaeTask:
                 ("Rate and distortion of test images along beta", folder / "front.png"),
                 ("Test images, and draws from the prior, along beta", folder / "images.png"),
             ]
-            _front(rows, self.test.spread, self.space).savefig(pictures[0][1], dpi=110)
-            self._gallery(model).savefig(pictures[1][1], dpi=110)
+            save(_front(rows, self.test.spread, self.space), pictures[0][1])
+            save(self._gallery(model), pictures[1][1])
         return Outcome(figures=figures, tables=[self._table(rows)], pictures=pictures)
 
     def _betas(self, model: Model, count: int | None = None) -> list[float]:
