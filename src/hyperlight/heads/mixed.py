@@ -105,6 +105,15 @@ class Mixed(Head):
             found |= head.change(theta0, features)
         return {name: found[name] for name in self.shapes}
 
+    def excerpt(self, rows: int) -> tuple[Head, dict[str, Tensor]]:
+        part, index = copy.copy(self), {}
+        parts = [head.excerpt(rows) for head in self.heads()]
+        for _, own in parts:
+            index.update(own)
+        part._modules = {"parts": nn.ModuleList(head for head, _ in parts)}
+        part.shapes = {n: index[n].shape if n in index else s for n, s in self.shapes.items()}
+        return part, index
+
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
         if is_sharded(self):
             raise sharded("A head of several is")
