@@ -433,8 +433,7 @@ class _Trial:
         if type(self.head) in (LowRank, ChannelScale) and isinstance(rule, str):
             # All of it is W f, so what it gives stands for W: a column in place of a matrix.
             column = nn.Parameter(F.linear(f, parameters[0]).unsqueeze(-1))
-            self.head = copy.copy(self.head)
-            self.head._parameters = {"weight": column}
+            self.head = copy.deepcopy(self.head, {id(parameters[0]): column})
             self.parameters, self.features = [column], f.new_ones(1)
             self.reach = [float(_reach(widen(f), rule))]
         gradient = target.gradient(seed)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from .weights import Weight, split_flat, sums
 
 # How many entries of a tensor its spread is measured on: enough for about 3 %.
 SAMPLE = 512
+
+
+_H = TypeVar("_H", bound=nn.Module)
 
 
 class Head(nn.Module, metaclass=ABCMeta):
@@ -156,6 +160,11 @@ class Head(nn.Module, metaclass=ABCMeta):
             return "not built"
         total = sum(shape.numel() for shape in self.shapes.values())
         return f"features={self.features}, predictions={total:,}"
+
+
+def shallow(head: _H) -> _H:
+    """A copy of a head with the same parameters."""
+    return copy.deepcopy(head, {id(p): p for p in head.parameters()})
 
 
 def some_rows(count: int, most: int, device: torch.device) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from ..errors import check_integer
 from ..init import Initialization
 from ..precision import rms
-from .base import SAMPLE, Head, ratio, some_rows
+from .base import SAMPLE, Head, ratio, shallow, some_rows
 
 
 class Chunked(Head):
@@ -119,8 +118,8 @@ class Chunked(Head):
         parts = torch.tensor_split(places, torch.searchsorted(places, ends.to(places)).cpu())
         begins = [0, *ends.tolist()]
         index = {n: p - b for n, p, b in zip(self.shapes, parts, begins, strict=False)}
-        part = copy.copy(self)
-        part._parameters = self._parameters | {"weight": nn.Parameter(self.weight[chosen])}
+        part = shallow(self)
+        part.weight = nn.Parameter(self.weight[chosen])
         part.shapes = {name: own.shape for name, own in index.items()}
         return part, index
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from .._torch import is_sharded
 from ..errors import check_integer, sharded
 from ..init import Initialization
 from ..precision import rms
-from .base import SAMPLE, Head, ratio, some_rows
+from .base import SAMPLE, Head, ratio, shallow, some_rows
 from .low_rank import Matrix, as_matrix, factor_stds, factors, product_rms
 from .weights import LowRankWeight, Weight, sums
 
@@ -171,14 +170,14 @@ class PerLayer(Head):
     def excerpt(self, rows: int) -> tuple[Head, dict[str, Tensor]]:
         if type(self) is not PerLayer:
             return self, {}
-        part, index, outputs = copy.copy(self), {}, []
+        part, index, outputs = shallow(self), {}, []
         for names, weight in zip(self.kinds, self.outputs, strict=True):
             if self._matrix(names[0]) is None and len(weight) > rows:
                 chosen = some_rows(len(weight), rows, weight.device)
                 index.update(dict.fromkeys(names, chosen))
                 weight = nn.Parameter(weight[chosen])
             outputs.append(weight)
-        part._modules = {"outputs": nn.ParameterList(outputs)}
+        part.outputs = nn.ParameterList(outputs)
         part.shapes = {n: index[n].shape if n in index else s for n, s in self.shapes.items()}
         return part, index
 
