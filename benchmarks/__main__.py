@@ -12,7 +12,7 @@ from rich.console import Console
 
 from . import report
 from .environments import BUILD
-from .run import Measured, Settings, measure
+from .run import Measured, Settings, head_weights, measure
 from .subjects import QUICK, QUICK_CUDA, SUBJECTS, choose
 from .workloads import WORKLOADS
 
@@ -125,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for against in (
             report.peer_table(f"{name} against the peers", found),
             report.shared_table(f"{name}: one gamma per sample against one for the batch", found),
+            report.heads_table(f"{name}: size, time and memory", found, head_weights(workload)),
         ):
             if against is not None:
                 console.print(against)

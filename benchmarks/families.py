@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .workloads import HIDDEN, NARROW
+from .workloads import HEADS, HIDDEN, NARROW
 
 __all__ = ["FAMILIES", "Family", "FunctionalCall", "Ours", "Plain"]
 
@@ -189,6 +189,31 @@ class OursSamples(OursShared):
 
     def samples(self, x: Tensor, gamma: Tensor) -> Tensor:
         return self(x, gamma)
+
+
+class HeadShared(Family):
+    """HyperLight, this version, with one of its heads: one gamma for the batch."""
+
+    head: str
+
+    def __init__(self, primary: nn.Module) -> None:
+        import hyperlight as hl
+
+        super().__init__()
+        head = getattr(hl, self.head)()
+        self.model = hl.hypernetize(primary, {"gamma": hl.Uniform(0.0, 1.0)}, head=head)
+
+    def samples(self, x: Tensor, gamma: Tensor) -> Tensor:
+        output: Tensor = self.model(x, gamma=gamma[0])
+        return output
+
+
+class HeadSamples(HeadShared):
+    """The same with one gamma per sample."""
+
+    def samples(self, x: Tensor, gamma: Tensor) -> Tensor:
+        output: Tensor = self.model(x, gamma=gamma)
+        return output
 
 
 class OursSamplesAll(OursSamples):
@@ -488,4 +513,9 @@ FAMILIES: dict[str, type[Family]] = {
     "hypnettorch-chunked": HypNetTorchChunked,
     "hyper-nn": HyperNN,
     "torchhyper": TorchHyper,
+    **{
+        f"{name}-{kind}": type(f"{head}{kind.title()}", (base,), {"head": head})
+        for name, head in HEADS.items()
+        for kind, base in (("shared", HeadShared), ("samples", HeadSamples))
+    },
 }

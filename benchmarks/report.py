@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from .subjects import PEERS, SUBJECTS
 __all__ = [
     "Spread",
     "fastest",
+    "heads_table",
     "multiples",
     "overhead",
     "peer_table",
@@ -178,6 +179,44 @@ def shared_table(title: str, rows: Sequence[Measured]) -> Table | None:
             continue
         pairs = zip(row.seconds, shared.seconds, strict=True)
         made.add_row(row.title, str(Spread([own / one for own, one in pairs])))
+    return made
+
+
+def heads_table(title: str, rows: Sequence[Measured], weights: Mapping[str, int]) -> Table | None:
+    """Size, time and memory of every head, with one gamma for the batch and with one per sample.
+
+    Args:
+        title: of the table.
+        rows: what was measured.
+        weights: how many a subject's head has, by the name of the subject.
+    """
+    found = {row.subject: row for row in rows}
+    pairs = [
+        (name, row, found.get(name.replace("-shared/", "-samples/")))
+        for name, row in found.items()
+        if name in weights and "-shared/" in name
+    ]
+    if not pairs:
+        return None
+    plain = found[PLAIN].peak
+    heading = ("head", "its weights", "MB")
+    cells = ("one gamma, x plain", "per sample, x plain", "per sample / one gamma")
+    made = _table(title, (*heading, *cells, "peak memory, x plain: one", "per sample"))
+    for name, one, many in pairs:
+        ratios = ["", "", ""]
+        for place, row in enumerate((one, many)):
+            ratio = None if row is None else multiples(row)
+            ratios[place] = "no numbers" if ratio is None else str(ratio)
+        if many is not None and one.seconds and many.seconds:
+            both = zip(many.seconds, one.seconds, strict=True)
+            ratios[2] = f"{Spread([a / b for a, b in both]).median:.2f}"
+        peaks = [
+            f"{row.peak / plain:.2f}" if row is not None and row.peak and plain else ""
+            for row in (one, many)
+        ]
+        size = weights[name]
+        head = SUBJECTS[name].without_optimizer
+        made.add_row(head, f"{size:,}", f"{4 * size / 1e6:,.1f}", *ratios, *peaks)
     return made
 
 

@@ -27,9 +27,9 @@ from hyperlight.memory import as_text, available_memory
 from .environments import ROOT, interpreter, variables
 from .floor import floor_bytes
 from .subjects import SUBJECTS, Subject
-from .workloads import HIDDEN, Workload
+from .workloads import HEADS, HIDDEN, Workload
 
-__all__ = ["Measured", "Settings", "free_memory", "head_entries", "measure"]
+__all__ = ["Measured", "Settings", "free_memory", "head_entries", "head_weights", "measure"]
 
 PLAIN, FLOOR, SHARED = "plain/fused", "floor", "ours-shared/fused"
 _ERROR = re.compile(r"[\w.]+(Error|Exception): ")  # where the message of an exception begins
@@ -166,13 +166,28 @@ def head_entries(workload: Workload) -> int:
     return _summary(workload).head.parameters
 
 
+def head_weights(workload: Workload) -> dict[str, int]:
+    """Number of weights of every head of the library for the workload, by subject."""
+    found = {}
+    for name, kind in HEADS.items():
+        with torch.device("meta"):
+            primary = workload.primary()
+        spaces = {"gamma": hl.Uniform(0.0, 1.0)}
+        model = hl.hypernetize(primary, spaces, head=getattr(hl, kind)(), device="meta")
+        found[f"{name}-shared/fused"] = model.summary().head.parameters
+    return found
+
+
 def _memory(subject: Subject, workload: Workload) -> int:
     """Memory that a subject needs, without activations, in bytes."""
+    single = subject.family.removesuffix("-shared").removesuffix("-samples")
+    if single in HEADS and single != "dense":
+        return PROCESS + _summary(workload).primary.bytes * 16
     small = ("plain", "ours-rank4", "ours-rank8", "hypnettorch-chunked", "vmap", "patched")
     dense = subject.family not in small and not subject.family.startswith("ours-s")
     if workload.kind in ("sweep", "bind") or not dense:
         return PROCESS + _summary(workload).primary.bytes * 16
-    narrow = subject.family == "ours" or subject.family.endswith("-narrow")
+    narrow = subject.family == "ours" or single in HEADS or subject.family.endswith("-narrow")
     return PROCESS + int(_summary(workload, "auto" if narrow else HIDDEN).bytes * subject.copies)
 
 

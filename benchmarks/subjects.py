@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .families import FAMILIES, Ours
-from .workloads import Workload
+from .workloads import HEADS, Workload
 
 __all__ = ["PEERS", "QUICK", "QUICK_CUDA", "SUBJECTS", "Subject", "choose", "prepare"]
 
@@ -105,6 +105,14 @@ SUBJECTS = {
         Subject("hypnettorch-chunked", "fused", "hypnettorch 0.0.4, chunked, Adam(fused=True)"),
         *_both("hyper-nn", "hyper-nn 0.2.2"),
         *_both("torchhyper", "torchhyper 0.1.2"),
+        *(
+            Subject(f"{name}-{kind}", "fused", f"{head}, {words}")
+            for name, head in HEADS.items()
+            for kind, words in (
+                ("shared", "one gamma for the batch"),
+                ("samples", "one gamma per sample"),
+            )
+        ),
     )
 }
 
@@ -120,6 +128,7 @@ QUICK_CUDA = ("plain/graph", "ours/graph", "ours-wide/graph", *QUICK[:4])
 OTHERS = (
     *("plain", "ours-rank4", "ours-rank8", "ours-shared", "ours-samples", "ours-samples-all"),
     *("vmap", "patched", "hypnettorch-chunked"),
+    *(f"{name}-{kind}" for name in HEADS for kind in ("shared", "samples")),
 )
 
 # Subjects of a workload that names none: hypernetworks with one dense head, and Adam.

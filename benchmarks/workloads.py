@@ -13,12 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HIDDEN", "NARROW", "WORKLOADS", "Workload"]
+__all__ = ["HEADS", "HIDDEN", "NARROW", "WORKLOADS", "Workload"]
 
 # The widths of the hypernetwork's hidden layers (paper, section 5.2).
 HIDDEN = (16, 128)
 # For libraries that have no such projection: as narrow a head as trains.
 NARROW = (64, 8)
+
+# The classes of hyperlight's heads, as subjects of a workload name them.
+HEADS = {
+    "dense": "Dense",
+    "low-rank": "LowRank",
+    "chunked": "Chunked",
+    "per-layer": "PerLayer",
+    "channel-scale": "ChannelScale",
+}
 
 TOKENS = 64  # of a text; 0 pads
 
@@ -41,12 +50,14 @@ def lenet(size: int = 28) -> nn.Module:
 
 
 class Transformer(nn.Module):
-    """Six pre-activation encoder layers of width 384: 10.6 million weights to predict."""
+    """Encoder layers; six of width 384 have 10.6 million weights to predict."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 384, layers: int = 6) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(384, 6, 1536, dropout=0.0, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(
+            width, width // 64, 4 * width, dropout=0.0, batch_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.layers(x)
@@ -177,6 +188,8 @@ SAMPLES = tuple(
         *("hypnettorch-chunked", "hypnettorch"),
     )
 )
+# Every head of the library, with one gamma for the batch and with one per sample.
+OF_HEADS = tuple(f"{name}-{kind}/fused" for name in HEADS for kind in ("shared", "samples"))
 # What runs in W4, and the one that cannot.
 EACH = tuple(
     f"{family}/{optimizer}"
@@ -287,6 +300,26 @@ WORKLOADS = {
             gammas=4,
             subjects=SAMPLES,
             frozen=True,
+        ),
+        Workload(
+            "heads",
+            "every head: LeNet variant, 32 images, training step",
+            "samples",
+            lenet,
+            (32, 1, 28, 28),
+            ((32,), 10),
+            gammas=32,
+            subjects=OF_HEADS,
+        ),
+        Workload(
+            "heads-attention",
+            "every head: transformer, 2 layers of width 128, 32 texts of 32, training step",
+            "samples",
+            lambda: Transformer(128, 2),
+            (32, 32, 128),
+            ((32, 32, 128), 0),
+            gammas=32,
+            subjects=OF_HEADS,
         ),
         Workload(
             "bind",

@@ -25,7 +25,7 @@ from benchmarks.floor import PASSES, prepare_floor
 from benchmarks.run import Measured, Settings, measure
 from benchmarks.subjects import SUBJECTS, USUAL, choose, prepare
 from benchmarks.worker import peak_memory
-from benchmarks.workloads import WORKLOADS, lenet
+from benchmarks.workloads import HEADS, WORKLOADS, lenet
 from hyperlight.optim.outer import OuterProduct
 
 SMOKE = WORKLOADS["smoke"]
@@ -368,6 +368,49 @@ def test_one_gamma_per_sample_is_compared_with_one_for_the_batch() -> None:
     assert "2.19 (2.00 to 6.43)" in release  # 9 / 1.4, 3 / 1.5 and 3.5 / 1.6
     assert "plain" not in text
     assert "no numbers: ended with status 1: why" in text
+
+
+def test_every_head_has_its_size_time_and_memory_in_one_row() -> None:
+    rows = [
+        Measured("heads", "plain/fused", "plain", [1.0, 1.0], [1.0, 1.0], peak=100),
+        Measured("heads", "dense-shared/fused", "one", [1.5, 2.5], [1.0, 1.0], peak=150),
+        Measured("heads", "dense-samples/fused", "each", [3.0, 3.0], [1.0, 1.0], peak=320),
+        Measured("heads", "chunked-shared/fused", "one", [1.25, 1.25], [1.0, 1.0], peak=110),
+        Measured("heads", "chunked-samples/fused", "each", error="too large"),
+    ]
+    weights = {"dense-shared/fused": 1_000_000, "chunked-shared/fused": 2_000}
+    made = report.heads_table("heads", rows, weights)
+    assert made is not None
+    lines = _text(made).splitlines()
+    (dense,) = [line for line in lines if "Dense" in line]
+    cells = [cell.strip() for cell in dense.split("│")[1:-1]]
+    times = ["2.00 (1.50 to 2.50)", "3.00 (3.00 to 3.00)", "1.60"]  # 2.0 and 1.2 in two rounds
+    assert cells == ["Dense", "1,000,000", "4.0", *times, "1.50", "3.20"]
+    (chunked,) = [line for line in lines if "Chunked" in line]
+    cells = [cell.strip() for cell in chunked.split("│")[1:-1]]
+    assert cells[3:] == ["1.25 (1.25 to 1.25)", "no numbers", "", "1.10", ""]
+    assert report.heads_table("heads", rows, {}) is None
+
+
+def test_the_sizes_of_heads_are_those_of_the_models_that_run() -> None:
+    workload = WORKLOADS["heads"]
+    for name, weights in run.head_weights(workload).items():
+        model = FAMILIES[SUBJECTS[name].family](workload.primary()).model
+        assert sum(p.numel() for p in model.hypernet.head.parameters()) == weights
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_runs_with_one_gamma_and_with_one_per_sample(head: str) -> None:
+    """The first sample has the first gamma in both."""
+    workload = replace(WORKLOADS["heads-attention"], x=(3, 4, 128), gammas=3)
+    x, _ = workload.data(torch.device("cpu"))
+    found = []
+    for kind in ("shared", "samples"):
+        torch.manual_seed(0)
+        family = FAMILIES[f"{head}-{kind}"](workload.primary())
+        found.append(family.samples(x, workload.gamma(0)).detach())
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
+    assert not torch.allclose(found[0][1], found[1][1], atol=1e-4)
 
 
 def test_what_is_written(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperlight as hl
 from hyperlight.groups import _gradient as random_gradients
@@ -429,8 +431,8 @@ def test_one_step_of_sgd_moves_predicted_weights_as_in_the_plain_network(
 class Gelu(nn.Sequential):
     """A regression whose inputs are never zero."""
 
-    def __init__(self) -> None:
-        super().__init__(nn.Linear(20, 40), nn.GELU(), nn.Linear(40, 24), nn.Tanh())
+    def __init__(self, width: int = 40) -> None:
+        super().__init__(nn.Linear(20, width), nn.GELU(), nn.Linear(width, 24), nn.Tanh())
         self.append(nn.Linear(24, 10))
 
 
@@ -543,6 +545,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "factors": {"head": Factors()},
     "channel scale": {"head": hl.ChannelScale(), "hidden": (32, 24)},
     "per layer": {"head": hl.PerLayer(rank=2), "hidden": (32, 24)},
+    "per layer, all entries": {"head": hl.PerLayer(8, 16), "hidden": (32, 24)},
 }
 # With SGD they move by the square of what the gradient happens to have in common with them.
 BILINEAR = ("low rank", "chunked", "mixed", "factors", "channel scale", "per layer")
@@ -646,6 +649,22 @@ def test_the_first_step_goes_as_far_as_that_of_the_plain_network(
     low, high = (0.8, 1.25)
     if optimizer == "sgd" and setting.startswith(BILINEAR):  # without an objective
         low, high = (0.5, 2.2 if setting == "channel scale" else 2.0)
+    assert low <= ratio <= high, ratio
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("setting", ["chunked", "chunked, wide", "mixed", "per layer, all entries"])
+def test_the_first_step_is_right_if_it_was_measured_on_an_excerpt(
+    setting: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"chunked": 50, "chunked, wide": 25, "mixed": 6}.get(setting, 200)
+    monkeypatch.setattr("hyperlight.groups._ROWS", rows)
+    rule, make = STEPPERS[optimizer]
+    model = model_of(setting, seed=1)
+    assert model.hypernet.head.excerpt(rows)[1]
+    groups = hl.parameter_groups(model, 1e-6, rule=rule)
+    ratio = first_step(model, groups, 1e-6, make, loss_of, batch_of)
+    low, high = (0.8, 1.25) if optimizer == "adam" else (0.5, 2.0)
     assert low <= ratio <= high, ratio
 
 
@@ -880,6 +899,113 @@ def test_trial_steps_measure_what_is_exact_for_a_dense_head(
             kept_by.append(hl.optim.SGD(model.parameters(), lr=1e-3))
         found.append(rates_of(model, 1.0, rule=optimizer)["head"])
     assert found[1] == pytest.approx(found[0], rel=0.04)
+
+
+class Tried(hl.LowRank):
+    """A low-rank head that is measured as a head of one's own is."""
+
+
+class TriedScale(hl.ChannelScale):
+    """The same for scales of channels."""
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "pair",
+    [(hl.LowRank(3), Tried(3)), (hl.ChannelScale(), TriedScale())],
+    ids=["low rank", "channel scale"],
+)
+def test_what_rows_give_stands_for_them(
+    pair: tuple[hl.Head, hl.Head], dtype: torch.dtype, optimizer: str
+) -> None:
+    found = []
+    for head in pair:
+        torch.manual_seed(0)
+        model = hl.hypernetize(Gelu().to(dtype), SPACE, hidden=(64, 16), head=head)
+        found.append(rates_of(model, 1.0, rule=optimizer))
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+EXCERPTS: dict[str, Any] = {
+    "chunked": hl.Chunked(700),
+    "per layer": hl.PerLayer(embed=8, width=16),
+    "of two kinds": {"0.*": hl.PerLayer(embed=8, width=16), "*": hl.Chunked(500)},
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("head", EXCERPTS)
+def test_an_excerpt_of_a_large_head_gives_the_rates_of_all_of_it(
+    head: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = hl.hypernetize(Gelu(60), SPACE, head=EXCERPTS[head])
+    found = []
+    for rows in (10**9, 400):
+        monkeypatch.setattr("hyperlight.groups._ROWS", rows)
+        found.append(rates_of(model, 1.0, rule=optimizer))
+    assert found[0] != found[1]
+    for name, rate in found[0].items():
+        # Of what the last layer multiplies, it depends on the draw of the gradient.
+        drawn = name.startswith("head") and not ("outputs" in name or name.endswith("weight"))
+        assert found[1][name] == pytest.approx(rate, rel=0.5 if drawn else 0.1), name
+
+
+class Rows(TorchFunctionMode):
+    """Counts the rows of matrices that linear layers apply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is F.linear:
+            self.count += len(args[1])
+        return function(*args, **(kwargs or {}))
+
+
+# A call of the whole head takes 4096 rows, and 80,000.
+@pytest.mark.parametrize(
+    ("head", "most"),
+    [
+        (hl.Chunked(), 25_000),
+        (hl.PerLayer(), 60_000),
+        ({"*.bias": hl.Dense(), "*": hl.PerLayer()}, 60_000),
+    ],
+)
+def test_a_large_head_is_applied_in_part(head: Any, most: int) -> None:
+    primary = nn.Sequential(nn.Linear(200, 200), nn.Linear(200, 201))
+    model = hl.hypernetize(primary, SPACE, head=head)
+    with Rows() as applied:
+        hl.parameter_groups(model, 1e-3)
+    assert most / 3 < applied.count < most
+
+
+class Sizes(TorchDispatchMode):
+    """The number of entries of the largest result."""
+
+    largest = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor) and not function.is_view:
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("rule", ["adam", "sgd"])
+@pytest.mark.parametrize("head", [hl.LowRank(8), hl.ChannelScale()])
+def test_nothing_as_large_as_the_rows_of_a_head_is_made(head: hl.Head, rule: Any) -> None:
+    model = hl.hypernetize(nn.Linear(40, 500), SPACE, hidden=(8, 64), head=head)
+    with Sizes() as made:
+        hl.parameter_groups(model, 1e-3, rule=rule)
+    assert made.largest < model.hypernet.head.weight.numel()
 
 
 def test_an_optimizer_that_is_tried_has_neither_decay_nor_factored_gradients() -> None:

@@ -96,6 +96,31 @@ def test_a_head_equals_its_twin(make: object, batch: tuple[int, ...]) -> None:
                 torch.testing.assert_close(predicted[name][at], tensor, rtol=1e-12, atol=1e-14)
 
 
+@heads
+@pytest.mark.parametrize("rows", [1, 7, 40, 10**6])
+def test_an_excerpt_predicts_the_same_for_some_of_the_entries(make: object, rows: int) -> None:
+    net = _net(make)
+    features = torch.randn(2, 12, dtype=torch.float64)
+    found = net.head.change(THETA0, features)
+    part, index = net.head.excerpt(rows)
+    own = {name: t.flatten()[index[name]] if name in index else t for name, t in THETA0.items()}
+    for name, tensor in part.change(own, features).items():
+        expected = found[name]
+        if name in index:
+            expected = expected.reshape(2, -1)[:, index[name]]
+        assert tensor.shape == expected.shape
+        torch.testing.assert_close(tensor, expected, rtol=1e-12, atol=1e-14)
+    for head in _parts(part):
+        if isinstance(head, hl.Chunked | hl.PerLayer):
+            last = [head.weight] if isinstance(head, hl.Chunked) else [*head.outputs]
+            assert min(map(len, last)) <= rows
+            if getattr(head, "rank", None) is None:
+                assert max(map(len, last)) <= rows
+    assert [n for n, _ in part.named_parameters()] == [n for n, _ in net.head.named_parameters()]
+    for name, before in net.head.change(THETA0, features).items():  # the head is as it was
+        assert torch.equal(before, found[name])
+
+
 @pytest.mark.parametrize("make", [HEADS[name] for name in ALONE], ids=ALONE)
 def test_what_a_head_predicts_alone_is_the_change(make: object) -> None:
     net = _net(make)

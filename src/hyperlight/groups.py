@@ -8,6 +8,7 @@ those of the trunk by how much a step changes the features.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,13 +17,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .bind import bind
 from .diagnostics import check_loss
 from .diagnostics import gradients as gradients_of
 from .encoded import row_of
 from .errors import ConfigurationError, did_you_mean, listed
-from .heads import Dense, Head, Mixed
+from .heads import ChannelScale, Dense, Head, LowRank, Mixed
 from .hypernet import HyperNet
 from .model import HyperModel
 from .precision import widen
@@ -36,6 +38,8 @@ _GROUPS = ("theta0", "trunk", "head", "unpredicted")
 _DRAWS, _TRIALS = 256, 4
 # Entries of a predicted tensor that a mean is taken over: enough for about 2 %.
 _SAMPLE = 4096
+# Rows of a head's last layer that stand for all of them.
+_ROWS = 1024
 # How many samples a random gradient is the sum of. In gradients of real batches, too, few
 # directions dominate: more or fewer make bilinear heads too fast or too slow.
 _RANK = 3
@@ -295,21 +299,26 @@ def _measure(
     gradients: _Gradients = functools.partial(_gradient, rule)
     if objective is not None:
         gradients = functools.partial(_gradient_of, objective, model, gammas)
+    # Random gradients are alike everywhere, so some of the rows stand for all.
+    random = isinstance(rule, str) and objective is None
+    head, index = net.head.excerpt(_ROWS) if random else (net.head, {})
 
+    parameters = dict(head.named_parameters())
     moved: set[str] = set()  # tensors that the head moves
-    for part in _parts(net.head):
+    for part in _parts(head):
         owned = set(part.parameters())
-        tensors = [u for u in units if u.group == "head" and u.parameters[0] in owned]
+        tensors = [u for u in units if u.group == "head" and parameters[u.path] in owned]
         if not tensors:
             continue
         moved.update(part.shapes)
-        own = {name: theta0[name] for name in part.shapes}
+        whole = {name: theta0[name] for name in part.shapes}
         if type(part) is Dense and isinstance(rule, str):
-            f = widen(features)
-            reach = (f.abs() if rule == "adam" else f.square()).sum(-1).mean()
-            tensors[0].factor = _share_of_head(own) / float(reach)
+            reach = _reach(widen(features), rule).mean()
+            tensors[0].factor = _share_of_head(whole) / float(reach)
         else:
-            _measure_head(part, tensors, features[trials], own, rule, gradients)
+            stepped = [parameters[unit.path] for unit in tensors]
+            target = _Target(part, whole, index, gradients)
+            _measure_head(target, tensors, stepped, features[trials], rule)
 
     for unit in units:
         if unit.group == "theta0":
@@ -319,7 +328,8 @@ def _measure(
 
     layers = [unit for unit in units if unit.group == "trunk"]
     if layers:
-        _measure_trunk(net, layers, gammas, features[trials], theta0, rule, gradients, lr)
+        target = _Target(head, theta0, index, gradients)
+        _measure_trunk(net, target, layers, gammas, features[trials], rule, lr)
 
 
 def _check_finite(what: str, size: Tensor | float, *, positive: bool = False) -> float:
@@ -348,13 +358,109 @@ def _share_of_head(theta0: Mapping[str, Tensor]) -> float:
     return 1.0 - trained / (2 * sum(t.numel() for t in theta0.values()))
 
 
+def _enlarged(whole: Tensor, part: Tensor) -> float:
+    """How much larger a random sum over all entries is than one over a part of them."""
+    return math.sqrt(whole.numel() / max(1, part.numel()))
+
+
+def _reach(features: Tensor, rule: Literal["adam", "sgd"]) -> Tensor:
+    """How far a step of W at rate 1 moves W f, for gradients of size 1."""
+    return (features.abs() if rule == "adam" else features.square()).sum(-1)
+
+
+class _Target:
+    """What a head predicts, or an excerpt of it: theta0, gradients, and a sample of entries.
+
+    Args:
+        head: the head, or an excerpt of it.
+        theta0: the tensors that it is added to.
+        index: which entries of the flat tensors the head has, by name; all of those not named.
+        gradients: of the whole tensors.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        theta0: Mapping[str, Tensor],
+        index: Mapping[str, Tensor],
+        gradients: _Gradients,
+    ) -> None:
+        self.head, self.whole, self.index, self.gradients = head, theta0, index, gradients
+        self.theta0 = self._excerpt(theta0)
+        sizes = {name: t.numel() for name, t in theta0.items()}
+        counts = {name: t.numel() for name, t in self.theta0.items()}
+        device = next(iter(self.theta0.values())).device
+        self.entries = _Entries(counts, sizes, device)
+
+    def _excerpt(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        index = self.index
+        return {n: t.flatten()[index[n]] if n in index else t for n, t in tensors.items()}
+
+    def gradient(self, seed: int) -> dict[str, Tensor]:
+        return self._excerpt(self.gradients(self.whole, seed))
+
+    def enlarged(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What an excerpt adds up to is then as large as what all entries do, at random."""
+        found = dict(gradient)
+        for name, index in self.index.items():
+            if name in found:
+                found[name] = found[name] * _enlarged(self.whole[name], index)
+        return found
+
+    def plain_step(self, gradient: Mapping[str, Tensor], rule: Rule) -> Tensor:
+        """The step of the plain network at rate 1, where the entries are sampled."""
+        if isinstance(rule, str):  # entry by entry
+            sampled = self.entries.read(gradient)
+            return _step(sampled, sampled, rule)
+        steps = {name: _step(self.theta0[name], g, rule) for name, g in gradient.items()}
+        return self.entries.read(steps)
+
+
+class _Trial:
+    """A step of a head from random gradients, for one draw of the features."""
+
+    def __init__(
+        self,
+        target: _Target,
+        parameters: Sequence[Tensor],
+        reach: Sequence[float],
+        f: Tensor,
+        seed: int,
+        rule: Rule,
+    ) -> None:
+        self.target, self.parameters, self.reach = target, parameters, reach
+        self.head, self.features = target.head, f
+        if type(self.head) in (LowRank, ChannelScale) and isinstance(rule, str):
+            # All of it is W f, so what it gives stands for W: a column in place of a matrix.
+            column = nn.Parameter(F.linear(f, parameters[0]).unsqueeze(-1))
+            self.head = copy.deepcopy(self.head, {id(parameters[0]): column})
+            self.parameters, self.features = [column], f.new_ones(1)
+            self.reach = [float(_reach(widen(f), rule))]
+        gradient = target.gradient(seed)
+        with torch.enable_grad():
+            predicted = self._change()
+            found = _gradients(predicted, self.parameters, target.enlarged(gradient))
+        self.before = target.entries.read(predicted)
+        self.steps = [_step(p, g, rule) for p, g in zip(self.parameters, found, strict=True)]
+        self.plain = target.plain_step(gradient, rule)
+
+    def _change(self) -> dict[str, Tensor]:
+        return self.head.change(self.target.theta0, self.features)
+
+    def moves(self, by: Mapping[int, float]) -> Tensor:
+        """How far what is predicted moves in a step of some parameters, times a factor each."""
+        parameters, steps = [self.parameters[i] for i in by], [self.steps[i] for i in by]
+        with _moved(parameters, steps, [self.reach[i] * by[i] for i in by]) as scale:
+            after = self.target.entries.read(self._change())
+        return (after - self.before) / scale
+
+
 def _measure_head(
-    head: Head,
+    target: _Target,
     units: Sequence[_Unit],
+    parameters: Sequence[Tensor],
     features: Tensor,
-    theta0: Mapping[str, Tensor],
     rule: Rule,
-    gradients: _Gradients,
 ) -> None:
     """Set the factors of a head's tensors by trial steps.
 
@@ -362,34 +468,24 @@ def _measure_head(
     the one that moves it farthest leads: it gets the share of the head. The others are judged as
     the layers of the trunk are: what they multiply grows during training.
     """
-    entries = _Entries(head.shapes, features.device)
-    parameters = [unit.parameters[0] for unit in units]
-
-    def start(f: Tensor, seed: int) -> tuple[Tensor, list[Tensor], Tensor]:
-        """What is predicted; a step of every tensor; that of the plain network."""
-        gradient = gradients(theta0, seed)
-        with torch.enable_grad():
-            predicted = head.change(theta0, f)
-            found = _gradients(
-                [*predicted.values()], parameters, [gradient[n].to(t) for n, t in predicted.items()]
-            )
-        steps = [_step(p, g, rule) for p, g in zip(parameters, found, strict=True)]
-        return entries.read(predicted), steps, _plain_step(entries, theta0, gradient, rule)
-
-    def moves(f: Tensor, before: Tensor, step: Mapping[int, Tensor], by: list[float]) -> Tensor:
-        """How far the predictions move in a step of some tensors, each times a factor."""
-        with _moved([parameters[i] for i in step], list(step.values()), by) as scale:
-            return (entries.read(head.change(theta0, f)) - before) / scale
-
+    entries, share = target.entries, _share_of_head(target.whole)
     middle = len(features) // 2
-    before, steps, first = start(features[middle], middle)
+    # A row of an excerpt has the gradient that it has in the head.
+    reach_of = [1.0] * len(units)
+    if rule == "sgd":
+        pairs = zip(units, parameters, strict=True)
+        reach_of = [1.0 / _enlarged(unit.parameters[0], p) for unit, p in pairs]
+    first = _Trial(target, parameters, reach_of, features[middle], middle, rule)
+    before = first.before
     change = _check_finite("The predictions of the head have", entries.mean(before))
-    growth = max(1.0, entries.mean(before + entries.read(theta0)) / change) if change else 1.0
-    wanted = entries.by_name(first)
+    growth = (
+        max(1.0, entries.mean(before + entries.read(target.theta0)) / change) if change else 1.0
+    )
+    wanted = entries.by_name(first.plain)
     reached: list[dict[str, float]] = []
-    alone = [moves(features[middle], before, {i: step}, [1.0]) for i, step in enumerate(steps)]
-    for i in range(len(steps)):
-        found = entries.by_name(alone[i])
+    alone = [first.moves({i: 1.0}) for i in range(len(units))]
+    for one in alone:
+        found = entries.by_name(one)
         least = 1e-3 * max(found[name] / max(wanted[name], 1e-30) for name in found)
         reached.append({name: v for name, v in found.items() if v > least * wanted[name]})
     reach = [sum(found.values()) / (sum(wanted[n] for n in found) or 1.0) for found in reached]
@@ -403,21 +499,21 @@ def _measure_head(
     ]
     gates = [i for i in every if i not in leads]
     for i in leads:
-        units[i].factor = _share_of_head(theta0) / (reach[i] * len(beside(i, leads)))
+        units[i].factor = share / (reach[i] * len(beside(i, leads)))
     for i in gates:
         units[i].factor = _slow(growth * reach[i], len(beside(i, gates)))
 
     # Their moves do not simply add up: scale them so that all together go as far as they should.
-    free = entries.spread({name: float(t.requires_grad) for name, t in theta0.items()})
+    free = entries.spread({name: float(t.requires_grad) for name, t in target.whole.items()})
     together = []
-    by = [unit.factor for unit in units]
+    by = dict(enumerate(unit.factor for unit in units))
     for seed, f in enumerate(features):
         if seed == middle:  # steps are small, so what they move adds up
-            plain = first
-            moved = sum((b * one for b, one in zip(by, alone, strict=True)), 0.0 * first)
+            plain = first.plain
+            moved = torch.stack([by[i] * one for i, one in enumerate(alone)]).sum(0)
         else:
-            before, steps, plain = start(f, seed)
-            moved = moves(f, before, dict(enumerate(steps)), by)
+            trial = _Trial(target, parameters, reach_of, f, seed, rule)
+            plain, moved = trial.plain, trial.moves(by)
         size = entries.mean(plain)
         together.append((0.5 * free * plain / size, moved / size))
     scale = _solve(lambda x: sum(entries.mean(a + x * b) for a, b in together) / len(together))
@@ -446,12 +542,11 @@ def _solve(distance: Callable[[float], float]) -> float:
 
 def _measure_trunk(
     net: HyperNet,
+    target: _Target,
     layers: Sequence[_Unit],
     gammas: Sequence[Mapping[str, Tensor]],
     features: Tensor,
-    theta0: Mapping[str, Tensor],
     rule: Rule,
-    gradients: _Gradients,
     lr: float,
 ) -> None:
     """Set the factors of the trunk's layers by the relative change of the features in a step.
@@ -463,23 +558,24 @@ def _measure_trunk(
     Where that is slow, they are up to three times as fast, as most heads never grow so large. A
     step of Adam is as large as its rate says, so it is known where that is.
     """
-    entries = _Entries(net.shapes, features.device)
+    head, theta0, entries = target.head, target.theta0, target.entries
     middle = len(features) // 2
-    gradient = gradients(theta0, middle)
+    gradient = target.gradient(middle)
     at = features[middle].clone().requires_grad_()
     with torch.enable_grad():
-        found = net.head.change(theta0, at)
-        given = [gradient[name].to(t) for name, t in found.items()]
-        arriving = _gradients([*found.values()], [at], given)
+        found = head.change(theta0, at)
+        (arriving,) = _gradients(found, [at], target.enlarged(gradient))
     predicted = entries.read(found)
-    del found, given
+    del found
     size = _check_finite(
         "The predicted weights have", entries.mean(predicted + entries.read(theta0))
     )
-    plain = entries.mean(_plain_step(entries, theta0, gradient, rule))
+    plain = entries.mean(target.plain_step(gradient, rule))
     norm = float(widen(features).norm(dim=-1).mean())
     # The gradient that reaches the features, if the head is a random matrix with W f as large.
-    pull = _norm([*gradient.values()]) * size * math.sqrt(features.shape[-1]) / norm
+    pull = (
+        _norm([*target.enlarged(gradient).values()]) * size * math.sqrt(features.shape[-1]) / norm
+    )
     generator = torch.Generator().manual_seed(0)
     changes = [0.0] * len(layers)
     for gamma in gammas:
@@ -487,7 +583,7 @@ def _measure_trunk(
             f = net.features(**gamma)
         direction = nn.functional.normalize(torch.randn(f.shape, generator=generator), dim=-1)
         parameters = [p for unit in layers for p in unit.parameters]
-        by_layer = iter(_gradients([f], parameters, [(direction * (pull or 1.0)).to(f)]))
+        by_layer = iter(_gradients({"": f}, parameters, {"": direction * (pull or 1.0)}))
         for i, unit in enumerate(layers):
             steps = [_step(p, next(by_layer), rule) for p in unit.parameters]
             with _moved(unit.parameters, steps, [1.0] * len(steps)) as scale:
@@ -506,10 +602,10 @@ def _measure_trunk(
     parameters = [p for unit in layers for p in unit.parameters]
     factors = [unit.factor for unit in layers for _ in unit.parameters]
     with torch.enable_grad():
-        pulls = _gradients([net.features(**gammas[middle])], parameters, arriving)
+        pulls = _gradients({"": net.features(**gammas[middle])}, parameters, {"": arriving})
     steps = [_step(p, g, rule) for p, g in zip(parameters, pulls, strict=True)]
     with _moved(parameters, steps, factors) as scale:
-        after = entries.read(net.head.change(theta0, net.features(**gammas[middle])))
+        after = entries.read(head.change(theta0, net.features(**gammas[middle])))
     distance = entries.mean(after - predicted) / (scale * plain) if plain else 0.0
     faster = 1.0
     if rule == "adam" and size:
@@ -529,24 +625,27 @@ def _slow(reach: float, count: int) -> float:
 
 
 def _gradients(
-    outputs: Sequence[Tensor], parameters: Sequence[Tensor], by_outputs: Sequence[Tensor]
+    outputs: Mapping[str, Tensor], parameters: Sequence[Tensor], arriving: Mapping[str, Tensor]
 ) -> Sequence[Tensor]:
     """The gradients of parameters; zero for those that no output depends on."""
-    pairs = [(t, g) for t, g in zip(outputs, by_outputs, strict=True) if t.requires_grad]
-    if not pairs:
+    tensors = {name: t for name, t in outputs.items() if t.requires_grad}
+    if not tensors:
         return [torch.zeros_like(p) for p in parameters]
-    tensors, gradients = zip(*pairs, strict=True)
     return torch.autograd.grad(
-        tensors, parameters, gradients, allow_unused=True, materialize_grads=True
+        [*tensors.values()],
+        parameters,
+        [arriving[name].to(t) for name, t in tensors.items()],
+        allow_unused=True,
+        materialize_grads=True,
     )
 
 
 def _step(parameter: Tensor, gradient: Tensor, rule: Rule) -> Tensor:
-    """The first step of an optimizer at rate 1."""
+    """The first step of an optimizer at rate 1, reversed: up the gradient. It is as long."""
     if rule == "adam":
-        return gradient.sign().neg_()
+        return gradient.sign()
     if rule == "sgd":
-        return -gradient
+        return gradient
     assert callable(rule)
     trial = nn.Parameter(parameter.detach().clone())
     trial.grad = gradient.to(trial)
@@ -562,17 +661,7 @@ def _step(parameter: Tensor, gradient: Tensor, rule: Rule) -> Tensor:
             f"{tuple(trial.shape)}: {error}; expected a class of optimizers, or a function that "
             "makes one for such a parameter: rule=lambda parameters, lr: ..."
         ) from error
-    return trial.detach() - parameter.detach()
-
-
-def _plain_step(
-    entries: _Entries, theta0: Mapping[str, Tensor], gradient: Mapping[str, Tensor], rule: Rule
-) -> Tensor:
-    """The step of the plain network at rate 1, where the entries are sampled."""
-    if isinstance(rule, str):  # entry by entry
-        sampled = entries.read(gradient)
-        return _step(sampled, sampled, rule)
-    return entries.read({name: _step(theta0[name], g, rule) for name, g in gradient.items()})
+    return parameter.detach() - trial.detach()
 
 
 @contextlib.contextmanager
@@ -587,14 +676,14 @@ def _moved(
     at = _norm(parameters) or math.sqrt(sum(p.numel() for p in parameters))
     eps = max(torch.finfo(p.dtype).eps for p in parameters)
     scale = math.sqrt(eps) * at / length if length else 1.0
-    saved = [p.detach().clone() for p in parameters]
+    saved = [p.data for p in parameters]
     try:
         for parameter, step, by in zip(parameters, steps, factors, strict=True):
-            parameter.data.add_(step, alpha=by * scale)
+            parameter.data = torch.add(parameter.data, step, alpha=by * scale)
         yield scale
     finally:
         for parameter, value in zip(parameters, saved, strict=True):
-            parameter.data.copy_(value)
+            parameter.data = value
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
@@ -653,19 +742,29 @@ def _gradient(rule: Rule, like: Mapping[str, Tensor], seed: int) -> dict[str, Te
 
 
 class _Entries:
-    """A sample of the entries of named tensors, as one vector, and means over all entries."""
+    """A sample of the entries of flat tensors, as one vector, and means over all entries.
 
-    def __init__(self, shapes: Mapping[str, torch.Size], device: torch.device) -> None:
+    Args:
+        counts: of the entries that can be read, by name.
+        sizes: of the tensors that these entries stand for.
+    """
+
+    def __init__(
+        self, counts: Mapping[str, int], sizes: Mapping[str, int], device: torch.device
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.sizes = {name: shape.numel() for name, shape in shapes.items()}
         self.index = {
             name: (
-                torch.arange(size)
-                if size <= _SAMPLE
-                else torch.randint(size, (_SAMPLE,), generator=generator)
+                torch.arange(count)
+                if count <= _SAMPLE
+                else torch.randint(count, (_SAMPLE,), generator=generator)
             ).to(device)
-            for name, size in self.sizes.items()
+            for name, count in counts.items()
         }
+        self.lengths = {name: len(index) for name, index in self.index.items()}
+        self.each = {name: sizes[name] / max(1, n) for name, n in self.lengths.items()}
+        weights = self.spread(self.each)
+        self.weights = weights / weights.sum()
 
     def read(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The sampled entries, in float32 or wider."""
@@ -676,20 +775,23 @@ class _Entries:
 
     def spread(self, numbers: Mapping[str, float]) -> Tensor:
         """The same number for all sampled entries of a tensor."""
-        parts = [torch.full(index.shape, numbers[name]) for name, index in self.index.items()]
-        return torch.cat(parts).to(next(iter(self.index.values())).device)
+        parts = [
+            index.new_full(index.shape, numbers[n], dtype=torch.float32)
+            for n, index in self.index.items()
+        ]
+        return torch.cat(parts)
 
     def by_name(self, values: Tensor) -> dict[str, float]:
         """The sum of absolute values over every tensor."""
-        parts = torch.split(values.abs(), [len(index) for index in self.index.values()])
-        means = torch.stack([part.mean() for part in parts]).tolist()
+        parts = torch.split(values.abs(), [*self.lengths.values()])
+        sums = torch.stack([part.sum() for part in parts]).tolist()
         return {
-            name: mean * size for mean, (name, size) in zip(means, self.sizes.items(), strict=True)
+            name: total * each for total, (name, each) in zip(sums, self.each.items(), strict=True)
         }
 
     def mean(self, values: Tensor) -> float:
         """The mean absolute value."""
-        return sum(self.by_name(values).values()) / sum(self.sizes.values())
+        return float((values.abs() * self.weights).sum())
 
 
 # --- without values ------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from .weights import Weight, split_flat, sums
 
 # How many entries of a tensor its spread is measured on: enough for about 3 %.
 SAMPLE = 512
+
+
+_H = TypeVar("_H", bound=nn.Module)
 
 
 class Head(nn.Module, metaclass=ABCMeta):
@@ -98,6 +102,15 @@ class Head(nn.Module, metaclass=ABCMeta):
         """The number of parameters that serve one predicted tensor alone; None if shared."""
         return None
 
+    def excerpt(self, rows: int) -> tuple[Head, dict[str, Tensor]]:
+        """A head for a part of the entries, and which ones: flat indices into tensors, by name.
+
+        Its last layer has about so many of the rows; all other parameters are those of this
+        head. Tensors that are not named are predicted whole. Optional: it makes measurements
+        cheaper.
+        """
+        return self, {}
+
     def config(self) -> dict[str, Any] | None:
         """The arguments of the constructor as JSON holds them; None if it cannot.
 
@@ -147,6 +160,17 @@ class Head(nn.Module, metaclass=ABCMeta):
             return "not built"
         total = sum(shape.numel() for shape in self.shapes.values())
         return f"features={self.features}, predictions={total:,}"
+
+
+def shallow(head: _H) -> _H:
+    """A copy of a head with the same parameters."""
+    return copy.deepcopy(head, {id(p): p for p in head.parameters()})
+
+
+def some_rows(count: int, most: int, device: torch.device) -> Tensor:
+    """So many of the numbers below ``count``, in order; always the same ones."""
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
+    return drawn.sort().values.to(device)
 
 
 def ratio(wanted: float, measured: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..errors import check_integer
 from ..init import Initialization
 from ..precision import rms
-from .base import SAMPLE, Head, ratio
+from .base import SAMPLE, Head, ratio, shallow, some_rows
 
 
 class Chunked(Head):
@@ -106,6 +106,22 @@ class Chunked(Head):
         pairs = zip(self.scale, self.shapes.values(), strict=True)
         scale = torch.cat([one.expand(shape.numel()) for one, shape in pairs])
         return self._chunks(features)[..., : len(scale)] * scale
+
+    def excerpt(self, rows: int) -> tuple[Head, dict[str, Tensor]]:
+        size = len(self.weight)
+        if type(self) is not Chunked or size <= rows:
+            return self, {}
+        chosen = some_rows(size, rows, self.weight.device)
+        starts = size * torch.arange(len(self.embedding), device=chosen.device)
+        places = (starts.unsqueeze(-1) + chosen).flatten()
+        ends = torch.tensor([shape.numel() for shape in self.shapes.values()]).cumsum(0)
+        parts = torch.tensor_split(places, torch.searchsorted(places, ends.to(places)).cpu())
+        begins = [0, *ends.tolist()]
+        index = {n: p - b for n, p, b in zip(self.shapes, parts, begins, strict=False)}
+        part = shallow(self)
+        part.weight = nn.Parameter(self.weight[chosen])
+        part.shapes = {name: own.shape for name, own in index.items()}
+        return part, index
 
     def extra_repr(self) -> str:
         return f"size={self.size}, {super().extra_repr()}"

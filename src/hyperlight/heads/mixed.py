@@ -13,7 +13,7 @@ from .._torch import is_sharded
 from ..errors import ConfigurationError, did_you_mean, listed, sharded
 from ..init import Initialization
 from ..targets import Target
-from .base import Head
+from .base import Head, shallow
 from .weights import Weight
 
 
@@ -104,6 +104,15 @@ class Mixed(Head):
         for head in self.heads():
             found |= head.change(theta0, features)
         return {name: found[name] for name in self.shapes}
+
+    def excerpt(self, rows: int) -> tuple[Head, dict[str, Tensor]]:
+        part, index = shallow(self), {}
+        parts = [head.excerpt(rows) for head in self.heads()]
+        for _, own in parts:
+            index.update(own)
+        part.parts = nn.ModuleList(head for head, _ in parts)
+        part.shapes = {n: index[n].shape if n in index else s for n, s in self.shapes.items()}
+        return part, index
 
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
         if is_sharded(self):

@@ -14,7 +14,7 @@ from .._torch import is_sharded
 from ..errors import check_integer, sharded
 from ..init import Initialization
 from ..precision import rms
-from .base import SAMPLE, Head, ratio
+from .base import SAMPLE, Head, ratio, shallow, some_rows
 from .low_rank import Matrix, as_matrix, factor_stds, factors, product_rms
 from .weights import LowRankWeight, Weight, sums
 
@@ -166,6 +166,20 @@ class PerLayer(Head):
             for name, matrix, parts in self._codes(features)
         }
         return torch.cat([found[name] for name in self.shapes], dim=-1)
+
+    def excerpt(self, rows: int) -> tuple[Head, dict[str, Tensor]]:
+        if type(self) is not PerLayer:
+            return self, {}
+        part, index, outputs = shallow(self), {}, []
+        for names, weight in zip(self.kinds, self.outputs, strict=True):
+            if self._matrix(names[0]) is None and len(weight) > rows:
+                chosen = some_rows(len(weight), rows, weight.device)
+                index.update(dict.fromkeys(names, chosen))
+                weight = nn.Parameter(weight[chosen])
+            outputs.append(weight)
+        part.outputs = nn.ParameterList(outputs)
+        part.shapes = {n: index[n].shape if n in index else s for n, s in self.shapes.items()}
+        return part, index
 
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
         if self.rank is None:
