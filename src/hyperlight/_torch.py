@@ -248,6 +248,9 @@ def version_of(tensor: Tensor) -> int:
 
 # --- the rest ---------------------------------------------------------------------------
 
+# The log of what the exporter to ONNX knows to translate.
+EXPORTER_LOG = "torch.onnx._internal.exporter._registration"
+
 # Draws from Gamma(alpha, 1) with a generator, which torch.distributions.Gamma does not take.
 draw_gamma: Callable[..., Tensor] = torch._standard_gamma
 

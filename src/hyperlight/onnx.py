@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch import pytree
+from ._torch import EXPORTER_LOG, pytree
 from ._version import __version__
 from .diagnostics import median
 from .encoded import Encoded, map_tensors, row_of
@@ -584,7 +584,7 @@ def _exported(onnx: Any, call: _Call, about: Mapping[str, Any], opset: int | Non
 @contextlib.contextmanager
 def _without_torchvision() -> Iterator[None]:
     """Keep the exporter from logging at every call that there is none: a graph needs none."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    logger = logging.getLogger(EXPORTER_LOG)
 
     def wanted(record: logging.LogRecord) -> bool:
         return not str(record.msg).startswith("torchvision is not installed")

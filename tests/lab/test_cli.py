@@ -679,6 +679,7 @@ def test_help_has_the_same_options_as_are_known(capsys: Captured) -> None:
         "--evaluation-images",
     ]
     known += ["--final-images", "--posterior-samples"]
+    known += ["--gain", "--members", "--dropout", "--angles", "--turned-images"]
     known += ["--optimizer", "--lr", "--weight-decay", "--steps", "--batch-size", "--rates"]
     known += [
         "--schedule",

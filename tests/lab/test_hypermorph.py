@@ -65,7 +65,8 @@ def test_a_seed_makes_the_same_model_again(task: HypermorphTask) -> None:
     assert not torch.equal(draws[0], draws[2])
 
 
-@pytest.mark.parametrize("formulation", get_args(Formulation))
+# What is written by hand starts as PyTorch starts it, whatever the primary has.
+@pytest.mark.parametrize("formulation", [f for f in get_args(Formulation) if f != "hand"])
 @pytest.mark.parametrize("init", ["fan_out", "relative"])
 def test_a_small_flow_layer_starts_at_no_displacement(formulation: Formulation, init: str) -> None:
     fields, sizes = {}, {}

@@ -624,7 +624,7 @@ def test_figures_show_every_formulation() -> None:
     runs = [make_run(name, seed) for seed in (0, 1) for name in SWITCHES]
     runs += [plain_run(seed, name) for seed in (0, 1) for name in controls]
     summaries = _summaries(runs)
-    assert len(summaries) == 8
+    assert len(summaries) == 9
     titles = [summary.title for summary in summaries]
     drawn = [figures.convergence(summaries, 90.0), figures.scales(runs), figures.gradients(runs)]
     for figure, expected in zip(drawn, (titles, titles[:4], titles), strict=True):

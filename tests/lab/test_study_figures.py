@@ -18,8 +18,9 @@ from tests.lab.making import ACCURACY, make_run, plain_run
 WIDTH = 800  # pixels at which figures are looked at
 SMALLEST = 9.0  # pixels that text is high
 DICE = Metric("dice", digits=3)
-# They are measured in a minute; their figures have tests of their own.
-MEASURED = ("fig3a", "fig3b", "width", "registration")
+# What they draw is measured first; their figures have tests of their own.
+MEASURED = ("fig3a", "fig3b", "width", "registration", "sgd")
+MEASURED += ("trade-off", "adapters", "implicit", "equations")
 
 
 class _Any(dict[str, float]):
@@ -82,7 +83,10 @@ def test_a_figure_can_be_read_and_names_its_lines_once(study: Study) -> None:
     ("name", "plain"),
     [
         ("fig4c", ["plain, all gammas", "gamma as input"]),
-        ("family-hypermorph", ["plain networks, 160 steps each", "plain networks, 800 steps each"]),
+        (
+            "family-scale_space",
+            ["plain networks, 100 steps each", "plain networks, 500 steps each"],
+        ),
     ],
 )
 def test_a_figure_has_the_plain_networks_that_were_trained(name: str, plain: list[str]) -> None:

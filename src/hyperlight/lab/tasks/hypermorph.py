@@ -74,7 +74,8 @@ class Hypermorph(Hypernetwork):
     """Fraction of the steps at gamma 0 or 1, which HyperMorph draws more often."""
     flow_scale: float | None = None
     """Standard deviation of the first weights of the layer that returns the displacement, whose
-    biases start at zero: 1e-5 in VoxelMorph and HyperMorph. By default it starts as all others."""
+    biases start at zero: 1e-5 in VoxelMorph and HyperMorph. By default it starts as all others. A
+    hypernetwork by hand (--parametrization hand) adds its own random weights to it."""
     gamma: float = 0.5
     """The one gamma of a plain network (--parametrization plain)."""
     evaluation_gammas: int = 5
