@@ -225,6 +225,10 @@ class Run:
         """The first evaluated step at which the metric reached ``target``, if any."""
         return next((p.step for p in self.points if p.figures[self.metric.name] >= target), None)
 
+    def figure(self, name: str) -> float:
+        """One of the task's final figures; NaN if the run diverged."""
+        return math.nan if self.outcome is None else self.outcome.figures[name]
+
     def along(self, column: str | None = None) -> dict[float, float]:
         """Final values by gamma; empty if there are none.
 

@@ -146,6 +146,10 @@ class Group:
         """Whether a run diverged."""
         return any(run.diverged is not None for run in self.runs)
 
+    def figures(self, name: str) -> list[float]:
+        """One of the task's final figures, of every seed; NaN for those that diverged."""
+        return [run.figure(name) for run in self.runs]
+
     def outcome(self, name: str) -> Spread:
         """One of the task's final figures, by name."""
         return Spread.of([r.outcome.figures[name] for r in self.runs if r.outcome is not None])

@@ -192,17 +192,13 @@ class Row:
         return {g: [values.get(g, math.nan) for values in found] for g in found[0]}
 
 
-def _figures(group: Group, name: str) -> list[float]:
-    return [math.nan if r.outcome is None else r.outcome.figures[name] for r in group.runs]
-
-
 def _best(results: Results, contest: Contest, method: Method, steps: int) -> Group:
     """The group with the smallest error on validation data."""
     wanted = [contest.spec(method, steps, rate).about for rate in contest.tries(method)]
     groups = [group for group in results if dataclasses.replace(group.spec, seed=0).about in wanted]
 
     def error(group: Group) -> float:
-        mean = statistics.fmean(_figures(group, "validation error"))
+        mean = statistics.fmean(group.figures("validation error"))
         return mean if math.isfinite(mean) else math.inf
 
     return min(groups, key=error)
@@ -213,7 +209,7 @@ def rows(results: Results, contest: Contest) -> list[Row]:
     measured: Measured = results.measured
     ours = contest.tried[0]
     by_steps = {
-        steps: _figures(_best(results, contest, ours, steps), "test error")
+        steps: _best(results, contest, ours, steps).figures("test error")
         for steps in contest.lengths(ours)
     }
     own = measured.prices[contest.title, ours.title].step
@@ -222,7 +218,7 @@ def rows(results: Results, contest: Contest) -> list[Row]:
         price = measured.prices.get((contest.title, method.title))
         for steps in contest.lengths(method)[: 2 if method is ALONE else 1]:
             group = _best(results, contest, method, steps)
-            errors = _figures(group, "test error")
+            errors = group.figures("test error")
             time = None
             if price is not None:
                 time = contest.lead(meanwhile(by_steps, price.step / own * steps), errors)
@@ -282,7 +278,7 @@ def tables(results: Results) -> list[Table]:
     cells, by_gamma = [], []
     for contest in measured.contests:
         for row in rows(results, contest):
-            trained = round(_figures(row.group, "weights held")[0])
+            trained = round(row.group.figures("weights held")[0])
             cells.append(
                 [
                     *(contest.title, row.title, f"{row.group.spec.training.lr:g}"),

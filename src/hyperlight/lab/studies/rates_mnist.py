@@ -13,6 +13,7 @@ from .. import figures
 from ..comparison import Verdict, every
 from ..engine import Spec
 from ..summary import BEYOND, Claim
+from ..tasks.base import Formulation
 from . import drawing, judging, settings
 from .base import Group, Results, Setup, Study, Table, grid
 from .rates import GOOD, GROUPS, MIP, PLAIN, RATES, Cell, made, start_of
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Formulation, rule for the rates, and colour of each line.
-LINES = {
+LINES: dict[str, tuple[Formulation, str, str]] = {
     "classical": ("classical", "same", "#d55e00"),
     MIP: ("mip", "same", "#0072b2"),
     "ours": ("mip", "groups", "#cc79a7"),
@@ -46,7 +47,7 @@ def specs(setup: Setup) -> list[Spec]:
         found += grid(
             starts[name],
             seeds=settings.seeds(setup),
-            formulations=[formulation],  # type: ignore[list-item]
+            formulations=[formulation],
             training={"lr": (1e-3, 1e-1) if setup.size == "smoke" else RATES},
         )
     return found

@@ -120,15 +120,11 @@ def specs(setup: Setup) -> list[Spec]:
 # --- the results -------------------------------------------------------------------------
 
 
-def _figure(run: Run, name: str) -> float:
-    return float("nan") if run.outcome is None else run.outcome.figures[name]
-
-
 def _best(groups: Sequence[Group]) -> Group:
     """The group with the smallest objective on validation pairs."""
 
     def error(group: Group) -> float:
-        mean = statistics.fmean(_figure(run, "validation error") for run in group.runs)
+        mean = statistics.fmean(group.figures("validation error"))
         return mean if mean == mean else float("inf")
 
     return min(groups, key=error)
@@ -171,7 +167,7 @@ def _plain(results: Results, steps: int) -> Curve:
         for gamma in _tried(results)
     }
     columns = [
-        {g: [factor * _figure(run, name) for run in group.runs] for g, group in best.items()}
+        {g: [factor * figure for figure in group.figures(name)] for g, group in best.items()}
         for name, factor in (("loss", 1.0), ("dice", 1.0), ("folding", 100.0))
     ]
     rates = dict.fromkeys(f"{group.spec.training.lr:g}" for group in best.values())
@@ -202,7 +198,7 @@ def _curves(results: Results) -> dict[str, Curve]:
 def _at_best(results: Results, method: Method) -> list[float]:
     """Test Dice at the gamma that is best on validation pairs, of every seed."""
     group = _best(groups(results, method))
-    return [_figure(run, "dice there, test, of 11") for run in group.runs]
+    return group.figures("dice there, test, of 11")
 
 
 def draw(results: Results) -> Figure:
@@ -346,7 +342,7 @@ def _dice_by_scan(group: Group, kept: Sequence[int]) -> list[list[float]]:
         folder, model = RunFolder(run.folder, spec.about), task.model(spec.formulation, run.seed)
         folder.finished()
         folder.load_model(model)
-        gamma = _figure(run, "best gamma of 11, validation")
+        gamma = run.figure("best gamma of 11, validation")
         rows.append(task.dice_by_scan(model, gamma))
     return rows
 

@@ -90,18 +90,13 @@ def _objective(results: Results, method: Method, steps: int) -> dict[float, list
 def _dice(results: Results, method: Method, steps: int) -> list[float]:
     """Test Dice at the gamma that is best on validation pairs, of every seed."""
     (group,) = [g for g in results.where(steps=steps) if _is(method, g.spec)]
-    return [_figure(run.outcome, "dice there, test, of 11") for run in group.runs]
-
-
-def _figure(outcome: object, name: str) -> float:
-    found: Mapping[str, float] = getattr(outcome, "figures", {})
-    return found.get(name, float("nan"))
+    return group.figures("dice there, test, of 11")
 
 
 def _plain(results: Results, steps: int) -> dict[float, list[float]]:
     """The objective of the plain networks, each at its own gamma."""
     found = results.where(formulation="plain", steps=steps)
-    return {g.spec.config.gamma: [_figure(run.outcome, "loss") for run in g.runs] for g in found}
+    return {group.spec.config.gamma: group.figures("loss") for group in found}
 
 
 def _mean(values: Mapping[float, Sequence[float]]) -> list[float]:

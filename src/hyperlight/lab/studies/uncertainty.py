@@ -94,10 +94,7 @@ def _best(results: Results, method: Method) -> Group:
 
 
 def _figure(name: str) -> Callable[[Run], float]:
-    def read(run: Run) -> float:
-        return float("nan") if run.outcome is None else run.outcome.figures[name]
-
-    return read
+    return lambda run: run.figure(name)
 
 
 ACCURACY = _figure("accuracy of the average (%)")
