@@ -335,21 +335,26 @@ def _along(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None
             values = {g: [v / means[g] for v in each] for g, each in values.items()}
         spreads = [Spread.of(each) for each in values.values()]
         figures.band(ax, list(values), spreads, row.method.formulation, **_style(contest, row))
-    over = " / that of a network per gamma" if view == "ratio" else ""
-    ax.set(xlabel=contest.gamma, ylabel=f"test {contest.error}{over}", xscale="log", yscale="log")
+    over = ", over that of separate networks" if view == "ratio" else ""
+    ax.set(xlabel=contest.gamma, ylabel=f"{contest.error}{over}", xscale="log", yscale="log")
     if view == "ratio":
         ax.set(yscale="linear", ylim=(0.9, 1.5))
 
 
 def _front(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None:
-    """Two figures that trade off against each other, along gamma."""
+    """Two figures that trade off against each other, along gamma.
+
+    The view is that of the separate networks: what does not train at all would squeeze the rest.
+    """
+    (longest,) = [r for r in found if r.title == contest.name(ALONE, contest.steps)]
+    top = 1.3 * max(statistics.fmean(v) for v in longest.by_gamma("distortion").values())
     for row in found:
         rate, distortion = (
             [statistics.fmean(values) for values in row.by_gamma(name).values()]
             for name in ("rate", "distortion")
         )
         ax.plot(rate, distortion, **{"marker": ".", **_style(contest, row)})
-    ax.set(xlabel="test rate (nats)", ylabel="test distortion (squared error)")
+    ax.set(xlabel="test rate (nats)", ylabel="test distortion (squared error)", ylim=(0, top))
 
 
 def _dots(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None:
