@@ -47,6 +47,10 @@ WIDE = dataclasses.replace(
 SHARED = dataclasses.replace(Method.of("shared"), title="one plain network")
 ALONE = dataclasses.replace(Method.of("plain"), title="a network per gamma")
 
+# Rates to choose from; the second list for those that diverge at large ones.
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+LOW = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
 # Methods that ours is to be level with; it is to be better than the others.
 _LEVEL = (HAND, FILM)
 
@@ -281,7 +285,7 @@ def tables(results: Results) -> list[Table]:
             trained = round(row.group.figures("weights held")[0])
             cells.append(
                 [
-                    *(contest.title, row.title, f"{row.group.spec.training.lr:g}"),
+                    *(contest.title, row.title, _rate(contest, row)),
                     *(Spread.of(row.errors).brief(), row.steps.text(2)),
                     *("" if row.time is None else row.time.text(2), trained),
                     "" if row.price is None else f"{1e3 * row.price.step:.2f}",
@@ -295,6 +299,14 @@ def tables(results: Results) -> list[Table]:
         Table("Methods", heading, cells),
         Table("By gamma", ["", "method", "gamma", "test error"], by_gamma, shown=False),
     ]
+
+
+def _rate(contest: Contest, row: Row) -> str:
+    """The rate that was chosen. At the end of those tried, another might have been better."""
+    rate, tried = row.group.spec.training.lr, contest.tries(row.method)
+    if len(tried) > 1 and rate in (min(tried), max(tried)):
+        return f"{rate:g}, the {'smallest' if rate == min(tried) else 'largest'} tried"
+    return f"{rate:g}"
 
 
 # --- figures -------------------------------------------------------------------------------
@@ -399,8 +411,7 @@ def _equations(setup: Setup) -> tuple[Contest, ...]:
             base("problems", {"problem": name, "count": count, "width": 8 if smoke else 32}, how),
             *({"gammas": count}, count),
             tried=_with({}, OURS, HAND, FILM, CHANNEL, wide, SHARED),
-            rates=(1e-2,) if smoke else (3e-3, 1e-2, 3e-2),
-            others={} if smoke else {"hand": (1e-3, 3e-3, 1e-2)},
+            rates=(1e-2,) if smoke else RATES,
             gamma="coefficient a",
             error="relative error",
         )
@@ -422,8 +433,7 @@ def _adapters(setup: Setup) -> tuple[Contest, ...]:
             base("problems", common, _how(setup, 400, 16 if smoke else 64)),
             *({"gammas": count}, count),
             tried=(OURS, HAND, FILM, CHANNEL, SHARED),
-            rates=(1e-2,) if smoke else (3e-3, 1e-2, 3e-2),
-            others={} if smoke else {"hand": (1e-3, 3e-3, 1e-2)},
+            rates=(1e-2,) if smoke else RATES,
             level=MARGINS["accuracy"],
             points=True,
             views=("dots",),
@@ -448,8 +458,7 @@ def _implicit(setup: Setup) -> tuple[Contest, ...]:
             ),
             *({"gammas": count}, count),
             tried=_with({"directions": 24}, OURS, HAND, FILM, CHANNEL, wide),
-            rates=(3e-3,) if smoke else (3e-3, 1e-2, 3e-2),
-            others={} if smoke else {"hand": (1e-3, 3e-3, 1e-2)},
+            rates=(3e-3,) if smoke else RATES,
             views=("dots",),
             error="squared error",
         ),
@@ -468,8 +477,8 @@ def _trade_off(setup: Setup) -> tuple[Contest, ...]:
             base("vae", common, _how(setup, 500, 16 if smoke else 128)),
             *({"beta": BETAS, "gammas": len(BETAS)}, len(BETAS)),
             tried=(OURS, CLASSICAL, MIP, FILM, CHANNEL, SHARED),
-            rates=(1e-2,) if smoke else (3e-3, 1e-2),
-            others={} if smoke else {"classical": (3e-4, 1e-3), "mip": (1e-3, 3e-3)},
+            rates=(1e-2,) if smoke else RATES,
+            others={} if smoke else {"classical": LOW, "mip": LOW},
             level=1.02,
             column="objective",
             views=("front", "ratio"),
@@ -505,7 +514,7 @@ EQUATIONS = _study(
         "time and for plain networks that together train for as many)",
         "cpu": "500 steps in batches of 256 points (250 steps and 125 steps for equal time; plain "
         "networks: batches of 1280 points, 256 for each of five coefficients, and 100 steps where "
-        "they together train for as many); three rates",
+        "they together train for as many); five rates",
     },
 )
 
@@ -523,7 +532,7 @@ ADAPTERS = _study(
         "adapters that together train for as many)",
         "cpu": "MNIST; 400 steps in batches of 64 images (200 steps and 100 steps for equal time; "
         "one set of adapters per task: batches of 512 images, 64 for each of eight tasks, and 50 "
-        "steps where they together train for as many); three rates",
+        "steps where they together train for as many); five rates",
     },
 )
 
@@ -540,7 +549,7 @@ IMPLICIT = _study(
         "together train for as many)",
         "cpu": "MNIST, tested on 16 images; 1000 steps in batches of 1024 pixels of 32 images (500 "
         "steps and 250 steps for equal time; one network per image: batches of 16384 pixels, 1024 "
-        "for each, and 62 steps where they together train for as many); three rates",
+        "for each, and 62 steps where they together train for as many); five rates",
     },
 )
 
@@ -558,6 +567,6 @@ TRADE_OFF = _study(
         "that together train for as many)",
         "cpu": "MNIST, 32 hidden units; 500 steps in batches of 128 (250 steps and 125 "
         "steps for equal time; plain networks: batches of 640, 128 for each of five prices, and "
-        "100 steps where they together train for as many); two rates",
+        "100 steps where they together train for as many); five rates",
     },
 )
