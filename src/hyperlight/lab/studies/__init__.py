@@ -45,6 +45,7 @@ STUDIES: dict[str, Study] = {
         *(dimension.STUDY, rates.STUDY, rates_mnist.STUDY, family_scale_space.STUDY),
         *(registration.STUDY, registration_full.STUDY, registration_steps.STUDY, width.STUDY),
         uncertainty.STUDY,
-        *(knobs.TRADE_OFF, knobs.ADAPTERS, knobs.IMPLICIT, knobs.EQUATIONS),
+        *(knobs.TRADE_OFF, knobs.DECISION_COST, knobs.ADAPTERS, knobs.IMPLICIT),
+        knobs.EQUATIONS,
     )
 }

@@ -46,6 +46,13 @@ WIDE = dataclasses.replace(
 )
 SHARED = dataclasses.replace(Method.of("shared"), title="one plain network")
 ALONE = dataclasses.replace(Method.of("plain"), title="a network per gamma")
+EXPECTED = dataclasses.replace(
+    SHARED,
+    name="expected-cost",
+    title="one plain network, least expected cost",
+    color="#009e73",
+    settings={"problem": "expected-cost"},
+)
 
 # Methods that ours is to be level with; it is to be better than the others.
 _LEVEL = (HAND, FILM)
@@ -71,6 +78,7 @@ class Contest:
         views: how it is drawn.
         gamma: name of gamma in figures.
         error: name of the error in figures and claims.
+        front: two columns that trade off against each other, and their names in figures.
     """
 
     title: str
@@ -86,6 +94,10 @@ class Contest:
     views: tuple[View, ...] = ("along",)
     gamma: str = "gamma"
     error: str = "error"
+    front: tuple[tuple[str, str], tuple[str, str]] = (
+        ("rate", "test rate (nats)"),
+        ("distortion", "test distortion (squared error)"),
+    )
 
     def lead(self, errors: Sequence[float], others: Sequence[float]) -> Interval:
         """Errors compared with those of the same seeds: by how many times, or points."""
@@ -343,13 +355,14 @@ def _along(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None
 
 def _front(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None:
     """Two figures that trade off against each other, along gamma."""
+    (one, across), (other, up) = contest.front
     for row in found:
-        rate, distortion = (
+        points = (
             [statistics.fmean(values) for values in row.by_gamma(name).values()]
-            for name in ("rate", "distortion")
+            for name in (one, other)
         )
-        ax.plot(rate, distortion, **{"marker": ".", **_style(contest, row)})
-    ax.set(xlabel="test rate (nats)", ylabel="test distortion (squared error)")
+        ax.plot(*points, **{"marker": ".", **_style(contest, row)})
+    ax.set(xlabel=across, ylabel=up)
 
 
 def _dots(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None:
@@ -474,6 +487,37 @@ def _trade_off(setup: Setup) -> tuple[Contest, ...]:
     )
 
 
+def _decision_cost(setup: Setup) -> tuple[Contest, ...]:
+    smoke = setup.size == "smoke"
+    small: dict[str, Any] = {"evaluation_images": 20}
+    if not smoke:
+        small = {"data": "mnist", "evaluation_images": 10_000}
+    count = 2 if smoke else 5
+    common = {"problem": "cost", "count": count, "data_dir": setup.data_dir, **small}
+    high, low = (1e-2, 3e-2), (1e-3, 3e-3)
+    others = {"film": high, "channel": high, "shared": high, "expected-cost": high}
+    others |= {"classical": low, "mip": low, "hand": low}
+    return tuple(
+        Contest(
+            f"{width} hidden units",
+            base("problems", {**common, "width": width}, _how(setup, 800, 16 if smoke else 128)),
+            *({"gammas": count}, count),
+            tried=(OURS, CLASSICAL, MIP, HAND, FILM, CHANNEL, SHARED, EXPECTED),
+            rates=(1e-2,) if smoke else (3e-3, 1e-2),
+            others={} if smoke else others,
+            level=1.05,
+            views=("front", "along"),
+            gamma="cost of a mistake in digits 0 to 4",
+            error="cost",
+            front=(
+                ("wrong, first classes (%)", "digits 0 to 4, wrong (%)"),
+                ("wrong, other classes (%)", "digits 5 to 9, wrong (%)"),
+            ),
+        )
+        for width in ((4, 8) if smoke else (4, 32))
+    )
+
+
 def _study(contests: Contests, name: str, **about: Any) -> Study:
     return Study(
         name=name,
@@ -554,5 +598,26 @@ TRADE_OFF = _study(
         "cpu": "MNIST, 32 hidden units; 500 steps in batches of 128 (250 steps and 125 "
         "steps for equal time; plain networks: batches of 640, 128 for each of five prices, and "
         "100 steps where they together train for as many); two rates",
+    },
+)
+
+DECISION_COST = _study(
+    _decision_cost,
+    "decision-cost",
+    title="The cost of a mistake, chosen after training, and what needs no other weights",
+    caption="Digits are classified; a mistake in one of 0 to 4 costs 1/32 to 32 times as much as "
+    "in one of 5 to 9. Wrong answers to test images of both kinds, and the cost of all mistakes "
+    "in percent of the cost if every answer were wrong, for five costs. Lines are one network for "
+    "all costs each, circles plain networks for single ones: filled if each trains for as many "
+    "steps, open if all of them together do. The plain network of least expected cost is trained "
+    "without costs; its answers are those that cost least by its probabilities. Networks have two "
+    "hidden layers, whose width is the title. Mean and standard deviation over seeds; each at the "
+    "best rate on validation images.",
+    reduced={
+        "smoke": "digits, two costs, 8 steps (4 steps and 2 steps for equal time and for plain "
+        "networks that together train for as many)",
+        "cpu": "MNIST; 800 steps in batches of 128 (400 steps and 200 steps for equal time; plain "
+        "networks: batches of 640, 128 for each of five costs, and 160 steps where they together "
+        "train for as many); two rates",
     },
 )
