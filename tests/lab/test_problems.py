@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import hyperlight as hl
 from hyperlight.lab.controls import ByHand, Separate
+from hyperlight.lab.data import Images
 from hyperlight.lab.errors import LabError
 from hyperlight.lab.tasks.problems import Problems, ProblemsTask, _Equation, _Implicit
 from hyperlight.lab.train import Training, train
@@ -20,7 +21,8 @@ from tests.lab.making import equal_runs
 
 CPU = torch.device("cpu")
 EQUATIONS = ("reaction", "oscillation")
-PROBLEMS = (*EQUATIONS, "implicit", "adapters")
+COSTS = ("cost", "expected-cost")
+PROBLEMS = (*EQUATIONS, "implicit", "adapters", *COSTS)
 every_problem = pytest.mark.parametrize("name", PROBLEMS)
 
 
@@ -168,6 +170,64 @@ def test_only_the_adapters_are_predicted() -> None:
     hand = task.model("hand", 0)
     assert isinstance(hand, ByHand)
     assert hand.shapes == dict(model.hypernet.shapes)
+
+
+# --- costs ----------------------------------------------------------------------------------
+
+
+class _Scores(nn.Module):
+    """The same scores for all images and gammas."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.scores = torch.tensor(scores)
+
+    def forward(self, x: Tensor, gamma: Tensor) -> Tensor:
+        assert x.shape[:1] == gamma.shape
+        return self.scores.expand(*x.shape[:-1], -1)
+
+
+def _cost(name: str) -> Any:
+    problem: Any = _task(name).problem
+    labels = torch.tensor([0, 4, 5, 7, 9, 9])  # two of the first five classes
+    problem.test = Images(torch.zeros(6, 1, 8, 8), labels)
+    return problem
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_the_cost_of_mistakes_is_a_part_of_that_of_all(name: str) -> None:
+    """A mistake in 0 to 4 costs gamma, in 5 to 9 it costs 1."""
+    problem, gamma = _cost(name), torch.tensor([0.25, 1.0, 4.0])
+    nine = _Scores([0.0] * 9 + [50.0])  # right twice
+    wanted = [100.0 * (2 * g + 2) / (2 * g + 4) for g in gamma.tolist()]
+    assert problem.errors(nine, gamma, "test").tolist() == pytest.approx(wanted)
+    columns = problem.columns(nine, gamma, "test")
+    assert columns["wrong, first classes (%)"].tolist() == [100.0] * 3
+    assert columns["wrong, other classes (%)"].tolist() == [50.0] * 3
+    assert problem.score(problem.mean(torch.tensor([10.0, 30.0]))) == 80.0
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_only_one_loss_knows_the_costs(name: str) -> None:
+    problem, gamma = _cost(name), torch.tensor([1.0, 3.0])
+    nine = _Scores([0.0] * 9 + [1.0])
+    batch = Images(torch.zeros(4, 1, 8, 8), torch.tensor([0, 9, 0, 9]))
+    scores = nine.scores.log_softmax(0)
+    wrong, right = -float(scores[0]), -float(scores[9])
+    wanted = [(wrong + right) / 2.0] * 2
+    if name == "cost":  # with costs of 3 and 1, which are 2 in the mean over classes
+        wanted[1] = (3.0 / 2.0 * wrong + 1.0 / 2.0 * right) / 2.0
+    assert problem.losses(nine, batch, gamma).tolist() == pytest.approx(wanted)
+
+
+def test_answers_have_the_least_expected_cost() -> None:
+    """By probabilities: 0.3 of class 1, and 0.6 of class 8."""
+    problem, gamma = _cost("expected-cost"), torch.tensor([0.5, 1.0, 1.9, 2.1])
+    p = torch.full((10,), 0.1 / 8)
+    p[1], p[8] = 0.3, 0.6
+    scores = p.log().expand(4, 1, 10) + 5.0
+    assert problem.answers(scores, gamma).flatten().tolist() == [8, 8, 8, 1]
+    assert _cost("cost").answers(scores, gamma).flatten().tolist() == [8] * 4
 
 
 # --- all ----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ SMALLEST = 9.0  # pixels that text is high
 DICE = Metric("dice", digits=3)
 # What they draw is measured first; their figures have tests of their own.
 MEASURED = ("fig3a", "fig3b", "width", "registration", "sgd")
-MEASURED += ("trade-off", "adapters", "implicit", "equations")
+MEASURED += ("trade-off", "decision-cost", "adapters", "implicit", "equations")
 
 
 class _Any(dict[str, float]):

@@ -20,6 +20,7 @@ from tests.lab.making import make_run
 SETUP = Setup("cpu", seeds=3)
 STUDIED: dict[str, Contests] = {
     "trade-off": knobs._trade_off,
+    "decision-cost": knobs._decision_cost,
     "adapters": knobs._adapters,
     "implicit": knobs._implicit,
     "equations": knobs._equations,
@@ -53,7 +54,7 @@ def _results(
                         spec = contest.spec(method, steps, rate, seed)
                         own = error * SEEDS[seed] * (1.0 if best else 0.1)
                         figures = {"validation error": 1.0 if best else 2.0, "test error": own}
-                        heading = ("gamma", "rate", "distortion", contest.column)
+                        heading = ("gamma", *(name for name, _ in contest.front), contest.column)
                         rows = [(g, 1.0, 2.0, own) for g in (0.5, 1.5)]
                         outcome = Outcome(
                             {**figures, "weights held": 1000.0}, [("Along", heading, rows)]
@@ -116,6 +117,7 @@ def test_what_is_compared_is_alike(name: str) -> None:
 def test_the_directions_are_the_defaults() -> None:
     spaces: dict[str, hl.Input] = {
         "trade-off": hl.LogUniform(0.01, 10.0),
+        "decision-cost": hl.LogUniform(1 / 32, 32.0),
         "adapters": hl.Categorical(8),
         "implicit": hl.Encoded(torch.nn.Flatten(), features=32),
         "equations": hl.LogUniform(1.0, 20.0),
@@ -140,6 +142,22 @@ def test_ours_is_judged_against_every_other_way(ours: float, smaller: str, level
     for other in ("by hand", "FiLM", "a network per gamma, 500 steps each"):
         assert _verdict(f"at most 1.1 times that of {other}, after", results) == level
     assert _verdict("100 steps each, which together train for as many", results) == smaller
+
+
+@pytest.mark.parametrize(
+    ("plain", "verdict"), [(0.9, "refuted"), (1.0, "refuted"), (1.04, "holds")]
+)
+def test_a_plain_network_may_decide_as_well(plain: float, verdict: str) -> None:
+    """Ours has to be better than what needs no training for costs."""
+    results = _results("decision-cost", {"expected-cost": plain})
+    measured: Measured = results.measured
+    for contest in measured.contests:
+        text = "ours has a smaller cost than one plain network, least expected cost, after"
+        found = [claim for claim in knobs.claims(results) if text in claim.text]
+        assert [claim.verdict for claim in found if contest.title in claim.text] == [verdict]
+        rows = {row.method.name: row for row in knobs.rows(results, contest)}
+        specs = (rows[name].group.spec for name in ("shared", "expected-cost"))
+        assert [spec.config.problem for spec in specs] == ["cost", "expected-cost"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,16 @@ from hyperlight.lab.data import digit_scans
 from hyperlight.lab.engine import Spec, run_grid
 from hyperlight.lab.studies import Results, Setup, registration
 from hyperlight.lab.studies.price import Price
-from hyperlight.lab.studies.registration import CHANNEL, FILM, METHODS, OURS, SHARED, groups
+from hyperlight.lab.studies.registration import (
+    CHANNEL,
+    FILM,
+    GRID,
+    METHODS,
+    OURS,
+    SHARED,
+    TUNE,
+    groups,
+)
 from hyperlight.lab.tasks.base import Metric, Outcome
 from tests.lab.making import make_run
 
@@ -47,7 +56,9 @@ def _outcome(spec: Spec, objective: float, validation: float, dice: float) -> Ou
         return Outcome({**before, "loss": own, "dice": dice, "folding": 0.001})
     heading = ("gamma", "dice", "folding (%)", "mse", "objective")
     rows = [(i / 10, dice, 0.2, 0.0, own) for i in range(11)]
-    figures = {**before, "dice there, test, of 11": dice + 0.01}
+    figures = {**before, GRID.gamma: 0.1 * spec.seed, GRID.dice: dice + 0.01}
+    if spec.formulation in ("mip", "classical"):
+        figures |= {TUNE.gamma: 0.75, TUNE.dice: dice + 0.005}
     return Outcome(figures, tables=[("Test pairs against gamma", heading, rows)])
 
 
@@ -139,8 +150,36 @@ def test_the_best_dice_is_compared_with_the_aim(dice: float, verdict: str) -> No
     assert _of("test Dice of at least 0.74", results) == "not decided"
 
 
+@pytest.mark.parametrize(("less", "verdict"), [(0.0, "holds"), (0.008, "refuted")])
+def test_the_gamma_of_tune_is_compared_with_that_of_the_grid(less: float, verdict: str) -> None:
+    """It is 0.005 below, and 0.01 more is level."""
+    results = _results({})
+    for group in groups(results, OURS):
+        for run in group.runs:
+            assert run.outcome is not None
+            run.outcome.figures[TUNE.dice] -= less + 1e-4 * run.seed
+    assert _of("the gamma that hl.tune finds for ours", results) == verdict
+    (claim,) = [c for c in registration.claims(results) if "hl.tune finds" in c.text]
+    assert f"difference {-0.0051 - less:.4f} [" in claim.measured
+
+
+def test_the_best_gammas_of_every_seed_are_listed() -> None:
+    *_, table = registration.tables(_results({}))
+    assert [row[:3] for row in table.rows if row[0] == OURS.title] == [
+        [OURS.title, "by hl.tune", "0.75, 0.75, 0.75"],
+        [OURS.title, "of 11", "0.00, 0.10, 0.20"],
+    ]
+    assert table.rows[0][3].startswith("0.7400 [")
+    assert table.rows[1][3].startswith("0.7450 [")
+    # Only hypernetworks are tuned; without models there is nothing over test scans.
+    assert [row[1:3] for row in table.rows if row[0] == FILM.title] == [
+        ["of 11", "0.00, 0.10, 0.20"]
+    ]
+    assert {row[4] for row in table.rows} == {""}
+
+
 def test_the_table_has_prices_and_all_methods() -> None:
-    table, by_gamma = registration.tables(_results({}))
+    table, by_gamma, _ = registration.tables(_results({}))
     titles = [row[0] for row in table.rows]
     alone = [f"plain networks per gamma, {n} steps each" for n in (300, 1500)]
     assert titles == [*(method.title for method in METHODS), *alone]

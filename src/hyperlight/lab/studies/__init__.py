@@ -22,6 +22,7 @@ from . import (
     rates,
     rates_mnist,
     registration,
+    registration_full,
     registration_steps,
     runtime,
     sgd,
@@ -42,7 +43,9 @@ STUDIES: dict[str, Study] = {
         *(fig6.STUDY, fig7.STUDY, fig8.STUDY, fig9.STUDY),
         *(table2.STUDY, lr.STUDY, sgd.STUDY, runtime.STUDY, statements.STUDY),
         *(dimension.STUDY, rates.STUDY, rates_mnist.STUDY, family_scale_space.STUDY),
-        *(registration.STUDY, registration_steps.STUDY, width.STUDY, uncertainty.STUDY),
-        *(knobs.TRADE_OFF, knobs.ADAPTERS, knobs.IMPLICIT, knobs.EQUATIONS),
+        *(registration.STUDY, registration_full.STUDY, registration_steps.STUDY, width.STUDY),
+        uncertainty.STUDY,
+        *(knobs.TRADE_OFF, knobs.DECISION_COST, knobs.ADAPTERS, knobs.IMPLICIT),
+        knobs.EQUATIONS,
     )
 }

@@ -17,7 +17,7 @@ import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import figures, methods
@@ -46,8 +46,15 @@ WIDE = dataclasses.replace(
 )
 SHARED = dataclasses.replace(Method.of("shared"), title="one plain network")
 ALONE = dataclasses.replace(Method.of("plain"), title="a network per gamma")
+EXPECTED = dataclasses.replace(
+    SHARED,
+    name="expected-cost",
+    title="one plain network, least expected cost",
+    color="#009e73",
+    settings={"problem": "expected-cost"},
+)
 
-# Rates to choose from; the second list for those that diverge at large ones.
+# Rates to choose from; hypernetworks with one rate for all parameters diverge at the larger ones.
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 LOW = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
@@ -68,13 +75,14 @@ class Contest:
         count: number of these gammas.
         tried: the methods, with settings of their own.
         rates: learning rates to choose from.
-        others: those of other methods, as many, by name.
+        low: those of hypernetworks with one rate for all, as many; by default the same.
         level: an error is level if it is at most so many times as large.
         points: whether errors are percentages, and ``level`` is a difference.
         column: of the task's table along gamma.
         views: how it is drawn.
         gamma: name of gamma in figures.
         error: name of the error in figures and claims.
+        front: two columns that trade off against each other, and their names in figures.
     """
 
     title: str
@@ -83,13 +91,17 @@ class Contest:
     count: int
     tried: tuple[Method, ...]
     rates: tuple[float, ...]
-    others: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    low: tuple[float, ...] | None = None
     level: float = 1.10
     points: bool = False
     column: str = "error"
     views: tuple[View, ...] = ("along",)
     gamma: str = "gamma"
     error: str = "error"
+    front: tuple[tuple[str, str], tuple[str, str]] = (
+        ("rate", "test rate (nats)"),
+        ("distortion", "test distortion (squared error)"),
+    )
 
     def lead(self, errors: Sequence[float], others: Sequence[float]) -> Interval:
         """Errors compared with those of the same seeds: by how many times, or points."""
@@ -118,7 +130,8 @@ class Contest:
 
     def tries(self, method: Method) -> tuple[float, ...]:
         """The learning rates of a method."""
-        return self.others.get(method.name, self.rates)
+        one_rate = method.name in (HAND.name, MIP.name, CLASSICAL.name)
+        return self.low if one_rate and self.low is not None else self.rates
 
     def lengths(self, method: Method) -> list[int]:
         """The numbers of steps that a method is trained for, the largest one first."""
@@ -358,15 +371,16 @@ def _front(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None
 
     The view is that of the separate networks: what does not train at all would squeeze the rest.
     """
+    (one, across), (other, up) = contest.front
     (longest,) = [r for r in found if r.title == contest.name(ALONE, contest.steps)]
-    top = 1.3 * max(statistics.fmean(v) for v in longest.by_gamma("distortion").values())
+    top = 1.3 * max(statistics.fmean(values) for values in longest.by_gamma(other).values())
     for row in found:
-        rate, distortion = (
+        points = (
             [statistics.fmean(values) for values in row.by_gamma(name).values()]
-            for name in ("rate", "distortion")
+            for name in (one, other)
         )
-        ax.plot(rate, distortion, **{"marker": ".", **_style(contest, row)})
-    ax.set(xlabel="test rate (nats)", ylabel="test distortion (squared error)", ylim=(0, top))
+        ax.plot(*points, **{"marker": ".", **_style(contest, row)})
+    ax.set(xlabel=across, ylabel=up, ylim=(0, top))
 
 
 def _dots(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None:
@@ -412,6 +426,7 @@ def _equations(setup: Setup) -> tuple[Contest, ...]:
             *({"gammas": count}, count),
             tried=_with({}, OURS, HAND, FILM, CHANNEL, wide, SHARED),
             rates=(1e-2,) if smoke else RATES,
+            low=None if smoke else LOW,
             gamma="coefficient a",
             error="relative error",
         )
@@ -434,6 +449,7 @@ def _adapters(setup: Setup) -> tuple[Contest, ...]:
             *({"gammas": count}, count),
             tried=(OURS, HAND, FILM, CHANNEL, SHARED),
             rates=(1e-2,) if smoke else RATES,
+            low=None if smoke else LOW,
             level=MARGINS["accuracy"],
             points=True,
             views=("dots",),
@@ -459,6 +475,7 @@ def _implicit(setup: Setup) -> tuple[Contest, ...]:
             *({"gammas": count}, count),
             tried=_with({"directions": 24}, OURS, HAND, FILM, CHANNEL, wide),
             rates=(3e-3,) if smoke else RATES,
+            low=None if smoke else LOW,
             views=("dots",),
             error="squared error",
         ),
@@ -478,13 +495,41 @@ def _trade_off(setup: Setup) -> tuple[Contest, ...]:
             *({"beta": BETAS, "gammas": len(BETAS)}, len(BETAS)),
             tried=(OURS, CLASSICAL, MIP, FILM, CHANNEL, SHARED),
             rates=(1e-2,) if smoke else RATES,
-            others={} if smoke else {"classical": LOW, "mip": LOW},
+            low=None if smoke else LOW,
             level=1.02,
             column="objective",
             views=("front", "ratio"),
             gamma="beta, the price of the rate",
             error="objective",
         ),
+    )
+
+
+def _decision_cost(setup: Setup) -> tuple[Contest, ...]:
+    smoke = setup.size == "smoke"
+    small: dict[str, Any] = {"evaluation_images": 20}
+    if not smoke:
+        small = {"data": "mnist", "evaluation_images": 10_000}
+    count = 2 if smoke else 5
+    common = {"problem": "cost", "count": count, "data_dir": setup.data_dir, **small}
+    return tuple(
+        Contest(
+            f"{width} hidden units",
+            base("problems", {**common, "width": width}, _how(setup, 800, 16 if smoke else 128)),
+            *({"gammas": count}, count),
+            tried=(OURS, CLASSICAL, MIP, HAND, FILM, CHANNEL, SHARED, EXPECTED),
+            rates=(1e-2,) if smoke else RATES[1:4],
+            low=None if smoke else LOW[1:4],
+            level=1.05,
+            views=("front", "along"),
+            gamma="cost of a mistake in digits 0 to 4",
+            error="cost",
+            front=(
+                ("wrong, first classes (%)", "digits 0 to 4, wrong (%)"),
+                ("wrong, other classes (%)", "digits 5 to 9, wrong (%)"),
+            ),
+        )
+        for width in ((4, 8) if smoke else (4, 32))
     )
 
 
@@ -568,5 +613,26 @@ TRADE_OFF = _study(
         "cpu": "MNIST, 32 hidden units; 500 steps in batches of 128 (250 steps and 125 "
         "steps for equal time; plain networks: batches of 640, 128 for each of five prices, and "
         "100 steps where they together train for as many); five rates",
+    },
+)
+
+DECISION_COST = _study(
+    _decision_cost,
+    "decision-cost",
+    title="The cost of a mistake, chosen after training, and what needs no other weights",
+    caption="Digits are classified; a mistake in one of 0 to 4 costs 1/32 to 32 times as much as "
+    "in one of 5 to 9. Wrong answers to test images of both kinds, and the cost of all mistakes "
+    "in percent of the cost if every answer were wrong, for five costs. Lines are one network for "
+    "all costs each, circles plain networks for single ones: filled if each trains for as many "
+    "steps, open if all of them together do. The plain network of least expected cost is trained "
+    "without costs; its answers are those that cost least by its probabilities. Networks have two "
+    "hidden layers, whose width is the title. Mean and standard deviation over seeds; each at the "
+    "best rate on validation images.",
+    reduced={
+        "smoke": "digits, two costs, 8 steps (4 steps and 2 steps for equal time and for plain "
+        "networks that together train for as many)",
+        "cpu": "MNIST; 800 steps in batches of 128 (400 steps and 200 steps for equal time; plain "
+        "networks: batches of 640, 128 for each of five costs, and 160 steps where they together "
+        "train for as many); three rates",
     },
 )

@@ -22,11 +22,12 @@ import torch
 
 from .. import figures, methods
 from ..checkpoint import MODEL, RunFolder
-from ..comparison import Interval, every
+from ..comparison import MARGINS, Interval, every
 from ..engine import Spec, task_of
 from ..methods import Method
 from ..record import Run
 from ..summary import BEYOND, Claim, Spread
+from ..tasks.base import SWITCHES
 from ..tasks.hypermorph import HypermorphTask
 from .base import Group, Results, Setup, Study, Table, along, base, grid
 from .price import Price, prices
@@ -38,6 +39,25 @@ if TYPE_CHECKING:
 LEVEL = 1.05
 # Dice at the best gamma that the data should allow, at 96x80.
 DICE = 0.74
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the best gamma is found on validation pairs.
+
+    Attributes:
+        title: in tables.
+        gamma: the final figure that is the gamma.
+        dice: the final figure that is the test Dice there.
+    """
+
+    title: str
+    gamma: str
+    dice: str
+
+
+TUNE = Way("by hl.tune", "best gamma by tune", "dice there, test")
+GRID = Way("of 11", "best gamma of 11, validation", "dice there, test, of 11")
 
 
 CLASSICAL = dataclasses.replace(Method.of("classical"), settings=methods.PAPER)
@@ -197,8 +217,7 @@ def _curves(results: Results) -> dict[str, Curve]:
 
 def _at_best(results: Results, method: Method) -> list[float]:
     """Test Dice at the gamma that is best on validation pairs, of every seed."""
-    group = _best(groups(results, method))
-    return group.figures("dice there, test, of 11")
+    return _best(groups(results, method)).figures(GRID.dice)
 
 
 def draw(results: Results) -> Figure:
@@ -288,7 +307,7 @@ def claims(results: Results) -> list[Claim]:
             every(_ratio_at(ours, alone, gamma).below(1.0) for gamma in ours.objective),
         )
     )
-    return [*found, _best_dice(results)]
+    return [*found, _best_dice(results), tuned(_best(groups(results, OURS)))]
 
 
 def _ratio_at(one: Curve, other: Curve, gamma: float) -> Interval:
@@ -312,6 +331,46 @@ def _best_dice(results: Results) -> Claim:
     )
 
 
+# --- the best gamma ----------------------------------------------------------------------
+
+
+def tuned(ours: Group) -> Claim:
+    """Claim that ``hl.tune`` finds a gamma that is as good as the best one of a grid."""
+    by_tune, by_grid = (ours.figures(way.dice) for way in (TUNE, GRID))
+    margin = MARGINS["dice"]
+    ahead = Interval.difference(by_tune, by_grid)
+    return Claim(
+        BEYOND,
+        "the gamma that hl.tune finds for ours on validation pairs has a test Dice at most "
+        f"{margin:g} below that of the best gamma of 11",
+        f"test Dice {Interval.of(by_tune).text(4)} by hl.tune and {Interval.of(by_grid).text(4)} "
+        f"of 11, difference {ahead.text(4, '+')} (95 % interval over seeds)",
+        ahead.at_least(-margin),
+        "hl.tune follows the soft Dice of linearly warped labels, which is another measure",
+    )
+
+
+def best_gammas(found: Mapping[str, Group]) -> Table:
+    """The best gamma of every seed, and the test Dice there: over seeds, and over test scans.
+
+    ``hl.tune`` is for hypernetworks alone. Over test scans the models are read, as far as they are
+    where the runs are kept.
+
+    Args:
+        found: groups by title.
+    """
+    rows = []
+    for title, group in found.items():
+        kept = [n for n, run in enumerate(group.runs) if has_model(run)]
+        for way in (TUNE, GRID) if group.spec.formulation in SWITCHES else (GRID,):
+            gammas = ", ".join(f"{gamma:.2f}" for gamma in group.figures(way.gamma))
+            over = Interval.bootstrap(dice_by_scan(group, kept, way)).text(4) if kept else ""
+            dice = Interval.of(group.figures(way.dice)).text(4)
+            rows.append([title, way.title, gammas, dice, over])
+    heading = ["", "best gamma", "of every seed", "test Dice there, over seeds", "over test scans"]
+    return Table("Best gamma by hl.tune and of a grid", heading, rows)
+
+
 # --- over scans --------------------------------------------------------------------------
 
 
@@ -323,15 +382,16 @@ def _by_scan(results: Results) -> dict[str, list[list[float]]]:
     """
     chosen = {method.title: _best(groups(results, method)) for method in METHODS}
     everyone = zip(*(group.runs for group in chosen.values()), strict=True)
-    kept = [n for n, runs in enumerate(everyone) if all(map(_has_model, runs))]
-    return {title: _dice_by_scan(group, kept) for title, group in chosen.items() if kept}
+    kept = [n for n, runs in enumerate(everyone) if all(map(has_model, runs))]
+    return {title: dice_by_scan(group, kept, GRID) for title, group in chosen.items() if kept}
 
 
-def _has_model(run: Run) -> bool:
+def has_model(run: Run) -> bool:
+    """Whether the model of a run is where the run is kept."""
     return run.folder is not None and (run.folder / MODEL).exists()
 
 
-def _dice_by_scan(group: Group, kept: Sequence[int]) -> list[list[float]]:
+def dice_by_scan(group: Group, kept: Sequence[int], way: Way) -> list[list[float]]:
     """Test Dice at the best gamma of the runs with these numbers, by test scan."""
     task = task_of(group.spec.task, group.spec.config, torch.device("cpu"))
     assert isinstance(task, HypermorphTask)
@@ -342,8 +402,7 @@ def _dice_by_scan(group: Group, kept: Sequence[int]) -> list[list[float]]:
         folder, model = RunFolder(run.folder, spec.about), task.model(spec.formulation, run.seed)
         folder.finished()
         folder.load_model(model)
-        gamma = run.figure("best gamma of 11, validation")
-        rows.append(task.dice_by_scan(model, gamma))
+        rows.append(task.dice_by_scan(model, run.figure(way.gamma)))
     return rows
 
 
@@ -415,6 +474,7 @@ def tables(results: Results) -> list[Table]:
     return [
         Table("Means over gammas", heading, rows),
         Table("By gamma", ["", "gamma", "objective", "Dice", "folded pixels (%)"], by_gamma, False),
+        best_gammas({method.title: _best(groups(results, method)) for method in METHODS}),
         *_over_scans(_by_scan(results)),
     ]
 

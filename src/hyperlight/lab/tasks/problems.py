@@ -1,8 +1,8 @@
 """Problems that are solved for every gamma by one network, where gamma changes the answer.
 
-Differential equations for every coefficient, images by implicit networks, and contradictory tasks
-of one pretrained transformer. Every model is tested at the same few gammas, and plain networks are
-trained for these alone, one for each.
+Differential equations for every coefficient, images by implicit networks, contradictory tasks of
+one pretrained transformer, and classification for every cost of mistakes. Every model is tested at
+the same few gammas, and plain networks are trained for these alone, one for each.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ TRAINING: dict[str, Any] = {
     "evaluate_every": 100,
 }
 
-ProblemName = Literal["reaction", "oscillation", "implicit", "adapters"]
+ProblemName = Literal["reaction", "oscillation", "implicit", "adapters", "cost", "expected-cost"]
 Part = Literal["valid", "test"]
 
 
@@ -69,9 +69,11 @@ class Problems(Hypernetwork):
     problem: ProblemName = "reaction"
     """reaction, oscillation: a differential equation for every coefficient. implicit: an image is
     gamma, and its grey values are a function of the coordinates. adapters: a pretrained transformer
-    gets low-rank adapters for every task."""
+    gets low-rank adapters for every task. cost: images are classified, and gamma is what a mistake
+    in the first half of the classes costs. expected-cost: the same without gamma in the loss;
+    answers have the smallest expected cost."""
     data: ImageData = "digits"
-    """Images of implicit and adapters, square ones. digits needs no download."""
+    """Images of implicit, adapters and the costs, square ones. digits needs no download."""
     data_dir: Path | None = None
     """Folder with the images; by default where `hyperlight data` puts them."""
     size: int | None = None
@@ -89,7 +91,7 @@ class Problems(Hypernetwork):
     gammas: int = 8
     """Number of gammas in a batch, each with an equal part of it."""
     evaluation_images: int = 500
-    """Largest number of images that adapters are tested on, in each of the tasks."""
+    """Largest number of images to test on, in each task of adapters and at each cost."""
 
     def check(self) -> None:
         """Refuse settings that cannot be trained with."""
@@ -143,6 +145,10 @@ class _Problem(ABC):
     @abstractmethod
     def tested(self, part: Part) -> Tensor:
         """The gammas to test at."""
+
+    def columns(self, model: nn.Module, gamma: Tensor, part: Part) -> dict[str, Tensor]:
+        """More figures of every gamma for the table, ``(G,)`` by name."""
+        return {}
 
     def inputs(self) -> Input:
         """The space of gamma, for a new model."""
@@ -517,11 +523,103 @@ class _Adapters(_OfImages):
         return 100.0 - error
 
 
+# --- costs of mistakes ------------------------------------------------------------------
+
+# The largest weight of a mistake; the smallest one is its inverse.
+_DEAREST = 32.0
+
+
+class _Cost(_OfImages):
+    """Classification where mistakes in the first half of the classes have another cost."""
+
+    metric = Metric("weighted accuracy", "%", digits=2)
+
+    def __init__(self, config: Problems) -> None:
+        super().__init__(config)
+        self.space = LogUniform(1.0 / _DEAREST, _DEAREST)
+        self.first = self.classes // 2
+        self.note = (
+            f"{self.shown}; a mistake in an image of the first {self.first} of {self.classes} "
+            f"classes costs 1/{_DEAREST:g} to {_DEAREST:g} times as much as in one of the others"
+        )
+
+    def primary(self, more: int = 0) -> nn.Module:
+        width = self.config.width
+        return nn.Sequential(
+            *(nn.Linear(self.channels * self.side**2 + more, width), nn.Tanh()),
+            *(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, self.classes)),
+        )
+
+    def batches(self, batch_size: int, seed: int, shard: tuple[int, int]) -> Drawn:
+        return Batches(self.train, batch_size, seed, shard=shard)
+
+    def tested(self, part: Part) -> Tensor:
+        return self.space.grid(self.config.count)
+
+    def costs(self, gamma: Tensor, labels: Tensor) -> Tensor:
+        """What mistakes cost, ``(G, N)``: 1 in the mean over classes."""
+        share, dear = self.first / self.classes, gamma.unsqueeze(-1)
+        return torch.where(labels < self.first, dear, 1.0) / (share * dear + 1.0 - share)
+
+    def losses(self, model: nn.Module, batch: Images, gamma: Tensor) -> Tensor:
+        labels = batch.labels.to(gamma.device).reshape(len(gamma), -1)
+        images = batch.images.to(gamma).reshape(*labels.shape, -1)
+        scores: Tensor = model(images, gamma=gamma)
+        found = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
+        return (self.costs(gamma, labels) * found.reshape(labels.shape)).mean(dim=1)
+
+    def errors(self, model: nn.Module, gamma: Tensor, part: Part) -> Tensor:
+        """The cost of the wrong answers, in percent of the cost if all were wrong."""
+        wrong, labels = self._wrong(model, gamma, part)
+        costs = self.costs(gamma, labels)
+        return 100.0 * (costs * wrong).sum(dim=1) / costs.sum(dim=1)
+
+    def columns(self, model: nn.Module, gamma: Tensor, part: Part) -> dict[str, Tensor]:
+        wrong, labels = self._wrong(model, gamma, part)
+        first = labels < self.first
+        halves = (("first classes", first), ("other classes", ~first))
+        return {
+            f"wrong, {name} (%)": 100.0 * (wrong & rows).sum(dim=1) / rows.sum()
+            for name, rows in halves
+        }
+
+    def _wrong(self, model: nn.Module, gamma: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+        """Which answers are wrong, ``(G, N)``, and what is right, ``(N,)``."""
+        images = self.part(part, self.config.evaluation_images)
+        labels = images.labels.to(gamma.device)
+        shown = images.images.to(gamma).flatten(1).expand(len(gamma), -1, -1)
+        return self.answers(model(shown, gamma=gamma), gamma) != labels, labels
+
+    def answers(self, scores: Tensor, gamma: Tensor) -> Tensor:
+        """The answers ``(G, N)`` from scores ``(G, N, classes)``."""
+        return scores.argmax(dim=-1)
+
+    def mean(self, errors: Tensor) -> float:
+        return float(errors.mean())
+
+    def score(self, error: float) -> float:
+        return 100.0 - error
+
+
+class _ExpectedCost(_Cost):
+    """The same, but costs come in after training: each answer has the smallest expected cost."""
+
+    def losses(self, model: nn.Module, batch: Images, gamma: Tensor) -> Tensor:
+        return super().losses(model, batch, torch.ones_like(gamma))
+
+    def answers(self, scores: Tensor, gamma: Tensor) -> Tensor:
+        """With the cost ``c`` of mistakes in a class: that with the largest ``c p``."""
+        classes = torch.arange(self.classes, device=gamma.device)
+        return (scores + self.costs(gamma, classes).log().unsqueeze(1)).argmax(dim=-1)
+
+
 _PROBLEMS: dict[str, type[_Problem]] = {
     "reaction": _Reaction,
     "oscillation": _Oscillation,
     "implicit": _Implicit,
     "adapters": _Adapters,
+    "cost": _Cost,
+    "expected-cost": _ExpectedCost,
 }
 
 
@@ -607,11 +705,12 @@ class ProblemsTask:
         }
         gammas = self.problem.tested("test")
         names = gammas.tolist() if gammas.ndim == 1 else range(len(gammas))
-        rows = [
-            (float(f"{name:.4g}"), float(f"{error:.4g}"))
-            for name, error in zip(names, errors.tolist(), strict=True)
-        ]
-        return Outcome(figures=found, tables=[("Errors against gamma", ("gamma", "error"), rows)])
+        with torch.no_grad(), evaluating(model):
+            more = self.problem.columns(model, gammas.to(self.device), "test")
+        columns = (names, errors.tolist(), *(values.tolist() for values in more.values()))
+        rows = [tuple(float(f"{value:.4g}") for value in row) for row in zip(*columns, strict=True)]
+        heading = ("gamma", "error", *more)
+        return Outcome(figures=found, tables=[("Errors against gamma", heading, rows)])
 
     @torch.no_grad()
     def _errors(self, model: Model, part: Part) -> Tensor:
