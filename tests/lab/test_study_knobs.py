@@ -198,6 +198,23 @@ def test_rates_are_chosen_on_validation_data() -> None:
         assert all(row.errors == pytest.approx(list(SEEDS)) for row in others)
         rate = contest.tries(contest.tried[0])[0 if first else -1]
         assert ours.group.spec.training.lr == rate
+        # Beyond the last rate there may be a better one, which the table says.
+        end = "smallest" if first else "largest"
+        table = knobs.tables(results)[0]
+        assert table.rows[0][2] == f"{rate:g}, the {end} tried"
+        film = next(row for row in table.rows if row[1] == "FiLM")
+        assert film[2].endswith(f", the {end} tried")
+
+
+def test_a_rate_in_the_middle_is_printed_alone() -> None:
+    results = _results("implicit", {"ours": 0.5})
+    (contest,) = results.measured.contests
+    for group in results:
+        if group.spec.training.lr == contest.rates[1]:
+            for run in group.runs:
+                assert run.outcome is not None
+                run.outcome.figures["validation error"] = 0.5
+    assert {row[2] for row in knobs.tables(results)[0].rows} == {f"{contest.rates[1]:g}"}
 
 
 def test_a_run_that_diverged_is_not_chosen_and_decides_nothing() -> None:

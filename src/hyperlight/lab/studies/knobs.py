@@ -17,7 +17,7 @@ import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import figures, methods
@@ -54,6 +54,10 @@ EXPECTED = dataclasses.replace(
     settings={"problem": "expected-cost"},
 )
 
+# Rates to choose from; hypernetworks with one rate for all parameters diverge at the larger ones.
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+LOW = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
 # Methods that ours is to be level with; it is to be better than the others.
 _LEVEL = (HAND, FILM)
 
@@ -71,7 +75,7 @@ class Contest:
         count: number of these gammas.
         tried: the methods, with settings of their own.
         rates: learning rates to choose from.
-        others: those of other methods, as many, by name.
+        low: those of hypernetworks with one rate for all, as many; by default the same.
         level: an error is level if it is at most so many times as large.
         points: whether errors are percentages, and ``level`` is a difference.
         column: of the task's table along gamma.
@@ -87,7 +91,7 @@ class Contest:
     count: int
     tried: tuple[Method, ...]
     rates: tuple[float, ...]
-    others: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    low: tuple[float, ...] | None = None
     level: float = 1.10
     points: bool = False
     column: str = "error"
@@ -126,7 +130,8 @@ class Contest:
 
     def tries(self, method: Method) -> tuple[float, ...]:
         """The learning rates of a method."""
-        return self.others.get(method.name, self.rates)
+        one_rate = method.name in (HAND.name, MIP.name, CLASSICAL.name)
+        return self.low if one_rate and self.low is not None else self.rates
 
     def lengths(self, method: Method) -> list[int]:
         """The numbers of steps that a method is trained for, the largest one first."""
@@ -293,7 +298,7 @@ def tables(results: Results) -> list[Table]:
             trained = round(row.group.figures("weights held")[0])
             cells.append(
                 [
-                    *(contest.title, row.title, f"{row.group.spec.training.lr:g}"),
+                    *(contest.title, row.title, _rate(contest, row)),
                     *(Spread.of(row.errors).brief(), row.steps.text(2)),
                     *("" if row.time is None else row.time.text(2), trained),
                     "" if row.price is None else f"{1e3 * row.price.step:.2f}",
@@ -307,6 +312,14 @@ def tables(results: Results) -> list[Table]:
         Table("Methods", heading, cells),
         Table("By gamma", ["", "method", "gamma", "test error"], by_gamma, shown=False),
     ]
+
+
+def _rate(contest: Contest, row: Row) -> str:
+    """The rate that was chosen. At the end of those tried, another might have been better."""
+    rate, tried = row.group.spec.training.lr, contest.tries(row.method)
+    if len(tried) > 1 and rate in (min(tried), max(tried)):
+        return f"{rate:g}, the {'smallest' if rate == min(tried) else 'largest'} tried"
+    return f"{rate:g}"
 
 
 # --- figures -------------------------------------------------------------------------------
@@ -347,22 +360,27 @@ def _along(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None
             values = {g: [v / means[g] for v in each] for g, each in values.items()}
         spreads = [Spread.of(each) for each in values.values()]
         figures.band(ax, list(values), spreads, row.method.formulation, **_style(contest, row))
-    over = " / that of a network per gamma" if view == "ratio" else ""
-    ax.set(xlabel=contest.gamma, ylabel=f"test {contest.error}{over}", xscale="log", yscale="log")
+    over = ", over that of separate networks" if view == "ratio" else ""
+    ax.set(xlabel=contest.gamma, ylabel=f"{contest.error}{over}", xscale="log", yscale="log")
     if view == "ratio":
         ax.set(yscale="linear", ylim=(0.9, 1.5))
 
 
 def _front(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None:
-    """Two figures that trade off against each other, along gamma."""
+    """Two figures that trade off against each other, along gamma.
+
+    The view is that of the separate networks: what does not train at all would squeeze the rest.
+    """
     (one, across), (other, up) = contest.front
+    (longest,) = [r for r in found if r.title == contest.name(ALONE, contest.steps)]
+    top = 1.3 * max(statistics.fmean(values) for values in longest.by_gamma(other).values())
     for row in found:
         points = (
             [statistics.fmean(values) for values in row.by_gamma(name).values()]
             for name in (one, other)
         )
         ax.plot(*points, **{"marker": ".", **_style(contest, row)})
-    ax.set(xlabel=across, ylabel=up)
+    ax.set(xlabel=across, ylabel=up, ylim=(0, top))
 
 
 def _dots(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None:
@@ -407,8 +425,8 @@ def _equations(setup: Setup) -> tuple[Contest, ...]:
             base("problems", {"problem": name, "count": count, "width": 8 if smoke else 32}, how),
             *({"gammas": count}, count),
             tried=_with({}, OURS, HAND, FILM, CHANNEL, wide, SHARED),
-            rates=(1e-2,) if smoke else (3e-3, 1e-2, 3e-2),
-            others={} if smoke else {"hand": (1e-3, 3e-3, 1e-2)},
+            rates=(1e-2,) if smoke else RATES,
+            low=None if smoke else LOW,
             gamma="coefficient a",
             error="relative error",
         )
@@ -430,8 +448,8 @@ def _adapters(setup: Setup) -> tuple[Contest, ...]:
             base("problems", common, _how(setup, 400, 16 if smoke else 64)),
             *({"gammas": count}, count),
             tried=(OURS, HAND, FILM, CHANNEL, SHARED),
-            rates=(1e-2,) if smoke else (3e-3, 1e-2, 3e-2),
-            others={} if smoke else {"hand": (1e-3, 3e-3, 1e-2)},
+            rates=(1e-2,) if smoke else RATES,
+            low=None if smoke else LOW,
             level=MARGINS["accuracy"],
             points=True,
             views=("dots",),
@@ -456,8 +474,8 @@ def _implicit(setup: Setup) -> tuple[Contest, ...]:
             ),
             *({"gammas": count}, count),
             tried=_with({"directions": 24}, OURS, HAND, FILM, CHANNEL, wide),
-            rates=(3e-3,) if smoke else (3e-3, 1e-2, 3e-2),
-            others={} if smoke else {"hand": (1e-3, 3e-3, 1e-2)},
+            rates=(3e-3,) if smoke else RATES,
+            low=None if smoke else LOW,
             views=("dots",),
             error="squared error",
         ),
@@ -476,8 +494,8 @@ def _trade_off(setup: Setup) -> tuple[Contest, ...]:
             base("vae", common, _how(setup, 500, 16 if smoke else 128)),
             *({"beta": BETAS, "gammas": len(BETAS)}, len(BETAS)),
             tried=(OURS, CLASSICAL, MIP, FILM, CHANNEL, SHARED),
-            rates=(1e-2,) if smoke else (3e-3, 1e-2),
-            others={} if smoke else {"classical": (3e-4, 1e-3), "mip": (1e-3, 3e-3)},
+            rates=(1e-2,) if smoke else RATES,
+            low=None if smoke else LOW,
             level=1.02,
             column="objective",
             views=("front", "ratio"),
@@ -494,17 +512,14 @@ def _decision_cost(setup: Setup) -> tuple[Contest, ...]:
         small = {"data": "mnist", "evaluation_images": 10_000}
     count = 2 if smoke else 5
     common = {"problem": "cost", "count": count, "data_dir": setup.data_dir, **small}
-    high, low = (1e-2, 3e-2), (1e-3, 3e-3)
-    others = {"film": high, "channel": high, "shared": high, "expected-cost": high}
-    others |= {"classical": low, "mip": low, "hand": low}
     return tuple(
         Contest(
             f"{width} hidden units",
             base("problems", {**common, "width": width}, _how(setup, 800, 16 if smoke else 128)),
             *({"gammas": count}, count),
             tried=(OURS, CLASSICAL, MIP, HAND, FILM, CHANNEL, SHARED, EXPECTED),
-            rates=(1e-2,) if smoke else (3e-3, 1e-2),
-            others={} if smoke else others,
+            rates=(1e-2,) if smoke else RATES[1:4],
+            low=None if smoke else LOW[1:4],
             level=1.05,
             views=("front", "along"),
             gamma="cost of a mistake in digits 0 to 4",
@@ -544,7 +559,7 @@ EQUATIONS = _study(
         "time and for plain networks that together train for as many)",
         "cpu": "500 steps in batches of 256 points (250 steps and 125 steps for equal time; plain "
         "networks: batches of 1280 points, 256 for each of five coefficients, and 100 steps where "
-        "they together train for as many); three rates",
+        "they together train for as many); five rates",
     },
 )
 
@@ -562,7 +577,7 @@ ADAPTERS = _study(
         "adapters that together train for as many)",
         "cpu": "MNIST; 400 steps in batches of 64 images (200 steps and 100 steps for equal time; "
         "one set of adapters per task: batches of 512 images, 64 for each of eight tasks, and 50 "
-        "steps where they together train for as many); three rates",
+        "steps where they together train for as many); five rates",
     },
 )
 
@@ -579,7 +594,7 @@ IMPLICIT = _study(
         "together train for as many)",
         "cpu": "MNIST, tested on 16 images; 1000 steps in batches of 1024 pixels of 32 images (500 "
         "steps and 250 steps for equal time; one network per image: batches of 16384 pixels, 1024 "
-        "for each, and 62 steps where they together train for as many); three rates",
+        "for each, and 62 steps where they together train for as many); five rates",
     },
 )
 
@@ -597,7 +612,7 @@ TRADE_OFF = _study(
         "that together train for as many)",
         "cpu": "MNIST, 32 hidden units; 500 steps in batches of 128 (250 steps and 125 "
         "steps for equal time; plain networks: batches of 640, 128 for each of five prices, and "
-        "100 steps where they together train for as many); two rates",
+        "100 steps where they together train for as many); five rates",
     },
 )
 
@@ -618,6 +633,6 @@ DECISION_COST = _study(
         "networks that together train for as many)",
         "cpu": "MNIST; 800 steps in batches of 128 (400 steps and 200 steps for equal time; plain "
         "networks: batches of 640, 128 for each of five costs, and 160 steps where they together "
-        "train for as many); two rates",
+        "train for as many); three rates",
     },
 )
