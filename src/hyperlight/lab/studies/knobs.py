@@ -522,11 +522,11 @@ def _decision_cost(setup: Setup) -> tuple[Contest, ...]:
             low=None if smoke else LOW[1:4],
             level=1.05,
             views=("front", "along"),
-            gamma="cost of a mistake in digits 0 to 4",
+            gamma="cost of mistakes in 0 to 4",
             error="cost",
             front=(
-                ("wrong, first classes (%)", "digits 0 to 4, wrong (%)"),
-                ("wrong, other classes (%)", "digits 5 to 9, wrong (%)"),
+                ("wrong, first classes (%)", "wrong in 0 to 4 (%)"),
+                ("wrong, other classes (%)", "wrong in 5 to 9 (%)"),
             ),
         )
         for width in ((4, 8) if smoke else (4, 32))

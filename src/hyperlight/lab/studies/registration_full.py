@@ -36,7 +36,11 @@ def specs(setup: Setup) -> list[Spec]:
     small: dict[str, Any] = {}
     if setup.size == "cpu":
         small, steps = {"size": None, "levels": 5, "evaluation_pairs": 16}, 2500
-    how = {"lr": registration.rates(setup)[-1], "steps": steps, "evaluate_every": steps // 2}
+    how: dict[str, Any] = {
+        "lr": registration.rates(setup)[-1],
+        "steps": steps,
+        "evaluate_every": steps // 2,
+    }
     training = dataclasses.replace(common.training, **how)
     found = []
     for method in METHODS:
