@@ -21,7 +21,7 @@ from ... import HyperModel, save
 from ..engine import Spec, task_of
 from ..tasks.base import Model
 
-__all__ = ["Price", "log", "meanwhile", "prices"]
+__all__ = ["Price", "log", "meanwhile", "prices", "step_times"]
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -48,33 +48,40 @@ def prices(specs: Mapping[Key, Spec], rounds: int) -> dict[Key, Price]:
         specs: how each is built and trained.
         rounds: number of steps; the first one is not counted.
     """
-    models: dict[Key, Model] = {}
-    steps: dict[Key, Callable[[], None]] = {}
-    for key, spec in specs.items():
-        models[key], steps[key] = _stepper(spec)
-    times: dict[Key, list[float]] = {key: [] for key in specs}
+    steppers = {key: _stepper(spec) for key, spec in specs.items()}
+    times = _in_turns({key: step for key, (_, step) in steppers.items()}, rounds)
+    return {
+        key: Price(
+            sum(p.numel() for p in model.parameters()),
+            _saved(model),
+            statistics.median(times[key]),
+        )
+        for key, (model, _) in steppers.items()
+    }
+
+
+def step_times(specs: Mapping[Key, Spec], rounds: int) -> dict[Key, list[float]]:
+    """Seconds of training steps on the CPU, without the first; arguments as in :func:`prices`."""
+    return _in_turns({key: _stepper(spec)[1] for key, spec in specs.items()}, rounds)
+
+
+def _in_turns(steps: Mapping[Key, Callable[[], None]], rounds: int) -> dict[Key, list[float]]:
+    times: dict[Key, list[float]] = {key: [] for key in steps}
     for _ in range(rounds):
         for key, step in steps.items():
             begun = time.perf_counter()
             step()
             times[key].append(time.perf_counter() - begun)
-    return {
-        key: Price(
-            sum(p.numel() for p in model.parameters()),
-            _saved(model),
-            statistics.median(times[key][1:]),
-        )
-        for key, model in models.items()
-    }
+    return {key: seconds[1:] for key, seconds in times.items()}
 
 
 def _stepper(spec: Spec) -> tuple[Model, Callable[[], None]]:
     """A model, and a function that takes a training step."""
     task = task_of(spec.task, spec.config, torch.device("cpu"))
-    model = task.model(spec.formulation, 0)
+    model = task.model(spec.formulation, spec.seed)
     optimizer = spec.training.make_optimizer(model)
-    batches = task.batches(spec.training.batch_size, 0)
-    generator = torch.Generator().manual_seed(0)
+    batches = task.batches(spec.training.batch_size, spec.seed)
+    generator = torch.Generator().manual_seed(spec.seed)
 
     def step() -> None:
         loss = task.loss(model, next(batches), task.sample(model, generator), 0)
