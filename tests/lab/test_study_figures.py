@@ -32,8 +32,8 @@ class _Any(dict[str, float]):
 
 def _run(spec: Spec) -> Run:
     metric = ACCURACY if spec.task == "bayes" else DICE
-    heading = ("gamma", "accuracy", "dice", "ms per image", "loss")
-    rows = [(i / 20, 50.0 + i, 0.5, 3.0, 1.0) for i in range(21)]
+    heading = ("gamma", "accuracy", "dice", "ms per image", "loss", "objective", "folding (%)")
+    rows = [(i / 20, 50.0 + i, 0.5, 3.0, 1.0, 1.0, 0.1) for i in range(21)]
     fixed = spec.formulation == "plain"
     outcome = Outcome(_Any(), [] if fixed else [("Test set against gamma", heading, rows)])
     scale = 1.0 if metric.unit else 0.01
