@@ -243,6 +243,12 @@ def test_a_runtime_does_not_pass_by_being_noisy(factors: tuple[float, float], ve
     (table,) = runtime.tables(found)
     assert table.heading[-1] == "ours / plain network"
     assert [row[-1] for row in table.rows] == ["1.20 [1.20, 1.20]"] * 2
+    figure = runtime.draw(found)
+    (ax,), (legend,) = figure.axes, figure.legends
+    titles = ["plain network", "classical", "MIP", "ours"]
+    assert [text.get_text() for text in legend.get_texts()] == titles
+    bars = {bar.get_width() for bar in ax.patches}
+    assert {10.5, 20.5, 12.6} < {round(width, 6) for width in bars}
 
 
 def test_steps_of_the_runtime_are_those_of_figure_4() -> None:
