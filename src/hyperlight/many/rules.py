@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .._torch import BatchNorm, canonical_mask, padding_of, pytree
 from ..errors import InputError
-from ..heads import LowRankWeight, ScaledWeight, Weight, dense
+from ..heads import DirectedWeight, LowRankWeight, ScaledWeight, Weight, dense
 from .track import COPIED, Axis, Lost
 
 
@@ -199,6 +199,10 @@ def multiply(
         y = F.linear(x, weight.theta0)
         return _scaled(y, axis, weight, _each(bias, samples, shared), y.ndim - 1)
     u = _rows(x, axis, samples)
+    if isinstance(weight, DirectedWeight):
+        if u.shape[1] == 1 and weight.pays:
+            return _from_rows(weight.linear(u.squeeze(1), bias).unsqueeze(1), x, axis)
+        weight = weight.dense()
     if isinstance(weight, Tensor):
         if bias is None:
             return _from_rows(torch.bmm(u, weight.mT), x, axis)
@@ -407,14 +411,19 @@ def convolution(layer: Layer, module: Any, input: Tensor) -> Tensor:
     if isinstance(weight, ScaledWeight) and weight.dim == 0:
         y = convolve(x, weight.theta0, None, *options, module.groups)
         return layer.give(_scaled(y, axis, weight, bias, 1), axis)
+    u = split(x, axis, layer.samples)
+    if isinstance(weight, DirectedWeight) and weight.pays and u.shape[1] == module.groups == 1:
+        if _is_covered(u, weight.theta0.unsqueeze(0), padding, module.dilation):
+            flat = weight.linear(u.flatten(1), bias)
+            y = flat.reshape(layer.samples, 1, -1, *(1,) * dims)
+            return layer.give(merge(y, axis), axis)
     w = layer.weight(module, "weight")
     assert w is not None
     if axis.kind == COPIED and module.groups == 1:  # the same images: one convolution
         b = None if bias is None else bias.flatten()
-        y = convolve(split(x, axis, layer.samples)[0], w.flatten(0, 1), b, *options)
+        y = convolve(u[0], w.flatten(0, 1), b, *options)
         y = torch.unflatten(y, 1, (layer.samples, -1)).transpose(0, 1)
         return layer.give(merge(y, axis), axis)
-    u = split(x, axis, layer.samples)
     if _is_covered(u, w, padding, module.dilation) and module.groups == 1:
         y = _covered(u, w, bias)
     elif _loop_is_faster(u, w):
@@ -764,6 +773,9 @@ LAYERS: dict[Any, Rule] = {
 OTHERS: dict[tuple[str, str], Rule] = {("transformers.pytorch_utils", "Conv1D"): transposed_linear}
 
 CONVOLUTIONS = (convolution, transposed_convolution)
+
+# Those that may apply weights without building them.
+UNBUILT = (linear, convolution)
 
 # What the rules need to know of layers whose weights are not predicted: PyTorch's kernels for
 # them do not say where the samples are.
