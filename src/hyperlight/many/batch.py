@@ -1080,10 +1080,10 @@ class BatchPlan:
         sets = Sets(primary, samples, self.found, guarded, list(owned.values()), fresh)
         stand_ins = dict(self._plain)
         for unit in self._units:
-            own = {name: weights[n] for name, n in unit.names.items()}
+            of_unit = {name: weights[n] for name, n in unit.names.items()}
             if unit.rule not in UNBUILT:
-                own = {name: built(weight) for name, weight in own.items()}
-            layer = _Layer(unit, sets, own)
+                of_unit = {name: built(weight) for name, weight in of_unit.items()}
+            layer = _Layer(unit, sets, of_unit)
             stand_ins[unit.path] = (self._dressed[unit.path], {"layer_of_sets": layer})
         for path in self._shared if layout is not None else ():
             module = attribute(primary, path)

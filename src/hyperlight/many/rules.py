@@ -247,7 +247,7 @@ def _turned(weight: Weight) -> Weight:
         return LowRankWeight(weight.theta0.mT, weight.right.mT, weight.left.mT)
     if isinstance(weight, ScaledWeight):
         return ScaledWeight(weight.theta0.mT, weight.scale, 1 - weight.dim)
-    return weight.mT
+    return dense(weight).mT
 
 
 def linear(layer: Layer, module: nn.Module, input: Tensor) -> Tensor:
@@ -296,7 +296,7 @@ def embedding(layer: Layer, module: nn.Embedding, input: Tensor) -> Tensor:
             scale = F.embedding(flat, weight.scale.reshape(-1, 1))
         y = F.embedding(rows, weight.theta0) * (1.0 + scale)
     else:
-        y = F.embedding(flat, weight.flatten(0, 1))
+        y = F.embedding(flat, dense(weight).flatten(0, 1))
     if module.padding_idx is not None:
         y = torch.where(rows.unsqueeze(-1) == module.padding_idx, y.detach(), y)
     return layer.give(_from_rows(y, indices.unsqueeze(-1), axis), axis)
@@ -412,11 +412,14 @@ def convolution(layer: Layer, module: Any, input: Tensor) -> Tensor:
         y = convolve(x, weight.theta0, None, *options, module.groups)
         return layer.give(_scaled(y, axis, weight, bias, 1), axis)
     u = split(x, axis, layer.samples)
-    if isinstance(weight, DirectedWeight) and weight.pays and u.shape[1] == module.groups == 1:
-        if _is_covered(u, weight.theta0.unsqueeze(0), padding, module.dilation):
-            flat = weight.linear(u.flatten(1), bias)
-            y = flat.reshape(layer.samples, 1, -1, *(1,) * dims)
-            return layer.give(merge(y, axis), axis)
+    if (
+        isinstance(weight, DirectedWeight)
+        and weight.pays
+        and u.shape[1] == module.groups == 1
+        and _is_covered(u, weight.theta0.unsqueeze(0), padding, module.dilation)
+    ):
+        y = weight.linear(u.flatten(1), bias).reshape(layer.samples, 1, -1, *(1,) * dims)
+        return layer.give(merge(y, axis), axis)
     w = layer.weight(module, "weight")
     assert w is not None
     if axis.kind == COPIED and module.groups == 1:  # the same images: one convolution
@@ -639,7 +642,7 @@ def _cut(weight: Weight, size: int) -> list[Any]:
         theta0, scale = torch.split(weight.theta0, size), weight.scale
         scales = torch.split(scale, size, -1) if weight.dim == 0 else [scale] * len(theta0)
         return [ScaledWeight(t, s, weight.dim) for t, s in zip(theta0, scales, strict=True)]
-    return list(torch.split(weight, size, -2))
+    return list(torch.split(dense(weight), size, -2))
 
 
 def _weight(layer: Layer, module: nn.Module, name: str) -> Weight:
