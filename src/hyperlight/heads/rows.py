@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..init import Initialization
-from ..optim import dense_product, is_ordinary
-from ..optim.outer import takes_factors
+from ..optim import dense_product, is_ordinary, takes_factors
 from ..precision import rms
 from .base import SAMPLE, Head, ratio
 from .weights import DirectedWeight, Weight
