@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hyperlight as hl
-from hyperlight.heads import LowRankWeight, dense, sums
+from hyperlight.heads import DirectedWeight, LowRankWeight, dense, sums
 from tests.reference.twins import (
     change_channel_scale,
     predict_chunked,
@@ -653,11 +653,10 @@ def test_a_dense_head_adds_many_sets_in_one_pass_as_in_two(dtype: torch.dtype) -
     nn.init.normal_(head.weight)
     theta0 = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
     features = torch.randn(5, 4, dtype=dtype)
-    expected = head.add_to(theta0, features)  # with gradients
-    with torch.no_grad():
-        found = head.add_to(theta0, features)
-        other = {**theta0, "b": theta0["b"].float()}
-        mixed = head.add_to(other, features)
+    expected = hl.Head.add_to(head, theta0, features)
+    found = {name: dense(weight) for name, weight in head.add_to(theta0, features).items()}
+    other = {**theta0, "b": theta0["b"].float()}
+    mixed = head.add_to(other, features)
     assert mixed["b"].dtype == torch.float32
     tolerance = 1e-12 if dtype == torch.float64 else 0.1
     for name, shape in shapes.items():
@@ -665,3 +664,46 @@ def test_a_dense_head_adds_many_sets_in_one_pass_as_in_two(dtype: torch.dtype) -
         assert found[name].is_contiguous()
         assert found[name].dtype == dtype
         torch.testing.assert_close(found[name], expected[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared bias", "a bias for each"])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1, 1)], ids=str)
+def test_weights_that_are_not_built_multiply_as_those_that_are(
+    shape: tuple[int, ...], shared: bool
+) -> None:
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, dtype=torch.float64, requires_grad=True)
+
+    theta0 = random(*shape)
+    features, directions, x = random(3, 4), random(30, 4), random(3, 5)
+    bias = random(6) if shared else random(3, 6)
+    # Of a layer in channels-last order, whose entries are elsewhere in memory.
+    held = theta0.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else theta0
+    weight = DirectedWeight(held, features, directions)
+    built = theta0.flatten() + features @ directions.mT
+    assert torch.allclose(weight.dense(), built.view(3, *shape), rtol=1e-12, atol=1e-12)
+    expected = torch.einsum("boi,bi->bo", built.view(3, 6, 5), x) + bias
+    found = weight.linear(x, bias)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    leaves, towards = (theta0, features, directions, x, bias), torch.randn_like(found)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, leaves, towards),
+        torch.autograd.grad(expected, leaves, towards),
+        rtol=1e-11,
+        atol=1e-12,
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda f, d: DirectedWeight(held.detach(), f, d).linear(x.detach(), None),
+        (features, directions),
+    )
+
+
+def test_weights_that_are_not_built_are_scaled_from_theta0() -> None:
+    theta0, features, directions = torch.randn(2, 3), torch.randn(3, 4), torch.randn(6, 4)
+    weight = DirectedWeight(theta0, features, directions)
+    scaled = weight.scaled(torch.tensor([0.0, 1.0, 2.0]))
+    assert torch.equal(scaled.dense()[0], theta0)
+    assert torch.equal(scaled.dense()[1], weight.dense()[1])
+    torch.testing.assert_close(scaled.dense()[2] - theta0, 2.0 * (weight.dense()[2] - theta0))
+    assert not weight.pays  # four features, two outputs
+    assert DirectedWeight(torch.randn(4, 3), features, torch.randn(12, 4)).pays

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hyperlight as hl
-from hyperlight.heads import LowRankWeight, ScaledWeight
+from hyperlight.heads import DirectedWeight, LowRankWeight, ScaledWeight
 from tests.models import one_graph
 from tests.reference.twins import loop_over_copies
 
@@ -554,6 +554,70 @@ def test_scaled_weights_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _refuse(self: object) -> Tensor:
     raise AssertionError("the matrix was built")
+
+
+class Classifier(nn.Module):
+    """Ends in a convolution that covers its image, and two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.cover = nn.Conv2d(4, 40, 3)
+        self.linear = nn.Linear(40, 32)
+        self.last = nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.cover(torch.relu(self.conv(x))))
+        return self.last(torch.relu(self.linear(x.flatten(1))))
+
+
+def _built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the weights that are built from now on."""
+    shapes: list[tuple[int, ...]] = []
+    dense = DirectedWeight.dense
+
+    def noted(self: DirectedWeight) -> Tensor:
+        shapes.append(tuple(self.theta0.shape))
+        return dense(self)
+
+    monkeypatch.setattr(DirectedWeight, "dense", noted)
+    return shapes
+
+
+@pytest.mark.parametrize("gain", [None, 0.5])
+def test_weights_that_one_row_reads_are_not_built(
+    gain: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _model(Classifier)
+    given = _gamma(B) | ({} if gain is None else {"gain": gain})
+    x = torch.randn(B, 1, 5, 5, dtype=torch.float64)
+    expected = loop_over_copies(model, (x,), given, per_sample=True)
+    built = _built(monkeypatch)
+    output = model(x, **given)
+    assert model.last_run.way == "batch"
+    assert {len(shape) for shape in built} == {1, 2, 4}  # biases, the last layer, the first
+    assert (2, 32) in built
+    assert (4, 1, 3, 3) in built
+    assert (40, 4, 3, 3) not in built
+    assert (32, 40) not in built
+    _same(model, output, expected)
+    swept = model.sweep(x[:1], **given)
+    assert (40, 4, 3, 3) not in built
+    assert (32, 40) not in built
+    _same(model, swept, loop_over_copies(model, (x[:1],), given, per_sample=False))
+    model.sweep(x, **given)  # every set reads several rows
+    assert (40, 4, 3, 3) in built
+    assert (32, 40) in built
+
+
+def test_a_bound_network_keeps_the_weights_that_it_was_bound_with() -> None:
+    model = _model(Classifier)
+    x = torch.randn(B, 1, 5, 5, dtype=torch.float64)
+    network = model.bind(**_gamma(B))
+    before = network(x)
+    with torch.no_grad():
+        model.hypernet.head.weight.add_(1.0)
+    assert torch.equal(network(x), before)
 
 
 def test_a_bound_linear_layer_of_low_rank_is_one_still() -> None:

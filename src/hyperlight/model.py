@@ -23,7 +23,7 @@ from .directions import truncated
 from .encoded import Encoded
 from .encodings import CosSin, Encode
 from .errors import ConfigurationError, InputError, did_you_mean, listed, sharded
-from .heads import Dense, Head, Weight, dense, find_head, scale_change
+from .heads import Dense, Head, Weight, built, dense, find_head, scale_change
 from .hypernet import HyperNet
 from .init import Init, Zero, find_init
 from .inputs import GAIN, Input
@@ -320,6 +320,7 @@ class HyperModel(nn.Module, Generic[M]):
         theta = self._weights(theta0, features, gain)
         if features.ndim == 1:
             return self._plan.bind(self.primary, {name: dense(w) for name, w in theta.items()})
+        theta = {name: built(weight) for name, weight in theta.items()}
         bound: M = self._many.bind(self.primary, theta0, theta, features.shape[0])
         return bound
 

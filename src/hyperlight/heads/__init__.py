@@ -13,12 +13,22 @@ from .low_rank import LowRank
 from .mixed import Mixed, find_head
 from .per_layer import PerLayer
 from .rows import Dense
-from .weights import LowRankWeight, ScaledWeight, Weight, dense, scale_change, sums
+from .weights import (
+    DirectedWeight,
+    LowRankWeight,
+    ScaledWeight,
+    Weight,
+    built,
+    dense,
+    scale_change,
+    sums,
+)
 
 __all__ = [
     "ChannelScale",
     "Chunked",
     "Dense",
+    "DirectedWeight",
     "Head",
     "LowRank",
     "LowRankWeight",
@@ -26,6 +36,7 @@ __all__ = [
     "PerLayer",
     "ScaledWeight",
     "Weight",
+    "built",
     "dense",
     "find_head",
     "scale_change",

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..init import Initialization
-from ..optim import dense_product, is_ordinary
+from ..optim import dense_product, is_ordinary, takes_factors
 from ..precision import rms
 from .base import SAMPLE, Head, ratio
-from .weights import Weight
+from .weights import DirectedWeight, Weight
 
 
 class Rows(Head):
@@ -82,15 +82,15 @@ class Dense(Rows):
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
         own = [theta0[name] for name in self.shapes]
         alike = all(t.dtype == self.weight.dtype == features.dtype for t in own)
-        if features.ndim != 2 or torch.is_grad_enabled() or not alike:
+        if features.ndim != 2 or len(features) == 1 or not alike:
             return super().add_to(theta0, features)
         if not is_ordinary(features, self.weight, *own) or torch.is_autocast_enabled("cpu"):
             return super().add_to(theta0, features)
-        # Many sets of weights: product and sum in one pass.
+        if torch.is_grad_enabled() and takes_factors(self.weight, len(features)):
+            return super().add_to(theta0, features)
+        # Many sets of weights: each layer decides whether to build them.
         return {
-            name: torch.addmm(theta0[name].flatten(), features, block.mT).view(
-                len(features), *self.shapes[name]
-            )
+            name: DirectedWeight(theta0[name], features, block)
             for name, block in self._split_rows(self.weight, 0)
         }
 

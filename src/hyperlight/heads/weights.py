@@ -98,12 +98,62 @@ pytree.register_pytree_node(
     lambda scale, fixed: ScaledWeight(fixed[0], *scale, *fixed[1:]),
 )
 
-Weight = Tensor | LowRankWeight | ScaledWeight
+
+class DirectedWeight:
+    r"""Weights :math:`\theta^0 + \sum_k f_k B_k`, which a layer may apply without building them.
+
+    They are what a :class:`~hyperlight.Dense` head predicts for many inputs. Unlike the other
+    kinds they refer to the head's own weight, so they are for one call.
+
+    Args:
+        theta0: the weight without the change.
+        features: :math:`f`, ``(B, K)``.
+        directions: :math:`B`, ``(P, K)``: the head's rows for the ``P`` entries of this weight.
+    """
+
+    def __init__(self, theta0: Tensor, features: Tensor, directions: Tensor) -> None:
+        self.theta0, self.features, self.directions = theta0, features, directions
+
+    def dense(self) -> Tensor:
+        """The weights as a tensor, ``(B,) + theta0.shape``: product and sum in one pass."""
+        flat = torch.addmm(self.theta0.flatten(), self.features, self.directions.mT)
+        return flat.view(len(self.features), *self.theta0.shape)
+
+    def scaled(self, gain: Tensor) -> DirectedWeight:
+        """The same weights with their change multiplied by a gain, ``(B,)``."""
+        features = self.features * gain.to(self.features.dtype)[..., None]
+        return DirectedWeight(self.theta0, features, self.directions)
+
+    @property
+    def pays(self) -> bool:
+        """Whether :meth:`linear` builds no more than the weights have entries."""
+        return self.features.shape[1] <= self.theta0.shape[0]
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        r"""One row for every set: :math:`\theta^0 x + \sum_k B_k (f_k x)`.
+
+        Shape:
+            ``(B, inputs)`` to ``(B, outputs)``, where ``theta0`` has ``outputs * inputs`` entries;
+            the bias is ``(outputs,)`` or ``(B, outputs)``.
+        """
+        outputs = self.theta0.shape[0]
+        y = torch.mm(x, self.theta0.reshape(outputs, -1).mT)
+        products = (x.unsqueeze(-1) * self.features.unsqueeze(-2)).flatten(1)
+        y = torch.addmm(y, products, self.directions.view(outputs, -1).mT)
+        return y if bias is None else y + bias
+
+
+Weight = Tensor | LowRankWeight | ScaledWeight | DirectedWeight
 
 
 def dense(weight: Weight) -> Tensor:
     """The weight as a tensor."""
     return weight if isinstance(weight, Tensor) else weight.dense()
+
+
+def built(weight: Weight) -> Weight:
+    """The weight as it can be kept: a tensor in place of what refers to the head's weight."""
+    return weight.dense() if isinstance(weight, DirectedWeight) else weight
 
 
 def scale_change(

@@ -32,11 +32,22 @@ from .._torch import (
 )
 from ..bind import NO_COPY, BindPlan, Left
 from ..errors import BindError, HyperLightError
-from ..heads import Weight, dense
+from ..heads import Weight, built, dense
 from ..targets import attribute
 from .arguments import Arguments, open_arguments
 from .fallback import LayerByLayer, taken_apart
-from .rules import CONVOLUTIONS, WHOLE, ByItself, Layer, Rule, StandIn, find_rule, merge, split
+from .rules import (
+    CONVOLUTIONS,
+    UNBUILT,
+    WHOLE,
+    ByItself,
+    Layer,
+    Rule,
+    StandIn,
+    find_rule,
+    merge,
+    split,
+)
 from .track import (
     ADDED,
     COPIED,
@@ -736,6 +747,7 @@ class _Layer(Layer):
             try:
                 return self._unit.rule(self, module, *args, **kwargs)
             except ByItself as call:
+                self.weights = {name: built(weight) for name, weight in self.weights.items()}
                 return _by_itself(self, module, args, kwargs, call.axes)
         return _by_itself(self, module, args, kwargs)
 
@@ -1068,7 +1080,10 @@ class BatchPlan:
         sets = Sets(primary, samples, self.found, guarded, list(owned.values()), fresh)
         stand_ins = dict(self._plain)
         for unit in self._units:
-            layer = _Layer(unit, sets, {name: weights[n] for name, n in unit.names.items()})
+            of_unit = {name: weights[n] for name, n in unit.names.items()}
+            if unit.rule not in UNBUILT:
+                of_unit = {name: built(weight) for name, weight in of_unit.items()}
+            layer = _Layer(unit, sets, of_unit)
             stand_ins[unit.path] = (self._dressed[unit.path], {"layer_of_sets": layer})
         for path in self._shared if layout is not None else ():
             module = attribute(primary, path)

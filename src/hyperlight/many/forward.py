@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .._torch import is_abstract, is_out_of_memory, pytree
 from ..bind import BindPlan
 from ..errors import BindError, HyperLightError, InputError
-from ..heads import Weight
+from ..heads import Weight, built
 from .arguments import Arguments, copy_arguments, open_arguments
 from .batch import BatchPlan, Changed
 from .fallback import refuse_mixing, run_each
@@ -217,6 +217,7 @@ class Many:
             )
         loop = self._looped or planned.way == "loop"
         bind = functools.partial(self._plan.bind, primary)
+        weights = {name: built(weight) for name, weight in weights.items()}
         output, way, why = run_each(bind, weights, given, loop=loop)
         run = Run(way, planned.reason + (f"; torch.vmap fails: {why}" if why else ""))
         if not is_abstract():

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .._torch import BatchNorm, canonical_mask, padding_of, pytree
 from ..errors import InputError
-from ..heads import LowRankWeight, ScaledWeight, Weight, dense
+from ..heads import DirectedWeight, LowRankWeight, ScaledWeight, Weight, dense
 from .track import COPIED, Axis, Lost
 
 
@@ -199,6 +199,10 @@ def multiply(
         y = F.linear(x, weight.theta0)
         return _scaled(y, axis, weight, _each(bias, samples, shared), y.ndim - 1)
     u = _rows(x, axis, samples)
+    if isinstance(weight, DirectedWeight):
+        if u.shape[1] == 1 and weight.pays:
+            return _from_rows(weight.linear(u.squeeze(1), bias).unsqueeze(1), x, axis)
+        weight = weight.dense()
     if isinstance(weight, Tensor):
         if bias is None:
             return _from_rows(torch.bmm(u, weight.mT), x, axis)
@@ -243,7 +247,7 @@ def _turned(weight: Weight) -> Weight:
         return LowRankWeight(weight.theta0.mT, weight.right.mT, weight.left.mT)
     if isinstance(weight, ScaledWeight):
         return ScaledWeight(weight.theta0.mT, weight.scale, 1 - weight.dim)
-    return weight.mT
+    return dense(weight).mT
 
 
 def linear(layer: Layer, module: nn.Module, input: Tensor) -> Tensor:
@@ -292,7 +296,7 @@ def embedding(layer: Layer, module: nn.Embedding, input: Tensor) -> Tensor:
             scale = F.embedding(flat, weight.scale.reshape(-1, 1))
         y = F.embedding(rows, weight.theta0) * (1.0 + scale)
     else:
-        y = F.embedding(flat, weight.flatten(0, 1))
+        y = F.embedding(flat, dense(weight).flatten(0, 1))
     if module.padding_idx is not None:
         y = torch.where(rows.unsqueeze(-1) == module.padding_idx, y.detach(), y)
     return layer.give(_from_rows(y, indices.unsqueeze(-1), axis), axis)
@@ -407,14 +411,22 @@ def convolution(layer: Layer, module: Any, input: Tensor) -> Tensor:
     if isinstance(weight, ScaledWeight) and weight.dim == 0:
         y = convolve(x, weight.theta0, None, *options, module.groups)
         return layer.give(_scaled(y, axis, weight, bias, 1), axis)
+    u = split(x, axis, layer.samples)
+    if (
+        isinstance(weight, DirectedWeight)
+        and weight.pays
+        and u.shape[1] == module.groups == 1
+        and _is_covered(u, weight.theta0.unsqueeze(0), padding, module.dilation)
+    ):
+        y = weight.linear(u.flatten(1), bias).reshape(layer.samples, 1, -1, *(1,) * dims)
+        return layer.give(merge(y, axis), axis)
     w = layer.weight(module, "weight")
     assert w is not None
     if axis.kind == COPIED and module.groups == 1:  # the same images: one convolution
         b = None if bias is None else bias.flatten()
-        y = convolve(split(x, axis, layer.samples)[0], w.flatten(0, 1), b, *options)
+        y = convolve(u[0], w.flatten(0, 1), b, *options)
         y = torch.unflatten(y, 1, (layer.samples, -1)).transpose(0, 1)
         return layer.give(merge(y, axis), axis)
-    u = split(x, axis, layer.samples)
     if _is_covered(u, w, padding, module.dilation) and module.groups == 1:
         y = _covered(u, w, bias)
     elif _loop_is_faster(u, w):
@@ -630,7 +642,7 @@ def _cut(weight: Weight, size: int) -> list[Any]:
         theta0, scale = torch.split(weight.theta0, size), weight.scale
         scales = torch.split(scale, size, -1) if weight.dim == 0 else [scale] * len(theta0)
         return [ScaledWeight(t, s, weight.dim) for t, s in zip(theta0, scales, strict=True)]
-    return list(torch.split(weight, size, -2))
+    return list(torch.split(dense(weight), size, -2))
 
 
 def _weight(layer: Layer, module: nn.Module, name: str) -> Weight:
@@ -764,6 +776,9 @@ LAYERS: dict[Any, Rule] = {
 OTHERS: dict[tuple[str, str], Rule] = {("transformers.pytorch_utils", "Conv1D"): transposed_linear}
 
 CONVOLUTIONS = (convolution, transposed_convolution)
+
+# Those that may apply weights without building them.
+UNBUILT = (linear, convolution)
 
 # What the rules need to know of layers whose weights are not predicted: PyTorch's kernels for
 # them do not say where the samples are.

@@ -28,7 +28,7 @@ writes the whole head), ``optimizers``, ``parallel`` (factors between processes)
 """
 
 from .optimizers import SGD, Adam, AdamW
-from .outer import OuterProduct, dense_product, is_ordinary
+from .outer import OuterProduct, dense_product, is_ordinary, takes_factors
 from .parallel import FactorExchange, exchange_factors
 from .passes import set_implementation, status
 
@@ -43,4 +43,5 @@ __all__ = [
     "is_ordinary",
     "set_implementation",
     "status",
+    "takes_factors",
 ]

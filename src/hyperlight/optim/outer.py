@@ -52,7 +52,15 @@ def send_factored(weight: Tensor) -> None:
 
 
 def takes_factors(weight: Tensor, rows: int) -> bool:
-    """Whether the gradient of ``weight``, of so many outer products, is to be kept factored."""
+    """Whether the gradient of a head's weight is to be kept as factors.
+
+    It is if an optimizer of :mod:`hyperlight.optim` was made for the weight and its step from the
+    factors is the faster one.
+
+    Args:
+        weight: ``(P, K)``.
+        rows: how many outer products the gradient is a sum of, one for each input.
+    """
     if not _kept.get(weight) or rows > weight.shape[1]:  # the matrix is smaller
         return False
     return weight in _sent or passes.pays(weight, rows)
