@@ -142,6 +142,17 @@ def test_the_page_about_studies_runs() -> None:
     assert names["STUDY"].name == "widths"  # type: ignore[attr-defined]
 
 
+def test_nothing_tells_to_install_the_other_package_of_that_name() -> None:
+    """On PyPI ``hyperlight`` is 0.0.5, an earlier package without extras."""
+    found = []
+    for path in (*PAGES, *(ROOT / "src").glob("**/*.py"), *(ROOT / "examples").glob("*.py")):
+        for advice in re.findall(r"pip install[^\n`]*", path.read_text()):
+            if re.search(r"\bhyperlight\b", advice):
+                found.append((named(path), advice))
+    pages = ("README.md", "docs/migration.md", "docs/start.md")  # which say what it installs
+    assert sorted(found) == [(page, "pip install hyperlight") for page in pages]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_what_a_page_points_to_exists(page: Path) -> None:
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
