@@ -7,10 +7,13 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
 import hyperlight as hl
+from hyperlight.lab.scheme import SCHEME
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -119,6 +122,21 @@ def test_the_readme_is_read_in_90_seconds() -> None:
     assert len(bullets) == 6
     for bullet in bullets:
         assert len(words(prose(bullet))) <= 12, bullet
+
+
+def test_the_pictures_of_the_readme_suit_light_and_dark_pages() -> None:
+    """An SVG follows the page; what has one colour behind it is black, as scans are."""
+    pictures = re.findall(r"!\[[^\]]*\]\((?!https?:)([^)]*)\)", README.read_text())
+    assert len(pictures) == 2
+    for name in pictures:
+        if name.endswith(".svg"):
+            assert SCHEME in (ROOT / name).read_text("utf-8")
+            continue
+        with Image.open(ROOT / name) as image:
+            assert (ROOT / name).stat().st_size < 300_000
+            for frame in ImageSequence.Iterator(image):
+                edge = np.asarray(frame.convert("L"))[[0, -1]]
+                assert edge.max() < 32
 
 
 # --- all pages --------------------------------------------------------------------------
