@@ -54,7 +54,9 @@ def knob() -> None:
         slider.plot(float(GAMMAS[n]), 0, "o", color=TEXT, markersize=14)
         slider.set(xlim=(-0.05, 1.05), ylim=(-1, 1))
         slider.axis("off")
-        figure.text(0.24, 0.07, "smoothness weight", ha="right", va="center", fontsize=12, color=TEXT)
+        figure.text(
+            0.24, 0.07, "smoothness weight", ha="right", va="center", fontsize=12, color=TEXT
+        )
         figure.text(0.76, 0.07, GAMMAS[n], ha="left", va="center", fontsize=12, color=TEXT)
         buffer = io.BytesIO()
         figure.savefig(buffer)

@@ -1,7 +1,8 @@
 """Models on the Hugging Face Hub: a folder with a file by :func:`hyperlight.save` and a card.
 
 Transfers need the package huggingface_hub: ``pip install huggingface_hub``. Local folders are
-written and read without it. The code of the primary is not saved: pass a primary when you read a model.
+written and read without it. The code of the primary is not saved: pass a primary when you read a
+model.
 """
 
 from __future__ import annotations
