@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "docs" / "live")]  # for pictures.py, live.py
 import live  # noqa: E402
+import pictures  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"].get("Repository")
@@ -153,6 +155,18 @@ def resolve_folders(app: Sphinx, document: nodes.document) -> None:
             node["refdomain"], node["reftarget"], node["reftargetid"] = "doc", readme, None
 
 
+# Spaces of ``0.74 ± 0.06``, ``98 %`` and ``1.46 (1.38 to 1.58)``.
+_SPREAD = re.compile(r"(?<=\d) (?=±|%|to \d)|(?<=±) (?=\d)|(?<=\d to) (?=\d)")
+
+
+def keep_spreads(app: Sphinx, document: nodes.document) -> None:
+    """Keep a number and its spread on one line, in narrow columns too."""
+    for text in list(document.findall(nodes.Text)):
+        kept = _SPREAD.sub("\N{NO-BREAK SPACE}", text)
+        if kept != text and not isinstance(text.parent, nodes.literal | nodes.literal_block):
+            text.parent.replace(text, nodes.Text(kept))
+
+
 def inline_formula(translator: HTML5Translator, node: nodes.math) -> None:
     """Write MathML, which browsers draw without a script from elsewhere."""
     translator.body.append(tex2mathml(node.astext()))
@@ -216,6 +230,17 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
 }
 
+
+def describe_thumbnails(app: Sphinx, document: nodes.document) -> None:
+    """Give the pictures of the gallery's index the descriptions that they have on their pages."""
+    if app.env.docname != "docs/gallery/index":
+        return
+    for image in document.findall(nodes.image):
+        name = Path(image["uri"]).stem.removeprefix("sphx_glr_").removesuffix("_thumb")
+        source = ROOT / "docs" / "gallery" / f"{name}.rst"
+        image["alt"] = image.get("alt") or pictures.alt_of(source.read_text("utf-8"))
+
+
 # --- the look -------------------------------------------------------------------------------
 
 html_theme = "furo"
@@ -237,6 +262,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect(
         "doctree-read", resolve_live, priority=400
     )  # before files to download are collected
+    app.connect("doctree-read", keep_spreads)
+    app.connect("doctree-read", describe_thumbnails)
     app.connect("build-finished", build_live)
     app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

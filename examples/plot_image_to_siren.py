@@ -73,8 +73,8 @@ fit(concatenated, [*reader.parameters(), *wide.parameters()])
 with torch.no_grad():
     runs = {"predicted": predicted, "concatenated": concatenated, "mean": lambda *_: train.mean(0)}
     error = {name: (run(test, 8) - test).square().mean().item() for name, run in runs.items()}
-    pictures = [*test[:6], *predicted(test[:6], 8), *predicted(test[:6], 64)]
-plt.figure(figsize=(8, 4))
-for place, picture in enumerate(pictures):
-    plt.subplot(3, 6, place + 1, xticks=[], yticks=[]).imshow(picture[0], cmap="gray")
+    rows = {"test": test[:6], "8 x 8": predicted(test[:6], 8), "64 x 64": predicted(test[:6], 64)}
+for place, (name, row) in enumerate(rows.items(), start=1):
+    plt.subplot(3, 1, place, ylabel=name, xticks=[], yticks=[])
+    plt.imshow(torch.cat([*row[:, 0]], dim=1), cmap="gray")
 plt.show()

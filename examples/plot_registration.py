@@ -66,7 +66,7 @@ with torch.no_grad():
     fields = {s / 10: model(pair, smoothness=s / 10) for s in range(1, 10)}
     error_of_family = {s: objective(field, pair, s).item() for s, field in fields.items()}
     error_alone = {s: objective(net(pair), pair, s).item() for s, net in separate.items()}
-_, axes = plt.subplots(2, 5, figsize=(10, 4.4), layout="constrained")
+_, axes = plt.subplots(2, 5, figsize=(10, 4.4), subplot_kw={"xticks": [], "yticks": []})
 for column, s in zip(axes.T, (0.1, 0.3, 0.5, 0.7, 0.9), strict=True):
     column[0].imshow(warp(pair[:1, :1], fields[s][:1])[0, 0], cmap="gray")
     down, right = fields[s][0] + torch.cartesian_prod(grid, grid).T.reshape(2, 16, 16)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from matplotlib.figure import Figure
 
 import hyperlight as hl
 from hyperlight.io import hub
@@ -81,3 +82,30 @@ def test_every_page_is_in_a_table_of_contents() -> None:
             left += set(files) - reached
             reached |= set(files)
     assert set(PAGES) <= reached
+
+
+def test_figures_of_the_gallery_are_described_by_their_own_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On their pages, and from there in the index; sphinx-gallery knows titles and file names."""
+    monkeypatch.syspath_prepend(str(DOCS))
+    pictures = importlib.import_module("pictures")
+    figure = Figure()
+    left, right, _ = figure.subplots(1, 3)  # nothing is said of the third
+    left.plot([0, 1], label="one family")
+    left.plot([1, 0], label="a network for each")
+    left.set(xlabel="rate", ylabel="accuracy (%)")
+    left.legend()
+    right.set(title="beta from\n0 to 1", ylabel="digit")
+    described = "accuracy (%) over rate: one family, a network for each; beta from 0 to 1: digit"
+    assert pictures.describe(figure) == described
+    assert pictures.describe(Figure()) == ""
+    page = f".. image-sg:: a.svg\n   :alt: first\n\n.. image-sg:: b.svg\n   :alt: {described}\n"
+    assert pictures.alt_of(page) == described
+    assert pictures.alt_of("no figure") == ""
+
+
+def test_every_example_ends_with_a_figure_that_says_what_it_is() -> None:
+    for page in (ROOT / "examples").glob("plot_*.py"):
+        words = re.findall(r"(?:[xy]label|title)\b ?[(=]", page.read_text())
+        assert words, page.name

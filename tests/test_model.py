@@ -308,8 +308,33 @@ def test_missing_inputs_are_named_with_the_call() -> None:
         model(vectors())
     for words in ("'scale' is missing", "model(x, scale=...)", "'scale'"):
         assert words in str(error.value)
-    with pytest.raises(hl.InputError, match="'scale' is missing. 'scal' was given"):
-        model(vectors(), scal=0.3)
+
+
+@pytest.mark.parametrize("wrong", ["scal", "Scale", "SCALE", "sclae"])
+def test_a_name_with_a_typo_is_hinted_at_wherever_inputs_are_given(wrong: str) -> None:
+    model = hl.hypernetize(mlp(), {"scale": hl.Uniform(0.0, 0.5)})
+    x, given, values = vectors(), {wrong: 0.3}, {wrong: torch.rand(3) / 2}
+    for call in (lambda: model(x, **given), lambda: model.sweep(x, **values)):
+        with pytest.raises(hl.InputError, match=f"'scale' is missing. {wrong!r} was given. Pass"):
+            call()
+    data = [lambda: x.sum()]
+    for call in (
+        lambda: model.predict(**given),
+        lambda: model.bind(**given),
+        lambda: model.at(**given),
+        lambda: model.hypernet(**given),
+        lambda: model.hypernet.check(**given),
+        lambda: model.extend(wrong),
+        lambda: model.truncate(2, values),
+        lambda: hl.tune(model, lambda net: net(x).sum(), **given),
+        lambda: hl.tune(model, lambda net: net(x).sum(), fixed=given),
+        lambda: hl.explore(model, x, **given),
+        lambda: hl.scale_profile(model, wrong),
+        lambda: hl.gradient_profile(model, lambda net, x: net(x).sum(), data, wrong),
+        lambda: hl.hypernetize(mlp(), model.inputs, calibrate_on=given),
+    ):
+        with pytest.raises(hl.HyperLightError, match=r"Did you mean 'scale'\?$"):
+            call()
 
 
 def test_the_rank_decides_not_the_number() -> None:

@@ -7,10 +7,13 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
 import hyperlight as hl
+from hyperlight.lab.scheme import SCHEME
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -121,6 +124,21 @@ def test_the_readme_is_read_in_90_seconds() -> None:
         assert len(words(prose(bullet))) <= 12, bullet
 
 
+def test_the_pictures_of_the_readme_suit_light_and_dark_pages() -> None:
+    """An SVG follows the page; what has one colour behind it is black, as scans are."""
+    pictures = re.findall(r"!\[[^\]]*\]\((?!https?:)([^)]*)\)", README.read_text())
+    assert len(pictures) == 2
+    for name in pictures:
+        if name.endswith(".svg"):
+            assert SCHEME in (ROOT / name).read_text("utf-8")
+            continue
+        with Image.open(ROOT / name) as image:
+            assert (ROOT / name).stat().st_size < 300_000
+            for frame in ImageSequence.Iterator(image):
+                edge = np.asarray(frame.convert("L"))[[0, -1]]
+                assert edge.max() < 32
+
+
 # --- all pages --------------------------------------------------------------------------
 
 
@@ -140,6 +158,17 @@ def test_the_loop_runs_as_the_page_about_the_lab_says() -> None:
 def test_the_page_about_studies_runs() -> None:
     names = run(ROOT / "docs" / "studies.md")
     assert names["STUDY"].name == "widths"  # type: ignore[attr-defined]
+
+
+def test_nothing_tells_to_install_the_other_package_of_that_name() -> None:
+    """On PyPI ``hyperlight`` is 0.0.5, an earlier package without extras."""
+    found = []
+    for path in (*PAGES, *(ROOT / "src").glob("**/*.py"), *(ROOT / "examples").glob("*.py")):
+        for advice in re.findall(r"pip install[^\n`]*", path.read_text()):
+            if re.search(r"\bhyperlight\b", advice):
+                found.append((named(path), advice))
+    pages = ("README.md", "docs/migration.md", "docs/start.md")  # which say what it installs
+    assert sorted(found) == [(page, "pip install hyperlight") for page in pages]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

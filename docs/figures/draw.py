@@ -24,6 +24,7 @@ LEFT = (18, 238, 458, 678, 898, 1118, 1338)
 TOP = (28, 258)
 WIDTH, HEIGHT = 184, 221
 GAMMAS = ("0", "0.25", "0.5", "0.75", "1")
+TEXT = "0.9"
 
 
 def _tile(column: int, row: int) -> np.ndarray[Any, Any]:
@@ -34,23 +35,29 @@ def _tile(column: int, row: int) -> np.ndarray[Any, Any]:
 
 
 def knob() -> None:
-    """How a network registers two images, while its knob goes from one end to the other."""
+    """How a network registers two images, while its knob goes from one end to the other.
+
+    Light on black, as the images are, so that it suits light pages and dark ones.
+    """
     frames = []
     for n in (0, 1, 2, 3, 4, 3, 2, 1):
-        figure, axes = pyplot.subplots(1, 4, figsize=(8, 3.3), dpi=90)
+        figure, axes = pyplot.subplots(1, 4, figsize=(8, 3.3), dpi=90, facecolor="black")
         tiles = (("moving", 0, 0), ("warped", n + 2, 0), ("fixed", 1, 0), ("grid", n + 2, 1))
         for ax, (title, column, row) in zip(axes, tiles, strict=True):
-            ax.imshow(_tile(column, row), interpolation="lanczos")
-            ax.set_title(title, fontsize=12, pad=4)
+            tile = _tile(column, row)
+            ax.imshow(255 - tile if title == "grid" else tile, interpolation="lanczos")
+            ax.set_title(title, fontsize=12, pad=4, color=TEXT)
             ax.axis("off")
         figure.subplots_adjust(0.005, 0.2, 0.995, 0.92, wspace=0.04)
         slider = figure.add_axes((0.25, 0.02, 0.5, 0.1))
-        slider.plot([0, 1], [0, 0], color="0.75", linewidth=5, solid_capstyle="round")
-        slider.plot(float(GAMMAS[n]), 0, "o", color="0.2", markersize=14)
+        slider.plot([0, 1], [0, 0], color="0.4", linewidth=5, solid_capstyle="round")
+        slider.plot(float(GAMMAS[n]), 0, "o", color=TEXT, markersize=14)
         slider.set(xlim=(-0.05, 1.05), ylim=(-1, 1))
         slider.axis("off")
-        figure.text(0.24, 0.07, "smoothness weight", ha="right", va="center", fontsize=12)
-        figure.text(0.76, 0.07, GAMMAS[n], ha="left", va="center", fontsize=12)
+        figure.text(
+            0.24, 0.07, "smoothness weight", ha="right", va="center", fontsize=12, color=TEXT
+        )
+        figure.text(0.76, 0.07, GAMMAS[n], ha="left", va="center", fontsize=12, color=TEXT)
         buffer = io.BytesIO()
         figure.savefig(buffer)
         pyplot.close(figure)

@@ -22,8 +22,8 @@ def main() -> None:
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
         print(
-            f"The command line needs {', '.join(missing)}. Install the extra 'lab': "
-            "pip install 'hyperlight[lab]'",
+            f"The command line needs {', '.join(missing)}. Install the extra 'lab' in a "
+            "checkout of HyperLight: pip install '.[lab]'",
             file=sys.stderr,
         )
         sys.exit(2)

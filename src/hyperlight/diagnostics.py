@@ -108,8 +108,7 @@ class _Profile(ABC):
             from matplotlib import pyplot
         except ModuleNotFoundError as error:
             raise MissingExtraError(
-                f"plot() needs the package {error.name!r}, which is part of the extra 'lab': "
-                "pip install 'hyperlight[lab]'."
+                f"plot() needs the package {error.name!r}. Install it: pip install matplotlib."
             ) from None
         ax = pyplot.subplots()[1] if ax is None else ax
         scalar, ordered = self.gamma.ndim == 1, self.gamma.is_floating_point()

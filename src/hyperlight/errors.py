@@ -76,11 +76,17 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
     >>> did_you_mean("scal", ["scale", "noise"])
     " Did you mean 'scale'?"
+    >>> did_you_mean("Q", ["q"])
+    " Did you mean 'q'?"
     >>> did_you_mean("zzz", ["scale", "noise"])
     ''
     """
-    near = difflib.get_close_matches(given, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    names = {name: name for name in known}
+    folded = {name.casefold(): name for name in names}
+    for wanted, choices in ((given, names), (given.casefold(), folded)):
+        if near := difflib.get_close_matches(wanted, choices, n=1):
+            return f" Did you mean {choices[near[0]]!r}?"
+    return ""
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:

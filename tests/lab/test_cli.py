@@ -729,8 +729,8 @@ def test_a_missing_package_is_named_with_the_extra(
     assert raised.value.code == 2
     assert capsys.readouterr() == (
         "",
-        f"The command line needs {package}. Install the extra 'lab': pip install "
-        "'hyperlight[lab]'\n",
+        f"The command line needs {package}. Install the extra 'lab' in a checkout of "
+        "HyperLight: pip install '.[lab]'\n",
     )
 
 
@@ -764,7 +764,7 @@ def test_the_library_alone_brings_nothing_of_the_lab_along(
     assert [name for name in LAB_ONLY if name in loaded] == []
     assert processes["bare"].returncode == 2
     assert "needs tyro." in err
-    assert "pip install 'hyperlight[lab]'" in err
+    assert "in a checkout of HyperLight: pip install '.[lab]'" in err
     assert "Traceback" not in err
 
 

@@ -127,7 +127,9 @@ def test_a_figure_drawn_in_black_on_white_becomes_what_is_drawn_today() -> None:
     ax.plot([0, 1], [0, 1], "k", label="plain network")
     ax.plot([0, 1], [1, 0], "o", color="#0072b2", markerfacecolor="white")
     ax.text(0.5, 0.5, "on a dark picture", color="white")
+    ax.legend(frameon=True)
     today = figures.svg(figure)
+    assert "#cccccc" not in today  # the frame of the legend, which is filled with white
     assert figures.follow_scheme(today) == today
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "hyperlight"}):
@@ -154,5 +156,7 @@ def test_pictures_are_readable_on_light_and_dark_pages(tmp_path: Path) -> None:
     assert pixels[0, 0].tolist() == [255, 255, 255, 0]
     solid = {tuple(pixel) for pixel in pixels[pixels[..., 3] == 255][:, :3].tolist()}
     assert solid == {(0x80, 0x80, 0x80), (0xD5, 0x5E, 0x00)}
+    light = (pixels[..., :3].min(axis=-1) > 200) & (pixels[..., 3] > 100)
+    assert not light.any()  # such as the frame of the legend, which is hardly transparent
     figures.save(figure, tmp_path / "curves.svg")
     assert (tmp_path / "curves.svg").read_text("utf-8").startswith('<svg fill="currentColor"')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from hyperlight.lab.engine import Spec
 from hyperlight.lab.studies import Results, Setup, sgd, uncertainty
+from hyperlight.lab.studies.base import Size
 from hyperlight.lab.studies.price import Price
 from hyperlight.lab.studies.uncertainty import DROPOUT, ENSEMBLE, METHODS, MIP, OURS, PLAIN
 from hyperlight.lab.tasks.base import Outcome
@@ -41,25 +42,31 @@ def _outcome(accuracy: float, error: float, half: float, validation: float) -> O
     }
     heading = ("angle", "accuracy (%)", "confidence (%)", "calibration error (%)", "entropy")
     bins = ("bin", "answers", "confidence (%)", "accuracy (%)")
-    by_bin = [(0, 10, 5.0, 10.0 if error < 15 else 40.0), (14, 30, 99.0, 90.0)]
+    by_bin = [(14, 30, 99.0, 90.0), (0, 10, 5.0, 10.0 if error < 15 else 40.0)]
     return Outcome(
         figures,
         tables=[
-            ("Turned images", heading, [(0.0, accuracy, 99.0, 1.0, 0.1), (90.0, 20.0, 70.0, 9, 1)]),
+            ("Turned images", heading, [(90.0, 20.0, 70.0, 9, 1), (0.0, accuracy, 99.0, 1.0, 0.1)]),
             ("Turned images by confidence", bins, by_bin),
             ("Turned images, some rejected", ("", ""), [(0, 60.0), (50, half)]),
         ],
     )
 
 
-def _results(**changes: Mapping[str, float]) -> Results:
-    """Results in which all methods are alike but for these changes of a method's figures."""
+def _results(**changes: Mapping[str, float | Sequence[float]]) -> Results:
+    """Results in which all methods are alike but for these changes of a method's figures.
+
+    A figure is one value, or one for each seed.
+    """
     specs = uncertainty.specs(SETUP)
     runs = {}
     for spec in specs:
         usual = {"accuracy": 98.0, "error": 10.0, "half": 90.0}
-        values = {**usual, **changes.get(_method(spec), {})}
-        values = {name: value + SPREAD[spec.seed] for name, value in values.items()}
+        given = {**usual, **changes.get(_method(spec), {})}
+        values = {
+            name: (value[spec.seed] if isinstance(value, Sequence) else value) + SPREAD[spec.seed]
+            for name, value in given.items()
+        }
         # At the other rate the test figures are better, which must not be seen.
         preferred = spec.training.lr == 3e-3
         if not preferred:
@@ -113,6 +120,52 @@ def test_margins_are_a_point(figure: str, by: float, words: str, verdict: str) -
     assert set(_of(results, words, "(ours)")) == {verdict}
 
 
+@pytest.mark.parametrize(
+    ("figure", "values", "words"),
+    [
+        ("accuracy", (97.0, 97.5, 98.0), "as they are"),
+        ("half", (89.0, 89.5, 90.0), "half rejected"),
+        ("error", (9.2, 8.5, 7.8), "more than 1 point below that of one plain network"),
+        ("error", (10.0, 10.5, 11.0), "at most 1 point above"),
+    ],
+)
+def test_seeds_that_differ_too_much_decide_nothing(
+    figure: str, values: Sequence[float], words: str
+) -> None:
+    """The mean is on the good side of the margin, and the interval on both."""
+    results = _results(ours={figure: values})
+    assert set(_of(results, words, "(ours)")) == {"not decided"}
+
+
+def test_a_claim_says_what_it_was_decided_by() -> None:
+    results = _results(ours={"accuracy": 97.5, "error": 8.5, "half": 91.25})
+    accuracy, error, half = (
+        claim.measured
+        for claim in uncertainty.claims(results)
+        if "(ours)" in claim.text and PLAIN.title in claim.text
+    )
+    assert accuracy == "accuracy 97.5 ± 0.1 and 98.0 ± 0.1, difference -0.5 [-0.5, -0.5] %"
+    assert error == (
+        "calibration error 8.5 ± 0.1 and 10.0 ± 0.1, difference -1.5 [-1.5, -1.5] points"
+    )
+    assert half == (
+        "accuracy of the rest 91.2 ± 0.1 and 90.0 ± 0.1, difference +1.2 [+1.2, +1.2] %"
+    )
+
+
+@pytest.mark.parametrize(("size", "repeats"), [("smoke", 3), ("cpu", 21)])
+def test_the_price_of_every_method_is_that_of_its_own_settings(
+    monkeypatch: pytest.MonkeyPatch, size: Size, repeats: int
+) -> None:
+    def prices(specs: Mapping[str, Spec], times: int) -> Mapping[str, int]:
+        assert [method.title for method in METHODS] == list(specs)
+        assert [_method(spec) for spec in specs.values()] == [method.name for method in METHODS]
+        return dict.fromkeys(specs, times)
+
+    monkeypatch.setattr(uncertainty, "prices", prices)
+    assert set(uncertainty.measure(Setup(size)).values()) == {repeats}
+
+
 def test_a_family_is_compared_with_each_of_the_others() -> None:
     results = _results(dropout={"error": 5.0}, plain={"accuracy": 99.5})
     assert _of(results, "at most 1 point above", "that of dropout") == ["refuted"] * 2
@@ -133,11 +186,13 @@ def test_the_figure_and_the_tables_have_every_method() -> None:
     table, by_angle = uncertainty.tables(results)
     assert [row[0] for row in table.rows] == titles
     assert all(len(row) == len(table.heading) for row in table.rows)
-    own = dict(zip(table.heading, table.rows[titles.index(MIP.title)], strict=True))
-    assert own["rate"] == "0.003"
-    assert own["calibration error, turned (%)"] == "20.0 ± 0.1"
-    assert own["step, times that of a plain network"] == "4.00"
-    assert [row[:2] for row in by_angle.rows[:2]] == [[PLAIN.title, "0"], [PLAIN.title, "90"]]
+    own = ["0.003", "98.00 ± 0.10", "60.0 ± 0.0", "20.0 ± 0.1", "90.0 ± 0.1", "0.800 ± 0.000"]
+    assert table.rows[titles.index(MIP.title)] == [MIP.title, *own, 4000, "4.00"]
+    assert [t.shown for t in (table, by_angle)] == [True, False]
+    assert by_angle.rows[:2] == [
+        [PLAIN.title, "0", "98.0 ± 0.1", "99.0 ± 0.0", "1.0 ± 0.0"],
+        [PLAIN.title, "90", "20.0 ± 0.0", "70.0 ± 0.0", "9.0 ± 0.0"],
+    ]
 
 
 def test_bins_weigh_their_answers() -> None:
@@ -149,12 +204,19 @@ def test_bins_weigh_their_answers() -> None:
         tables = [("Turned images by confidence", ("bin",), rows)]
         run.outcome = Outcome(run.outcome.figures if run.outcome else {}, tables)
     assert uncertainty._calibration(group) == [(15.0, 50.0)]
+    for run in group.runs:
+        run.outcome = None  # of a run that was interrupted
+    assert uncertainty._calibration(group) == []
 
 
 # --- SGD ----------------------------------------------------------------------------------------
 
 
-def _learned(accuracy: Callable[[Spec], float]) -> Mapping[str, str]:
+# What the last layer returns before training, by line of the figure.
+LAST = {line.title: 10.0**-index for index, line in enumerate(sgd._lines())}
+
+
+def _trained(accuracy: Callable[[Spec], float]) -> Results:
     specs = sgd.specs(Setup("smoke", seeds=3))
     runs = {
         spec.key: make_run(
@@ -162,8 +224,11 @@ def _learned(accuracy: Callable[[Spec], float]) -> Mapping[str, str]:
         )
         for spec in specs
     }
-    measured: dict[str, Any] = {line.title: [1.0, 1e-5] for line in sgd._lines()}
-    results = Results(specs, runs, measured)
+    return Results(specs, runs, {title: [5.0, last] for title, last in LAST.items()})
+
+
+def _learned(accuracy: Callable[[Spec], float]) -> Mapping[str, str]:
+    results = _trained(accuracy)
     assert len(sgd.draw(results).axes) == 2
     return {claim.text: claim.verdict for claim in sgd.claims(results)}
 
@@ -188,6 +253,46 @@ def test_what_helps_is_seen(change: Mapping[str, Any], index: int) -> None:
 
     found = list(_learned(accuracy).values())
     assert found[index] == ("holds" if index == 0 else "refuted")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "learns"), [(89.5, "refuted"), (90.05, "not decided"), (90.5, "holds")]
+)
+def test_a_network_that_learned_is_surely_right_in_more_than_90_percent(
+    accuracy: float, learns: str
+) -> None:
+    opposite = {"holds": "refuted", "refuted": "holds"}.get(learns, learns)
+    found = list(_learned(lambda spec: accuracy).values())
+    assert found == [learns] * 3 + [opposite] * 2
+
+
+def test_every_line_is_that_of_its_own_runs() -> None:
+    """In the tables, in the figure, and in what may explain it."""
+
+    def accuracy(spec: Spec) -> float:
+        if spec.formulation != "classical":
+            return 98.0 if spec.formulation == "plain" else 97.0
+        if spec.config.prior == "normal" or spec.training.lr == sgd.FAST:
+            return 30.0 if spec.config.prior == "normal" else 40.0
+        return 10.0 * spec.config.gain
+
+    results = _trained(accuracy)
+    finals, layers = sgd.tables(results)
+    columns = list(zip(*finals.rows, strict=True))
+    assert columns[0][:-2] == tuple(LAST)
+    assert columns[1] == (*["0.0003"] * 7, "0.003")
+    assert columns[2] == (*[f"{last:.1e}" for last in LAST.values()], "", "")
+    means = [98, 97, 10, 20, 40, 80, 30, 40]
+    assert columns[3] == tuple(f"{mean:.1f} ± 0.1" for mean in means)
+    assert layers.rows[:2] == [["plain network", 1, "5"], ["plain network", 2, "1"]]
+    classical, mip, larger, normal, fast = sgd.claims(results)
+    assert "between images by 1.0e-02, those of a plain network by 1.0e+00" in classical.guess
+    measured = [claim.measured for claim in (classical, mip, larger, normal, fast)]
+    assert measured == [f"final accuracy {mean:.1f} ± 0.1 %" for mean in (10, 97, 40, 30, 40)]
+    size, curves = sgd.draw(results).axes
+    assert [line.get_ydata()[-1] for line in size.lines] == list(LAST.values())
+    ends = [line.get_ydata()[-1] for line in curves.lines]
+    assert ends == pytest.approx(means[:6])
 
 
 def test_images_that_vanish_are_measured_layer_by_layer(tmp_path: Path) -> None:

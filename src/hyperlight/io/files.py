@@ -608,7 +608,7 @@ def _parse(text: str) -> Description:
         raise FormatError(
             f"the file has version {version} of the format, written by HyperLight "
             f"{about.get('library')}; this is HyperLight {__version__}, which reads versions up "
-            f"to {VERSION}. Upgrade: pip install --upgrade hyperlight."
+            f"to {VERSION}. Upgrade: git pull and pip install . in a checkout of HyperLight."
         )
     if type(version) is not int or version < 1 or about.get("format") != FORMAT:
         raise FormatError(

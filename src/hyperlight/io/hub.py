@@ -1,7 +1,8 @@
 """Models on the Hugging Face Hub: a folder with a file by :func:`hyperlight.save` and a card.
 
-Transfers need the extra ``hub``: ``pip install 'hyperlight[hub]'``. Local folders are written and
-read without it. The code of the primary is not saved: pass a primary when you read a model.
+Transfers need the package huggingface_hub: ``pip install huggingface_hub``. Local folders are
+written and read without it. The code of the primary is not saved: pass a primary when you read a
+model.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def from_pretrained(
 
     Raises:
         FormatError: as for :func:`~hyperlight.load`.
-        MissingExtraError: the extra ``hub`` is not installed.
+        MissingExtraError: huggingface_hub is not installed.
         FileNotFoundError: the folder holds no model.
         TransferError: the model cannot be downloaded.
     """
@@ -126,7 +127,7 @@ def push_to_hub(
 
     Raises:
         FormatError: the model cannot be saved.
-        MissingExtraError: the extra ``hub`` is not installed.
+        MissingExtraError: huggingface_hub is not installed.
         TransferError: the model cannot be uploaded.
     """
     api = _hub().HfApi(token=token)
@@ -172,6 +173,6 @@ def _hub() -> Any:
         import huggingface_hub
     except ImportError as error:
         raise MissingExtraError(
-            "Transfers need the package huggingface_hub. Install it: pip install 'hyperlight[hub]'."
+            "Transfers need the package huggingface_hub. Install it: pip install huggingface_hub."
         ) from error
     return huggingface_hub
