@@ -329,7 +329,11 @@ def draw(results: Results) -> Figure:
     """Draw every contest: along gamma, the front of two figures, or a row for every method."""
     measured: Measured = results.measured
     views = [(contest, view) for contest in measured.contests for view in contest.views]
-    figure, axes = figures.panels(len(views), width=10.0 if len(views) > 1 else 7.0, height=4.2)
+    columns, rest = min(len(views), 2), len(views) > 2
+    height = 3.6 if rest else 4.2
+    figure, axes = figures.panels(
+        *(columns, -(-len(views) // 2)), width=10.0 if len(views) > 1 else 7.0, height=height
+    )
     for ax, (contest, view) in zip(axes, views, strict=True):
         found = rows(results, contest)
         {"along": _along, "ratio": _along, "front": _front, "dots": _dots}[view](
@@ -364,6 +368,10 @@ def _along(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None
     ax.set(xlabel=contest.gamma, ylabel=f"{contest.error}{over}", xscale="log", yscale="log")
     if view == "ratio":
         ax.set(yscale="linear", ylim=(0.9, 1.5))
+        return
+    from matplotlib.ticker import LogFormatter
+
+    ax.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())
 
 
 def _front(ax: Axes, contest: Contest, found: Sequence[Row], view: View) -> None:
