@@ -82,11 +82,12 @@ class Dense(Rows):
     def add_to(self, theta0: Mapping[str, Tensor], features: Tensor) -> dict[str, Weight]:
         own = [theta0[name] for name in self.shapes]
         alike = all(t.dtype == self.weight.dtype == features.dtype for t in own)
-        if features.ndim != 2 or len(features) == 1 or not alike:
-            return super().add_to(theta0, features)
+        # The number of rows is asked last: an export that traces it would take it for a constant.
         if not is_ordinary(features, self.weight, *own) or torch.is_autocast_enabled("cpu"):
             return super().add_to(theta0, features)
-        if torch.is_grad_enabled() and takes_factors(self.weight, len(features)):
+        if features.ndim != 2 or features.shape[0] == 1 or not alike:
+            return super().add_to(theta0, features)
+        if torch.is_grad_enabled() and takes_factors(self.weight, features.shape[0]):
             return super().add_to(theta0, features)
         # Many sets of weights: each layer decides whether to build them.
         return {

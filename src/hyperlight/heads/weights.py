@@ -117,7 +117,7 @@ class DirectedWeight:
     def dense(self) -> Tensor:
         """The weights as a tensor, ``(B,) + theta0.shape``: product and sum in one pass."""
         flat = torch.addmm(self.theta0.flatten(), self.features, self.directions.mT)
-        return flat.view(len(self.features), *self.theta0.shape)
+        return flat.view(self.features.shape[0], *self.theta0.shape)
 
     def scaled(self, gain: Tensor) -> DirectedWeight:
         """The same weights with their change multiplied by a gain, ``(B,)``."""
