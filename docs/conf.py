@@ -155,8 +155,10 @@ def resolve_folders(app: Sphinx, document: nodes.document) -> None:
             node["refdomain"], node["reftarget"], node["reftargetid"] = "doc", readme, None
 
 
-# Spaces of ``0.74 ± 0.06``, ``98 %`` and ``1.46 (1.38 to 1.58)``.
-_SPREAD = re.compile(r"(?<=\d) (?=±|%|to \d)|(?<=±) (?=\d)|(?<=\d to) (?=\d)")
+# Spaces of ``0.74 ± 0.06``, ``98 %``, ``1.46 (1.38 to 1.58)`` and ``0.99 [0.98, 1.00]``.
+_SPREAD = re.compile(
+    r"(?<=\d) (?=±|%|to \d|\[\d)|(?<=±) (?=\d)|(?<=\d to) (?=\d)|(?<=\d,) (?=[\d.]+\])"
+)
 
 
 def keep_spreads(app: Sphinx, document: nodes.document) -> None:
