@@ -163,9 +163,10 @@ _SPREAD = re.compile(
 
 def keep_spreads(app: Sphinx, document: nodes.document) -> None:
     """Keep a number and its spread on one line, in narrow columns too."""
+    verbatim = nodes.literal | nodes.literal_block | nodes.math | nodes.math_block
     for text in list(document.findall(nodes.Text)):
         kept = _SPREAD.sub("\N{NO-BREAK SPACE}", text)
-        if kept != text and not isinstance(text.parent, nodes.literal | nodes.literal_block):
+        if kept != text and not isinstance(text.parent, verbatim):
             text.parent.replace(text, nodes.Text(kept))
 
 
