@@ -206,6 +206,17 @@ def test_rates_are_chosen_on_validation_data() -> None:
         assert film[2].endswith(f", the {end} tried")
 
 
+@every_study
+def test_hypernetworks_with_one_rate_try_lower_ones_and_as_many(name: str) -> None:
+    for contest in STUDIED[name](SETUP):
+        tried = {method.name: contest.tries(method) for method in (*contest.tried, ALONE)}
+        low = {n: rates for n, rates in tried.items() if n in ("hand", "classical", "mip")}
+        assert low
+        assert all(max(rates) < max(contest.rates) for rates in low.values())
+        assert all(tried[n] == contest.rates for n in tried if n not in low)
+        assert len({len(rates) for rates in tried.values()}) == 1
+
+
 def test_a_rate_in_the_middle_is_printed_alone() -> None:
     results = _results("implicit", {"ours": 0.5})
     (contest,) = results.measured.contests

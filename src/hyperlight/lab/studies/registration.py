@@ -33,6 +33,7 @@ from .base import Group, Results, Setup, Study, Table, along, base, grid
 from .price import Price, prices
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # An objective is level if it is at most so many times as large.
@@ -220,16 +221,20 @@ def _at_best(results: Results, method: Method) -> list[float]:
     return _best(groups(results, method)).figures(GRID.dice)
 
 
+def panels() -> tuple[Figure, list[Axes]]:
+    """Make panels for objective, Dice and folding over gamma."""
+    figure, axes = figures.panels(3, width=10.0, height=3.6)
+    for ax, label in zip(axes, ("objective", "Dice", "folded pixels (%)"), strict=True):
+        ax.set(xlabel="gamma", ylabel=label)
+    axes[0].set_yscale("log")
+    return figure, axes
+
+
 def draw(results: Results) -> Figure:
     """Draw objective, Dice and folding over gamma."""
-    figure, axes = figures.panels(3, width=10.0, height=3.6)
+    figure, axes = panels()
     curves = _curves(results)
-    for ax, name, label in zip(
-        axes,
-        ("objective", "dice", "folding"),
-        ("objective", "Dice", "folded pixels (%)"),
-        strict=True,
-    ):
+    for ax, name in zip(axes, ("objective", "dice", "folding"), strict=True):
         for method in METHODS:
             points = getattr(curves[method.title], name)
             spreads = [Spread.of(values) for values in points.values()]
@@ -239,8 +244,6 @@ def draw(results: Results) -> Figure:
             means = [statistics.fmean(values) for values in points.values()]
             (drawn,) = ax.plot(list(points), means, f"k{marker}", label=_alone(steps))
             drawn.set_markerfacecolor(fill)
-        ax.set(xlabel="gamma", ylabel=label)
-    axes[0].set_yscale("log")
     figures.legend(figure)
     return figure
 

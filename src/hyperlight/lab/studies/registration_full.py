@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 DICE = 0.75
 
 METHODS = (OURS, SHARED)
+# Of the task's table over gamma.
+COLUMNS = ("objective", "dice", "folding (%)")
 
 
 def specs(setup: Setup) -> list[Spec]:
@@ -67,20 +69,14 @@ def _by_gamma(group: Group, column: str) -> dict[float, list[float]]:
 
 def draw(results: Results) -> Figure:
     """Draw objective, Dice and folding over gamma, and the gammas that were found."""
-    figure, axes = figures.panels(3, width=10.0, height=3.6)
+    figure, axes = registration.panels()
     found = _found(results)
-    for ax, column, label in zip(
-        axes,
-        ("objective", "dice", "folding (%)"),
-        ("objective", "Dice", "folded pixels (%)"),
-        strict=True,
-    ):
+    for ax, column in zip(axes, COLUMNS, strict=True):
         for method in METHODS:
             values = _by_gamma(found[method.title], column)
             spreads = [Spread.of(each) for each in values.values()]
             look = {"label": method.title, "color": method.color}
             figures.band(ax, list(values), spreads, method.formulation, **look)
-        ax.set(xlabel="gamma", ylabel=label)
     ours = found[OURS.title]
     for way, marker in ((TUNE, "o"), (GRID, "s")):
         axes[1].plot(
@@ -89,7 +85,6 @@ def draw(results: Results) -> Figure:
             label=f"best gamma, {way.title}",
             markerfacecolor="none",
         )
-    axes[0].set_yscale("log")
     figures.legend(figure)
     return figure
 
@@ -117,7 +112,7 @@ def tables(results: Results) -> list[Table]:
     found = _found(results)
     rows = []
     for title, group in found.items():
-        columns = [_by_gamma(group, name) for name in ("objective", "dice", "folding (%)")]
+        columns = [_by_gamma(group, name) for name in COLUMNS]
         rows += [
             [title, gamma, *(Spread.of(values[gamma]).text(4) for values in columns)]
             for gamma in columns[0]
