@@ -92,6 +92,7 @@ class Echo(Hypernetwork):
 
 class EchoTask:
     name = "echo_back"
+    capturable = False
     metric = Metric("closeness", digits=2)
 
     def __init__(self, config: Echo, device: torch.device) -> None:

@@ -232,31 +232,32 @@ def test_an_interval_over_scans_keeps_the_seeds() -> None:
     assert own[2] == "0.760 [0.710, 0.810]"
 
 
-def test_without_models_there_is_nothing_over_scans() -> None:
+def test_without_dice_by_scan_there_is_nothing_over_scans() -> None:
     assert registration._by_scan(_results({})) == {}
     assert registration._over_scans({}) == []
 
 
-def test_dice_by_scan_is_read_from_the_models(
+def test_dice_by_scan_has_the_mean_of_the_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mean over pairs is the figure that the run kept."""
     monkeypatch.setattr(registration, "METHODS", (OURS, CHANNEL))
-    specs = [
-        dataclasses.replace(spec, config=dataclasses.replace(spec.config, final_pairs=None))
-        for spec in registration.specs(Setup("smoke"))
-        if spec.formulation != "plain"
-    ]
-    results = Results(specs, run_grid(specs, tmp_path))
-    found = registration._by_scan(results)
-    assert list(found) == [OURS.title, CHANNEL.title]
     counts = torch.bincount(digit_scans().test.groups)
     weights = [int((counts > i).sum()) for i in range(int(counts.max()))]
-    for method in (OURS, CHANNEL):
-        ((*values,),) = found[method.title]
-        assert len(values) == len(weights)
-        mean = sum(w * x for w, x in zip(weights, values, strict=True)) / sum(weights)
-        (kept,) = registration._at_best(results, method)
-        assert mean == pytest.approx(kept, abs=1e-6)
-    (tmp_path / specs[0].key / "model.safetensors").unlink()
-    assert registration._by_scan(results) == {}
+    every = [spec for spec in registration.specs(Setup("smoke")) if spec.formulation != "plain"]
+    for most in (None, 4):
+        specs = [
+            dataclasses.replace(spec, config=dataclasses.replace(spec.config, final_pairs=most))
+            for spec in every
+        ]
+        results = Results(specs, run_grid(specs, tmp_path))
+        found = registration._by_scan(results)
+        assert list(found) == [OURS.title, CHANNEL.title]
+        for method in (OURS, CHANNEL):
+            ((*values,),) = found[method.title]
+            assert len(values) == (len(weights) if most is None else most)
+            own = weights if most is None else [1] * most
+            mean = sum(w * x for w, x in zip(own, values, strict=True)) / sum(own)
+            (kept,) = registration._at_best(results, method)
+            assert mean == pytest.approx(kept, abs=1e-5)
+        (ours,) = registration.groups(results, OURS)
+        assert len(registration.dice_by_scan(ours, registration.TUNE)[0]) == len(values)

@@ -446,6 +446,7 @@ def test_the_defaults_are_accepted() -> None:
 
 def test_the_settings_that_numbers_depend_on() -> None:
     rest = {"seeds": 9, "target": None, "device": "cpu", "devices": 4, "checkpoint_seconds": 0.0}
+    rest["graph"] = False
     assert Training(**rest).decisive() == Training().decisive()  # type: ignore[arg-type]
     names = {field.name for field in dataclasses.fields(Training)}
     assert set(Training().decisive()) == names - set(rest)

@@ -235,11 +235,19 @@ class Run:
         Args:
             column: of the task's table; by default the metric.
         """
-        name = self.metric.heading if column is None else column
+        return self.column("gamma", self.metric.heading if column is None else column)
+
+    def column(self, key: str, name: str) -> dict[float, float]:
+        """A column of the final tables by their first one; empty if there is none.
+
+        Args:
+            key: heading of the first column.
+            name: heading of the column.
+        """
         return {
             row[0]: row[list(heading).index(name)]
             for _, heading, rows in (self.outcome.tables if self.outcome is not None else ())
-            if heading[0] == "gamma" and name in heading
+            if heading[0] == key and name in heading
             for row in rows
         }
 

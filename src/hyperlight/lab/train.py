@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import HyperModel, exchange_factors, optim, parameter_groups, scale_profile
 from .checkpoint import RunFolder, identity
 from .errors import LabError, at_least
+from .graphs import Captured, can_capture
 from .methods import Method
 from .record import Point, Run
 from .tasks.base import Formulation, Model, Task, synchronize
@@ -57,6 +58,9 @@ class Training:
     """Value of the test metric; the report says at which step each run first reaches it."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
+    graph: bool = True
+    """On one CUDA device, launch every step as a graph, if the task allows it: the same results, at
+    up to several times the speed for small networks."""
     devices: int = 1
     """Number of devices (on the CPU: processes) that every batch is split over."""
     checkpoint_seconds: float = 60.0
@@ -76,7 +80,7 @@ class Training:
 
     def decisive(self) -> dict[str, Any]:
         """The settings that affect the numbers of a run."""
-        rest = {"seeds", "target", "device", "devices", "checkpoint_seconds"}
+        rest = {"seeds", "target", "device", "graph", "devices", "checkpoint_seconds"}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in rest}
 
     def factor(self, step: int) -> float:
@@ -205,6 +209,17 @@ def _train(
             kept.keep(run.record(), model, optimizer, {**draws, "gammas": gammas.get_state()})
         kept_at = time.perf_counter()
 
+    def compute(batch: Any, gamma: dict[str, Tensor], at: int = 0) -> tuple[Tensor, Tensor]:
+        """The loss of a step, its gradients, and the norm of those of theta0."""
+        loss = task.loss(wrapped, batch, gamma, at)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        gradients = [p.grad for p in theta0 if p.grad is not None]
+        return loss.detach(), torch.nn.utils.get_total_norm(gradients)
+
+    captures = settings.graph and task.capturable and can_capture(fabric)
+    captured = Captured(compute, model, fabric.device) if captures else None
+
     def steps_to(end: int) -> tuple[bool, bool]:
         """Train until step ``end``, a stop or a checkpoint that is due; say which of the two."""
         losses: list[Tensor] = []
@@ -213,19 +228,17 @@ def _train(
         synchronize(fabric.device)
         started = time.perf_counter()
         while run.step + len(losses) < end and not (stopping or due):
+            at = run.step + len(losses)
             asked = time.perf_counter()
             batch = next(batches)
             run.waiting += time.perf_counter() - asked
             gamma = task.sample(model, gammas)
-            loss = task.loss(wrapped, batch, gamma, run.step + len(losses))
-            optimizer.zero_grad()
-            fabric.backward(loss)
-            gradients = [p.grad for p in theta0 if p.grad is not None]
-            norms.append(torch.nn.utils.get_total_norm(gradients))
+            loss, norm = compute(batch, gamma, at) if captured is None else captured(batch, gamma)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * settings.factor(run.step + len(losses))
+                group["lr"] = rate * settings.factor(at)
             stepper.step()
-            losses.append(loss.detach())
+            losses.append(loss)
+            norms.append(norm)
             due = kept is not None and time.perf_counter() - kept_at > settings.checkpoint_seconds
             stopping, due = _any_process(fabric, stop(), due)
         run.loss.extend(_mean_over_processes(fabric, torch.stack(losses)).tolist())

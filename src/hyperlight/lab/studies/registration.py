@@ -18,17 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from .. import figures, methods
-from ..checkpoint import MODEL, RunFolder
 from ..comparison import MARGINS, Interval, every
-from ..engine import Spec, task_of
+from ..engine import Spec
 from ..methods import Method
-from ..record import Run
 from ..summary import BEYOND, Claim, Spread
 from ..tasks.base import SWITCHES
-from ..tasks.hypermorph import HypermorphTask
+from ..tasks.hypermorph import BEST_BY_TUNE, BEST_OF_11
 from .base import Group, Results, Setup, Study, Table, along, base, grid
 from .price import Price, prices
 
@@ -50,15 +46,17 @@ class Way:
         title: in tables.
         gamma: the final figure that is the gamma.
         dice: the final figure that is the test Dice there.
+        by_scan: the column with the Dice of every test scan.
     """
 
     title: str
     gamma: str
     dice: str
+    by_scan: str
 
 
-TUNE = Way("by hl.tune", "best gamma by tune", "dice there, test")
-GRID = Way("of 11", "best gamma of 11, validation", "dice there, test, of 11")
+TUNE = Way("by hl.tune", "best gamma by tune", "dice there, test", BEST_BY_TUNE)
+GRID = Way("of 11", "best gamma of 11, validation", "dice there, test, of 11", BEST_OF_11)
 
 
 CLASSICAL = dataclasses.replace(Method.of("classical"), settings=methods.PAPER)
@@ -356,18 +354,18 @@ def tuned(ours: Group) -> Claim:
 def best_gammas(found: Mapping[str, Group]) -> Table:
     """The best gamma of every seed, and the test Dice there: over seeds, and over test scans.
 
-    ``hl.tune`` is for hypernetworks alone. Over test scans the models are read, as far as they are
-    where the runs are kept.
+    ``hl.tune`` is for hypernetworks alone.
 
     Args:
         found: groups by title.
     """
     rows = []
     for title, group in found.items():
-        kept = [n for n, run in enumerate(group.runs) if has_model(run)]
         for way in (TUNE, GRID) if group.spec.formulation in SWITCHES else (GRID,):
             gammas = ", ".join(f"{gamma:.2f}" for gamma in group.figures(way.gamma))
-            over = Interval.bootstrap(dice_by_scan(group, kept, way)).text(4) if kept else ""
+            by_scan = dice_by_scan(group, way)
+            # Runs of earlier versions do not have it.
+            over = Interval.bootstrap(by_scan).text(4) if all(by_scan) else ""
             dice = Interval.of(group.figures(way.dice)).text(4)
             rows.append([title, way.title, gammas, dice, over])
     heading = ["", "best gamma", "of every seed", "test Dice there, over seeds", "over test scans"]
@@ -377,36 +375,18 @@ def best_gammas(found: Mapping[str, Group]) -> Table:
 # --- over scans --------------------------------------------------------------------------
 
 
+def dice_by_scan(group: Group, way: Way) -> list[list[float]]:
+    """Test Dice at the best gamma, a row of test scans for every seed."""
+    return [list(run.column("scan", way.by_scan).values()) for run in group.runs]
+
+
 def _by_scan(results: Results) -> dict[str, list[list[float]]]:
     """Test Dice at its best gamma of every method, by seed and by test scan.
 
-    Runs keep means alone, so their models are read. Seeds whose models are not where the runs are
-    kept, because they were trained on another machine, do not take part.
+    Empty if a run does not have it, as those of earlier versions.
     """
-    chosen = {method.title: _best(groups(results, method)) for method in METHODS}
-    everyone = zip(*(group.runs for group in chosen.values()), strict=True)
-    kept = [n for n, runs in enumerate(everyone) if all(map(has_model, runs))]
-    return {title: dice_by_scan(group, kept, GRID) for title, group in chosen.items() if kept}
-
-
-def has_model(run: Run) -> bool:
-    """Whether the model of a run is where the run is kept."""
-    return run.folder is not None and (run.folder / MODEL).exists()
-
-
-def dice_by_scan(group: Group, kept: Sequence[int], way: Way) -> list[list[float]]:
-    """Test Dice at the best gamma of the runs with these numbers, by test scan."""
-    task = task_of(group.spec.task, group.spec.config, torch.device("cpu"))
-    assert isinstance(task, HypermorphTask)
-    rows = []
-    for run in (group.runs[n] for n in kept):
-        assert run.folder is not None
-        spec = dataclasses.replace(group.spec, seed=run.seed)
-        folder, model = RunFolder(run.folder, spec.about), task.model(spec.formulation, run.seed)
-        folder.finished()
-        folder.load_model(model)
-        rows.append(task.dice_by_scan(model, run.figure(way.gamma)))
-    return rows
+    found = {m.title: dice_by_scan(_best(groups(results, m)), GRID) for m in METHODS}
+    return found if all(map(all, found.values())) else {}
 
 
 def _over_scans(by_scan: Mapping[str, Sequence[Sequence[float]]]) -> list[Table]:

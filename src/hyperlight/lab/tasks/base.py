@@ -328,6 +328,8 @@ class Task(Protocol):
         note: a line that describes the data, for reports.
         metric: what it is judged by.
         device: of its data and models.
+        capturable: whether :meth:`loss` is the same sequence of kernels in every step, and reads no
+            value back from the device, so that it can be captured in a CUDA graph.
     """
 
     name: str
@@ -335,6 +337,7 @@ class Task(Protocol):
     note: str
     metric: Metric
     device: torch.device
+    capturable: bool
 
     def model(self, formulation: Formulation, seed: int) -> Model:
         """Build a model; equal seeds start all formulations from the same random draws."""

@@ -179,6 +179,7 @@ class BayesTask:
     """The task on a device; see :class:`~hyperlight.lab.tasks.base.Task`."""
 
     name = "bayes"
+    capturable = False  # dropout reads its seed
     metric = Metric("accuracy", "%", digits=1)
 
     def __init__(self, config: Bayes, device: torch.device) -> None:

@@ -496,6 +496,7 @@ class FamiliesTask:
     """
 
     name = "families"
+    capturable = False  # answers are looked up on the CPU
 
     def __init__(self, config: Families, device: torch.device) -> None:
         config.check()

@@ -52,6 +52,10 @@ _KEEP_THE_FLOW = ("fan_out", "relative", "zero")
 
 Pairs = tuple[Scans, Scans]
 
+# Columns of the table of Dice by test scan: at the best gamma of 11, and at that of hl.tune.
+BEST_OF_11 = "at the best gamma of 11"
+BEST_BY_TUNE = "at the best gamma by tune"
+
 
 @dataclass(frozen=True)
 class Hypermorph(Hypernetwork):
@@ -122,6 +126,13 @@ class _SmallFlow(FanOut):
         return self.scale if name == "head.weight" else super().std(name, shape)
 
 
+def _spread(count: int, most: int | None) -> Tensor:
+    """At most ``most`` of ``count`` indices, evenly spread."""
+    if most is None or count <= most:
+        return torch.arange(count)
+    return torch.linspace(0, count - 1, most).round().long()
+
+
 def _joined(moving: Scans, fixed: Scans) -> Tensor:
     """What the primary reads: ``(B, 2, H, W)``."""
     images = torch.cat([moving.images, fixed.images], dim=1)
@@ -133,6 +144,7 @@ class HypermorphTask:
     """The task on a device; see :class:`~hyperlight.lab.tasks.base.Task`."""
 
     name = "hypermorph"
+    capturable = True
     metric = Metric("dice", digits=3)
 
     def __init__(self, config: Hypermorph, device: torch.device) -> None:
@@ -192,11 +204,11 @@ class HypermorphTask:
 
     def _pairs(self, data: Scans, most: int | None = None) -> Pairs:
         """The pairs for evaluation; at most ``most`` of them, evenly spread."""
-        moving, fixed = (index.to(self.device) for index in pairs(data.groups))
-        if most is not None and len(moving) > most:
-            kept = torch.linspace(0, len(moving) - 1, most, device=self.device).round().long()
-            moving, fixed = moving[kept], fixed[kept]
-        return data[moving].unit(), data[fixed].unit()
+        moving, fixed = pairs(data.groups)
+        kept = _spread(len(moving), most)
+        found = (data[index[kept].to(self.device)].unit() for index in (moving, fixed))
+        moving_scans, fixed_scans = found
+        return moving_scans, fixed_scans
 
     @torch.no_grad()
     def measure(
@@ -252,21 +264,22 @@ class HypermorphTask:
 
     @torch.no_grad()
     def dice_by_scan(self, model: Model, gamma: float) -> list[float]:
-        """Dice of all test pairs at one gamma, a mean for every scan that is moved.
+        """Dice of the final test pairs at one gamma, a mean for every scan that is moved.
 
         Slices at the same position in their groups are of one scan, as in PTBP and OASIS.
         """
         found: dict[int, list[float]] = {}
         counts = self.test.groups.bincount().tolist()
         position = torch.cat([torch.arange(n) for n in counts if n > 1])
-        moving, fixed = self._pairs(self.test)
+        kept = _spread(len(position), self.config.final_pairs)
+        moving, fixed = self._pairs(self.test, self.config.final_pairs)
         with evaluating(model):
             net = model.bind(gamma=gamma)
             for rows in torch.split(torch.arange(len(moving), device=self.device), 32):
                 a, b = moving[rows], fixed[rows]
                 labels = warp_labels(a.labels, net(_joined(a, b)))
                 values = dice(labels, b.labels, self.labels).tolist()
-                for scan, value in zip(position[rows.cpu()].tolist(), values, strict=True):
+                for scan, value in zip(position[kept[rows.cpu()]].tolist(), values, strict=True):
                     found.setdefault(scan, []).append(value)
         return [statistics.fmean(found[scan]) for scan in sorted(found)]
 
@@ -331,11 +344,13 @@ class HypermorphTask:
         gammas = [i / 10 for i in range(11)]
         pictures: list[tuple[str, Path]] = []
         found: dict[str, float] = {}
+        by_scan: dict[str, list[float]] = {}
         with evaluating(model):
             rows = self._rows(model, gammas, self._pairs(self.test, most))
             held_out = self._rows(model, gammas, self._pairs(self.valid, most))
             by_grid = max(range(len(gammas)), key=lambda i: held_out[i]["dice"])
             best, how = gammas[by_grid], "best of 11"
+            by_scan[BEST_OF_11] = self.dice_by_scan(model, best)
             if isinstance(model, HyperModel):
                 best, valid = self.best(model)
                 how = "tuned"
@@ -345,6 +360,8 @@ class HypermorphTask:
                     "dice there, validation": valid,
                     "dice there, test": there,
                 }
+                lost = [math.nan] * len(by_scan[BEST_OF_11])
+                by_scan[BEST_BY_TUNE] = lost if math.isnan(best) else self.dice_by_scan(model, best)
             if folder is not None:
                 pictures = [
                     ("Dice and folding against gamma", folder / "dice.png"),
@@ -373,7 +390,15 @@ class HypermorphTask:
                         )
                         for g, r in zip(gammas, rows, strict=True)
                     ],
-                )
+                ),
+                (
+                    "Test Dice of every scan",
+                    ("scan", *by_scan),
+                    [
+                        (n, *(float(f"{dice:.5f}") for dice in values))
+                        for n, values in enumerate(zip(*by_scan.values(), strict=True))
+                    ],
+                ),
             ],
             pictures=pictures,
         )

@@ -635,6 +635,7 @@ class ProblemsTask:
     """
 
     name = "problems"
+    capturable = False  # answers are made on the CPU
 
     def __init__(self, config: Problems, device: torch.device) -> None:
         config.check()

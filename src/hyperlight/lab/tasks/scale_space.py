@@ -168,6 +168,7 @@ class ScaleSpaceTask:
     """The task on a device; see :class:`~hyperlight.lab.tasks.base.Task`."""
 
     name = "scale_space"
+    capturable = False  # sizes of feature maps follow gamma
 
     def __init__(self, config: ScaleSpace, device: torch.device) -> None:
         config.check()

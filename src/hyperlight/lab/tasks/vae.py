@@ -266,6 +266,7 @@ class VaeTask:
     """
 
     name = "vae"
+    capturable = True
     metric = Metric("saving", "%", digits=2)
 
     def __init__(self, config: Vae, device: torch.device) -> None:
