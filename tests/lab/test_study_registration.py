@@ -101,16 +101,20 @@ def test_an_interrupted_study_has_all_methods_of_its_first_seeds() -> None:
 def test_every_method_has_groups_of_its_own() -> None:
     results = _results({})
     found = [group for method in METHODS for group in groups(results, method)]
-    assert len({id(group) for group in found}) == len(found) == 2 * len(METHODS)
+    assert len({id(group) for group in found}) == len(found) == 3 * len(METHODS)
     plain = results.where(formulation="plain")
     assert len(found) + len(plain) == len(results.groups)
-    assert len(plain) == 2 * 2 * len(GAMMAS)
+    assert len(plain) == 3 * 2 * len(GAMMAS)
 
 
 def test_rates_are_chosen_on_validation_pairs() -> None:
     results = _results({OURS.title: 0.5}, slower={OURS.title: 1e-3})
-    curve = registration._curves(results)[OURS.title]
-    assert curve.rate == "0.001"
+    curves = registration._curves(results)
+    curve = curves[OURS.title]
+    assert curve.rate == "0.001, the smallest tried"
+    assert curves[FILM.title].rate == "0.003"
+    assert curves["classical"].rate == "0.003, the largest tried"
+    assert curves["plain networks per gamma, 1500 steps each"].rate == "0.003"
     assert curve.objective[0.3] == pytest.approx([0.49, 0.5, 0.51])
     assert list(curve.objective) == list(GAMMAS)
     assert curve.mean(curve.dice) == pytest.approx([0.735] * 3)

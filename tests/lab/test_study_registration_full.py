@@ -43,7 +43,7 @@ def test_the_recipe_is_that_of_registration() -> None:
         ours, shared = study.specs(setup)
         assert (ours.formulation, shared.formulation) == (OURS.formulation, SHARED.formulation)
         for spec in (ours, shared):
-            assert spec.training.lr == registration.rates(setup)[-1]
+            assert spec.training.lr == registration.RATE
             assert spec.training.schedule == start.training.schedule == "cosine"
             assert spec.config.channels == start.config.channels
             assert spec.config.flow_scale == start.config.flow_scale

@@ -8,7 +8,7 @@ run of the other diverged. It is refuted if only the method's own runs did.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,7 @@ from .drawing import name, worth
 
 __all__ = [
     "Race",
+    "among",
     "at_floor",
     "better",
     "compare",
@@ -342,3 +343,15 @@ def races(
         every(verdicts),
         guess,
     )
+
+
+def among(rate: float, tried: Sequence[float]) -> str:
+    """A rate that was chosen. At the end of those tried, another might have been better.
+
+    >>> from hyperlight.lab.studies.judging import among
+    >>> among(0.01, [0.001, 0.01, 0.1]), among(0.1, [0.001, 0.01, 0.1]), among(0.1, [0.1])
+    ('0.01', '0.1, the largest tried', '0.1')
+    """
+    if len(tried) > 1 and rate in (min(tried), max(tried)):
+        return f"{rate:g}, the {'smallest' if rate == min(tried) else 'largest'} tried"
+    return f"{rate:g}"

@@ -26,6 +26,7 @@ from ..demo import BETAS
 from ..engine import Spec
 from ..methods import Method
 from ..summary import BEYOND, Claim, Spread
+from . import judging
 from .base import Group, Results, Setup, Study, Table, along, base
 from .price import Price, meanwhile, prices
 
@@ -296,9 +297,10 @@ def tables(results: Results) -> list[Table]:
     for contest in measured.contests:
         for row in rows(results, contest):
             trained = round(row.group.figures("weights held")[0])
+            rate = row.group.spec.training.lr
             cells.append(
                 [
-                    *(contest.title, row.title, _rate(contest, row)),
+                    *(contest.title, row.title, judging.among(rate, contest.tries(row.method))),
                     *(Spread.of(row.errors).brief(), row.steps.text(2)),
                     *("" if row.time is None else row.time.text(2), trained),
                     "" if row.price is None else f"{1e3 * row.price.step:.2f}",
@@ -312,14 +314,6 @@ def tables(results: Results) -> list[Table]:
         Table("Methods", heading, cells),
         Table("By gamma", ["", "method", "gamma", "test error"], by_gamma, shown=False),
     ]
-
-
-def _rate(contest: Contest, row: Row) -> str:
-    """The rate that was chosen. At the end of those tried, another might have been better."""
-    rate, tried = row.group.spec.training.lr, contest.tries(row.method)
-    if len(tried) > 1 and rate in (min(tried), max(tried)):
-        return f"{rate:g}, the {'smallest' if rate == min(tried) else 'largest'} tried"
-    return f"{rate:g}"
 
 
 # --- figures -------------------------------------------------------------------------------

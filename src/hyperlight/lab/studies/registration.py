@@ -25,6 +25,7 @@ from ..methods import Method
 from ..summary import BEYOND, Claim, Spread
 from ..tasks.base import SWITCHES
 from ..tasks.hypermorph import BEST_BY_TUNE, BEST_OF_11
+from . import judging
 from .base import Group, Results, Setup, Study, Table, along, base, grid
 from .price import Price, prices
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # An objective is level if it is at most so many times as large.
 LEVEL = 1.05
+# The rate of studies of this recipe that have one for all.
+RATE = 3e-3
 # Dice at the best gamma that the data should allow, at 96x80.
 DICE = 0.74
 
@@ -87,9 +90,14 @@ def _gammas(setup: Setup) -> tuple[float, ...]:
     return (0.2, 0.8) if setup.size == "smoke" else (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-def rates(setup: Setup) -> tuple[float, ...]:
-    """The learning rates to choose from."""
-    return (3e-3,) if setup.size == "smoke" else (1e-3, 3e-3)
+def rates(setup: Setup, method: Method | None = None) -> tuple[float, ...]:
+    """The learning rates to choose from: those of a method, or of plain networks.
+
+    Hypernetworks with one rate for all parameters need lower ones.
+    """
+    if setup.size == "smoke":
+        return (RATE,)
+    return (3e-4, 1e-3, RATE) if method in (CLASSICAL, MIP) else (1e-3, RATE, 1e-2)
 
 
 def start(setup: Setup) -> Spec:
@@ -120,7 +128,7 @@ def specs(setup: Setup) -> list[Spec]:
             dataclasses.replace(common, config=config),
             seeds=seeds,
             formulations=[method.formulation],
-            training={"lr": rates(setup), "rates": [method.training.get("rates", "same")]},
+            training={"lr": rates(setup, method), "rates": [method.training.get("rates", "same")]},
         )
     gammas = _gammas(setup)
     for steps in (common.training.steps // len(gammas), common.training.steps):
@@ -176,7 +184,19 @@ def _curve(results: Results, method: Method, gammas: Sequence[float]) -> Curve:
     for column in ("objective", "dice", "folding (%)"):
         runs = [along(run, column) for run in group.runs]
         columns.append({g: [run.get(g, float("nan")) for run in runs] for g in gammas})
-    return Curve(f"{group.spec.training.lr:g}", *columns)
+    return Curve(_rate(results, group), *columns)
+
+
+def _rate(results: Results, group: Group) -> str:
+    """The rate that was chosen for a group, among those that were tried."""
+    chosen = group.spec.training
+    config, formulation = group.spec.config, group.spec.formulation
+    tried = [
+        other.spec.training.lr
+        for other in results.where(formulation=formulation, steps=chosen.steps, rates=chosen.rates)
+        if other.spec.config == config
+    ]
+    return judging.among(chosen.lr, tried)
 
 
 def _plain(results: Results, steps: int) -> Curve:
@@ -189,7 +209,7 @@ def _plain(results: Results, steps: int) -> Curve:
         {g: [factor * figure for figure in group.figures(name)] for g, group in best.items()}
         for name, factor in (("loss", 1.0), ("dice", 1.0), ("folding", 100.0))
     ]
-    rates = dict.fromkeys(f"{group.spec.training.lr:g}" for group in best.values())
+    rates = dict.fromkeys(_rate(results, group) for group in best.values())
     return Curve(", ".join(rates), *columns)
 
 
@@ -471,7 +491,7 @@ STUDY = Study(
     "Lines are one network for all gammas each: hypernetworks (classical, the paper's MIP, the "
     "library's defaults with a dense head and with ChannelScale), FiLM, gamma as an input channel, "
     "and a plain network. Points are plain networks for single gammas, with as many steps each, or "
-    "for all of them together. Mean and standard deviation over seeds; each at the better of two "
+    "for all of them together. Mean and standard deviation over seeds; each at the best of three "
     "rates on validation pairs. Intervals over test scans are those of a bootstrap, with the seeds "
     "kept.",
     specs=specs,

@@ -39,7 +39,7 @@ def specs(setup: Setup) -> list[Spec]:
     if setup.size == "cpu":
         small, steps = {"size": None, "levels": 5, "evaluation_pairs": 16}, 2500
     how: dict[str, Any] = {
-        "lr": registration.rates(setup)[-1],
+        "lr": registration.RATE,
         "steps": steps,
         "evaluate_every": steps // 2,
     }
