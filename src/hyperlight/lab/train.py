@@ -59,8 +59,8 @@ class Training:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
     graph: bool = True
-    """On one CUDA device, launch every step as a graph, if the task allows it: the same results, at
-    up to several times the speed for small networks."""
+    """On one CUDA device, launch every step as a CUDA graph, if the task allows it: the same
+    results, and small networks train faster."""
     devices: int = 1
     """Number of devices (on the CPU: processes) that every batch is split over."""
     checkpoint_seconds: float = 60.0
