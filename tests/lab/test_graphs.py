@@ -129,6 +129,13 @@ def test_an_optimizer_may_put_other_gradients_in_place() -> None:
         assert (loss, norm) == wanted
 
 
+def test_a_batch_of_other_things_is_refused_at_once() -> None:
+    step = Rerun(lambda batch, gamma: (batch[0], batch[0]), nn.Linear(1, 1), CPU)
+    with pytest.raises(TypeError, match="held a value of type float; expected tensors, in tuples"):
+        step((torch.zeros(()), 0.5), {})
+    assert step((torch.zeros(()), {"a": torch.ones(2)}), {})
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("formulation", ["classical", "mip", "plain", "film", "channel", "shared"])
 def test_a_graph_trains_as_single_kernels_do(formulation: Any) -> None:

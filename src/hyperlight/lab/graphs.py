@@ -55,14 +55,18 @@ class Captured:
         """The loss and the norm, which are copies, and the gradients, which the next call changes.
 
         Args:
-            batch: tensors, in tuples and dataclasses; of the same shapes in every call.
+            batch: tensors, in tuples, dicts and dataclasses; of the same shapes in every call.
             gamma: by name.
+
+        Raises:
+            TypeError: the batch holds something else.
         """
         on_device = {name: value.to(self.device) for name, value in gamma.items()}
+        given = (batch, on_device)
         self.calls += 1
         if self.calls <= _BEFORE:
+            list(_tensors(given))  # refuses what cannot be captured before anything is trained
             return self._aside(batch, on_device)
-        given = (batch, on_device)
         if self.calls == _BEFORE + 1:
             self._capture(given)
         for kept, value in zip(_tensors(self.given), _tensors(given), strict=True):
@@ -105,3 +109,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from _tensors(getattr(value, field.name))
+    else:  # the graph would keep what it was in the first steps
+        raise TypeError(
+            f"A batch held a value of type {type(value).__name__}; expected tensors, in tuples, "
+            "dicts and dataclasses, because only these can be given to a CUDA graph anew. Set "
+            "capturable = False on the task, or train with --no-graph."
+        )
