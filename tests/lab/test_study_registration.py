@@ -16,9 +16,11 @@ from hyperlight.lab.studies import Results, Setup, registration
 from hyperlight.lab.studies.price import Price
 from hyperlight.lab.studies.registration import (
     CHANNEL,
+    CLASSICAL,
     FILM,
     GRID,
     METHODS,
+    MIP,
     OURS,
     SHARED,
     TUNE,
@@ -71,7 +73,8 @@ def _results(
     for spec in specs:
         name = _name(spec)
         objective = objectives.get(name, 1.0)
-        preferred = spec.training.lr == (slower or {}).get(name, 3e-3)
+        usual = 3e-4 if name in (CLASSICAL.title, MIP.title) else 3e-3
+        preferred = spec.training.lr == (slower or {}).get(name, usual)
         # At the other rate the test figures are better, which must not be seen.
         outcome = (
             _outcome(spec, objective, 1.0, dice)
@@ -113,7 +116,7 @@ def test_rates_are_chosen_on_validation_pairs() -> None:
     curve = curves[OURS.title]
     assert curve.rate == "0.001, the smallest tried"
     assert curves[FILM.title].rate == "0.003"
-    assert curves["classical"].rate == "0.003, the largest tried"
+    assert curves["classical"].rate == "0.0003"
     assert curves["plain networks per gamma, 1500 steps each"].rate == "0.003"
     assert curve.objective[0.3] == pytest.approx([0.49, 0.5, 0.51])
     assert list(curve.objective) == list(GAMMAS)

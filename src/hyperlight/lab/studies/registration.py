@@ -97,7 +97,7 @@ def rates(setup: Setup, method: Method | None = None) -> tuple[float, ...]:
     """
     if setup.size == "smoke":
         return (RATE,)
-    return (3e-4, 1e-3, RATE) if method in (CLASSICAL, MIP) else (1e-3, RATE, 1e-2)
+    return (1e-4, 3e-4, 1e-3) if method in (CLASSICAL, MIP) else (1e-3, RATE, 1e-2)
 
 
 def start(setup: Setup) -> Spec:
