@@ -688,6 +688,7 @@ def test_help_has_the_same_options_as_are_known(capsys: Captured) -> None:
         "--evaluate-every",
         "--target",
         "--device",
+        "--graph",
         "--devices",
     ]
     known += ["--checkpoint-seconds"]

@@ -104,7 +104,7 @@ def test_an_interrupted_study_has_all_methods_of_its_first_seeds() -> None:
 def test_every_method_has_groups_of_its_own() -> None:
     results = _results({})
     found = [group for method in METHODS for group in groups(results, method)]
-    assert len({id(group) for group in found}) == len(found) == 3 * len(METHODS)
+    assert len({id(group) for group in found}) == len(found) == 3 * len(METHODS) + 2
     plain = results.where(formulation="plain")
     assert len(found) + len(plain) == len(results.groups)
     assert len(plain) == 3 * 2 * len(GAMMAS)

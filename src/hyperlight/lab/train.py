@@ -217,7 +217,9 @@ def _train(
         gradients = [p.grad for p in theta0 if p.grad is not None]
         return loss.detach(), torch.nn.utils.get_total_norm(gradients)
 
-    captures = settings.graph and task.capturable and can_capture(fabric)
+    # A task of an earlier version does not say.
+    may = getattr(task, "capturable", False)
+    captures = settings.graph and may and can_capture(fabric)
     captured = Captured(compute, model, fabric.device) if captures else None
 
     def steps_to(end: int) -> tuple[bool, bool]:
