@@ -492,8 +492,8 @@ STUDY = Study(
     "library's defaults with a dense head and with ChannelScale), FiLM, gamma as an input channel, "
     "and a plain network. Points are plain networks for single gammas, with as many steps each, or "
     "for all of them together. Mean and standard deviation over seeds; each at the best of three "
-    "rates on validation pairs, or of four (classical and MIP). Intervals over test scans are those "
-    "of a bootstrap, with the seeds kept.",
+    "rates on validation pairs, or of four (classical and MIP). Intervals over test scans are "
+    "those of a bootstrap, with the seeds kept.",
     specs=specs,
     draw=draw,
     claims=claims,
