@@ -258,6 +258,20 @@ def test_outcomes_are_written_as_tables(tmp_path: Path) -> None:
     ]
 
 
+def test_a_long_table_is_in_its_csv_alone(tmp_path: Path) -> None:
+    tables = [
+        (title, ("n",), [(n,) for n in range(rows)])
+        for title, rows in (("Short", 24), ("Long", 25))
+    ]
+    run = make_run("mip", metric=DICE, outcome=Outcome({"dice": 0.7}, tables))
+    _write(tmp_path, [run], DICE, target=None)
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / page).read_text()
+        assert "Short" in text
+        assert "Long" not in text
+    assert len(_table(tmp_path / "outcome-long.csv")) == 25
+
+
 def test_equal_runs_give_equal_bytes(folder: Path, tmp_path: Path, runs: list[Run]) -> None:
     _write(tmp_path, runs)
     for name in listing(folder):

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .errors import LabError
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
@@ -59,7 +61,7 @@ class Captured:
             gamma: by name.
 
         Raises:
-            TypeError: the batch holds something else.
+            LabError: the batch holds something else.
         """
         on_device = {name: value.to(self.device) for name, value in gamma.items()}
         given = (batch, on_device)
@@ -110,7 +112,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         for field in dataclasses.fields(value):
             yield from _tensors(getattr(value, field.name))
     else:  # the graph would keep what it was in the first steps
-        raise TypeError(
+        raise LabError(
             f"A batch held a value of type {type(value).__name__}; expected tensors, in tuples, "
             "dicts and dataclasses, because only these can be given to a CUDA graph anew. Set "
             "capturable = False on the task, or train with --no-graph."

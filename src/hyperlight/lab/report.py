@@ -367,13 +367,20 @@ def _write_outcomes(folder: Path, runs: Sequence[Run]) -> None:
         write_csv(folder / f"outcome-{name}.csv", ["formulation", "seed", *heading], kept)
 
 
+# Of a table of a run on the page.
+_MOST_ROWS = 24
+
+
 def _shown_outcomes(runs: Sequence[Run], page: Path) -> list[dict[str, Any]]:
-    """Tables and pictures of the first seed of every method, for a page in ``page``."""
+    """Tables and pictures of the first seed of every method, for a page in ``page``.
+
+    Long tables are in their csv alone.
+    """
     found = by_method(run for run in runs if run.outcome is not None)
     return [
         {
             "title": f"{_first_up(method.title)}, seed {run.seed}",
-            "tables": run.outcome.tables,
+            "tables": [table for table in run.outcome.tables if len(table[2]) <= _MOST_ROWS],
             "pictures": [
                 (caption, base64.b64encode(_picture(path)).decode())
                 for caption, path in run.outcome.pictures

@@ -204,11 +204,10 @@ class HypermorphTask:
 
     def _pairs(self, data: Scans, most: int | None = None) -> Pairs:
         """The pairs for evaluation; at most ``most`` of them, evenly spread."""
-        moving, fixed = pairs(data.groups)
-        kept = _spread(len(moving), most)
-        found = (data[index[kept].to(self.device)].unit() for index in (moving, fixed))
-        moving_scans, fixed_scans = found
-        return moving_scans, fixed_scans
+        indices = pairs(data.groups)
+        kept = _spread(len(indices[0]), most)
+        moving, fixed = (data[index[kept].to(self.device)].unit() for index in indices)
+        return moving, fixed
 
     @torch.no_grad()
     def measure(
