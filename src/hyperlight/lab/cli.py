@@ -177,7 +177,7 @@ class Study:
     cache: Path = Path("runs/cache")
     """Folder for the runs; finished runs in it are used again."""
     seeds: int | None = None
-    """Number of replicas; by default that of the size."""
+    """Number of replicas; by default 5, or 1 in a smoke test."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
     workers: int = 1

@@ -49,7 +49,7 @@ TARGETS = {"digits": 30.0, "mnist": 90.0, "flowers102": 50.0}
 
 def specs(setup: Setup) -> list[Spec]:
     base = settings.bayes_short(setup)
-    seeds = setup.replicas(smoke=1, cpu=5, paper=5)
+    seeds = setup.replicas
     smoke = setup.size == "smoke"
     counts = {"smoke": [1, 32], "cpu": [1, 8, 32, 128], "paper": [2**n for n in range(8)]}
     axes = {"prior": PRIORS[1:] if smoke else PRIORS, "dimensions": counts[setup.size]}

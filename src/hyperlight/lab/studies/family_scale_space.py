@@ -19,7 +19,7 @@ def specs(setup: Setup) -> list[Spec]:
     gammas = (0.25, 0.5) if setup.size == "smoke" else (0.1, 0.2, 0.3, 0.4, 0.5)
     rates = (1e-3,) if setup.size == "smoke" else (1e-3, 3e-3)
     start, controls = settings.scale_segmentation(setup), list(family.CONTROLS.values())
-    return family.specs(start, settings.seeds(setup), gammas, rates, controls)
+    return family.specs(start, setup.replicas, gammas, rates, controls)
 
 
 def draw(results: Results) -> Figure:

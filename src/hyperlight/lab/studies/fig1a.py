@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def specs(setup: Setup) -> list[Spec]:
     base = settings.bayes(setup)
-    return grid(base, seeds=settings.seeds(setup), training={"optimizer": ["adam"]})
+    return grid(base, seeds=setup.replicas, training={"optimizer": ["adam"]})
 
 
 def draw(results: Results) -> Figure:

@@ -65,7 +65,7 @@ def _measure(setup: Setup, outputs: bool) -> Measured:
         images = task.test[torch.arange(min(64, len(task.test)))].unit().images
         found: dict[tuple[str, float | None], dict[str, list[Tensor]]] = {}
         for formulation in FORMULATIONS:
-            for seed in settings.seeds(setup):
+            for seed in setup.replicas:
                 model = task.model(formulation, seed).eval()
                 for gamma in [None] if isinstance(model, Fixed) else GAMMAS:
                     net = _network(model, gamma)

@@ -27,7 +27,7 @@ PARTS = 25
 
 def specs(setup: Setup) -> list[Spec]:
     base = settings.bayes(setup)
-    return grid(base, seeds=settings.seeds(setup), training={"optimizer": OPTIMIZERS})
+    return grid(base, seeds=setup.replicas, training={"optimizer": OPTIMIZERS})
 
 
 def _stretches(group: Group) -> tuple[list[float], list[Spread]]:

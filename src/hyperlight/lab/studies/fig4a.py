@@ -22,7 +22,7 @@ SOURCE = "section 6.2, figure 4a"
 
 def specs(setup: Setup) -> list[Spec]:
     base = settings.bayes(setup)
-    return grid(base, seeds=settings.seeds(setup), training={"optimizer": OPTIMIZERS})
+    return grid(base, seeds=setup.replicas, training={"optimizer": OPTIMIZERS})
 
 
 def draw(results: Results) -> Figure:

@@ -28,7 +28,7 @@ def specs(setup: Setup) -> list[Spec]:
 
 
 def _specs(setup: Setup, formulations: Sequence[Formulation]) -> list[Spec]:
-    base, seeds = settings.scale_segmentation(setup), settings.seeds(setup)
+    base, seeds = settings.scale_segmentation(setup), setup.replicas
     return [
         spec
         for how in settings.optimizers(setup, base)

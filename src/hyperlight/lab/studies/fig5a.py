@@ -40,7 +40,7 @@ STRATEGIES = [name for name in METHODS if name not in (CLASSICAL, "BatchNorm-H",
 
 
 def specs(setup: Setup) -> list[Spec]:
-    base, seeds = settings.strategies(setup), settings.seeds(setup)
+    base, seeds = settings.strategies(setup), setup.replicas
     kinds = [kind for _, kind, _ in METHODS.values()][:-1]
     found: list[Spec] = []
     for how in settings.optimizers(setup, base):

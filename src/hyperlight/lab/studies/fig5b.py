@@ -21,7 +21,7 @@ SOURCE = "section 6.2, figure 5b"
 
 def specs(setup: Setup) -> list[Spec]:
     scale, bayes = settings.scale_segmentation(setup), settings.components(setup)
-    seeds = settings.seeds(setup)
+    seeds = setup.replicas
     return [
         *grid(scale, seeds=seeds, formulations=FORMULATIONS),
         *grid(bayes, seeds=seeds, formulations=FORMULATIONS, training={"optimizer": ["sgd"]}),

@@ -46,7 +46,7 @@ NAMES = architectures(Setup("paper"))
 
 def specs(setup: Setup) -> list[Spec]:
     axes = {"hidden": list(architectures(setup))}
-    return grid(settings.architectures(setup), seeds=settings.seeds(setup), config=axes)
+    return grid(settings.architectures(setup), seeds=setup.replicas, config=axes)
 
 
 def draw(results: Results) -> Figure:

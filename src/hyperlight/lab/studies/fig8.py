@@ -20,7 +20,7 @@ SOURCE = "section 6.3 and B.2, figure 8"
 def specs(setup: Setup) -> list[Spec]:
     names = ["leaky_relu", "tanh", "gelu", "silu"]
     axes = {"activation": names[:2] if setup.size == "smoke" else names}
-    return grid(settings.bayes_brief(setup), seeds=settings.seeds(setup), config=axes)
+    return grid(settings.bayes_brief(setup), seeds=setup.replicas, config=axes)
 
 
 def draw(results: Results) -> Figure:

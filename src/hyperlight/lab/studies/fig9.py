@@ -30,7 +30,7 @@ def dimensions(setup: Setup) -> list[int]:
 
 def specs(setup: Setup) -> list[Spec]:
     axes = {"prior": PRIORS, "dimensions": dimensions(setup)}
-    return grid(settings.bayes_brief(setup), seeds=settings.seeds(setup), config=axes)
+    return grid(settings.bayes_brief(setup), seeds=setup.replicas, config=axes)
 
 
 def blocks(results: Results, prior: str) -> list[tuple[str, list[Group]]]:

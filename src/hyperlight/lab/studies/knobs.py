@@ -149,7 +149,7 @@ Contests = Callable[[Setup], tuple[Contest, ...]]
 
 
 def specs(contests: Contests, setup: Setup) -> list[Spec]:
-    seeds = setup.replicas(smoke=1, cpu=5, paper=5)
+    seeds = setup.replicas
     return [
         contest.spec(method, steps, rate, seed)
         for contest in contests(setup)

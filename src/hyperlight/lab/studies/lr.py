@@ -19,7 +19,7 @@ ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3)  # the range of A.2 to A.4
 
 
 def specs(setup: Setup) -> list[Spec]:
-    seeds = settings.seeds(setup)
+    seeds = setup.replicas
 
     def search(base: Spec, optimizer: str, rates: Sequence[float]) -> list[Spec]:
         if setup.size == "smoke":

@@ -152,7 +152,7 @@ def start_of(setup: Setup, task: str) -> Spec:
 
 
 def specs(setup: Setup) -> list[Spec]:
-    seeds = settings.seeds(setup)
+    seeds = setup.replicas
     rates = (1e-3, 1e-1) if setup.size == "smoke" else RATES
     found: list[Spec] = []
     for name, task in TASKS.items():

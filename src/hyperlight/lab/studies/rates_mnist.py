@@ -46,7 +46,7 @@ def specs(setup: Setup) -> list[Spec]:
     for name, (formulation, _, _) in LINES.items():
         found += grid(
             starts[name],
-            seeds=settings.seeds(setup),
+            seeds=setup.replicas,
             formulations=[formulation],
             training={"lr": (1e-3, 1e-1) if setup.size == "smoke" else RATES},
         )

@@ -120,7 +120,7 @@ def start(setup: Setup) -> Spec:
 
 def specs(setup: Setup) -> list[Spec]:
     common = start(setup)
-    seeds = setup.replicas(smoke=1, cpu=5, paper=5)
+    seeds = setup.replicas
     found: list[Spec] = []
     for method in METHODS:
         config = dataclasses.replace(common.config, **method.settings)

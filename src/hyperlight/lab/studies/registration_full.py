@@ -49,7 +49,7 @@ def specs(setup: Setup) -> list[Spec]:
         config = dataclasses.replace(common.config, **small, **method.settings)
         found += grid(
             dataclasses.replace(common, config=config, training=training),
-            seeds=setup.replicas(smoke=1, cpu=3, paper=3),
+            seeds=setup.replicas,
             formulations=[method.formulation],
             training={"rates": [method.training.get("rates", "same")]},
         )

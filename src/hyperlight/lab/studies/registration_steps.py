@@ -34,7 +34,7 @@ def _gammas(setup: Setup) -> tuple[float, ...]:
 
 
 def specs(setup: Setup) -> list[Spec]:
-    seeds = setup.replicas(smoke=1, cpu=3, paper=3)
+    seeds = setup.replicas
     longer = {"smoke": (20,), "cpu": (5_000, 20_000), "paper": (100_000,)}[setup.size]
     rate = registration.RATE
     # The shortest runs are those of the study registration.

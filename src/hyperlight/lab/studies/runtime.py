@@ -47,7 +47,7 @@ def measure(setup: Setup) -> Times:
     found: dict[str, dict[str, list[float]]] = {
         title: {method.name: [] for method in METHODS} for title in starts
     }
-    for seed in setup.replicas(smoke=2, cpu=5, paper=5):
+    for seed in setup.replicas:
         for title, start in starts.items():
             made = {method.name: _made(start, method, seed) for method in METHODS}
             for name, seconds in step_times(made, rounds).items():

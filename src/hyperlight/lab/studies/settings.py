@@ -31,7 +31,6 @@ __all__ = [
     "registration",
     "scale_segmentation",
     "scale_short",
-    "seeds",
     "strategies",
 ]
 
@@ -69,26 +68,25 @@ _LENET = (
 )
 _FLOWERS = (
     "Flowers-102 at 64x64, a ResNet-like network of 5 stages with 8 to 32 channels, 1000 steps (31 "
-    f"epochs) in batches of 32 at the rate 3e-4 with Adam and 3e-3 with SGD ({_ALIKE}), 3 seeds"
+    f"epochs) in batches of 32 at the rate 3e-4 with Adam and 3e-3 with SGD ({_ALIKE})"
 )
 _SEGMENTATION = (
-    f"{_PTBP}, a U-Net of 4 levels with 16 channels, 500 steps in batches of 4, 32 test images, 3 "
-    "seeds"
+    f"{_PTBP}, a U-Net of 4 levels with 16 channels, 500 steps in batches of 4, 32 test images"
 )
 
 # What a study leaves out compared to the paper, by settings and size.
 REDUCED = {
     "bayes": {
         "smoke": _DIGITS,
-        "cpu": "MNIST in full, 1200 steps (3 epochs) in batches of 128, 3 seeds",
+        "cpu": "MNIST in full, 1200 steps (3 epochs) in batches of 128",
     },
     "bayes_brief": {
         "smoke": _DIGITS,
-        "cpu": f"{_LENET}; 600 steps (1.5 epochs) in batches of 128, 3 seeds",
+        "cpu": f"{_LENET}; 600 steps (1.5 epochs) in batches of 128",
     },
     "components": {
         "smoke": _DIGITS,
-        "cpu": f"{_LENET}; 1200 steps (3 epochs) in batches of 128, 3 seeds",
+        "cpu": f"{_LENET}; 1200 steps (3 epochs) in batches of 128",
     },
     "bayes_short": {
         "smoke": _DIGITS,
@@ -106,14 +104,14 @@ REDUCED = {
     "hypermorph": {
         "smoke": _SMALL_DIGITS,
         "cpu": f"{_PTBP}, a U-Net of 4 levels with 8 channels, 1200 steps in batches of 4, at "
-        "four rates of Adam and five of the paper's eight of SGD, 32 test pairs, 3 seeds",
+        "four rates of Adam and five of the paper's eight of SGD, 32 test pairs",
     },
     "architectures": {
         "smoke": _SMALL_DIGITS,
         "cpu": "segmentation by a scale-space network (U-Net of 4 levels with 8 channels) on "
         f"{SCANS} at a quarter of its resolution, 48x40, instead of HyperMorph on OASIS, because "
         "it learns in a tenth of the time; 300 steps in batches of 4 at the rate 1e-3 "
-        f"({_ALIKE}), 32 test images, 3 seeds",
+        f"({_ALIKE}), 32 test images",
     },
     "scale_segmentation": {
         "smoke": _SMALL_DIGITS,
@@ -144,11 +142,6 @@ def reduced(*names: str) -> Mapping[str, str]:
     }
 
 
-def seeds(setup: Setup) -> range:
-    """Return the seeds: 5 as in the paper, 3 on two cores, 1 in a smoke test."""
-    return setup.replicas(smoke=1, cpu=3, paper=5)
-
-
 # Rates that registration tries (A.3), by size and optimizer.
 _REGISTRATION_RATES: Mapping[str, Mapping[str, Sequence[float]]] = {
     "smoke": {"adamw": (1e-4,), "sgd": (3e-2,)},
@@ -168,7 +161,7 @@ def registration(setup: Setup) -> list[Spec]:
         for optimizer, rates in _REGISTRATION_RATES[setup.size].items()
         for spec in grid(
             base,
-            seeds=seeds(setup),
+            seeds=setup.replicas,
             training={"optimizer": [optimizer], "lr": rates},
         )
     ]

@@ -34,7 +34,7 @@ LEARNED = 90.0
 
 
 def specs(setup: Setup) -> list[Spec]:
-    start, seeds = settings.bayes(setup), settings.seeds(setup)
+    start, seeds = settings.bayes(setup), setup.replicas
 
     def runs(
         *formulations: Formulation, lr: float = start.training.lr, **config: Any

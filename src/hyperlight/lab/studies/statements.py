@@ -35,7 +35,7 @@ def _early(setup: Setup) -> list[Spec]:
     steps = min(EARLY, start.training.steps)
     how = dataclasses.replace(start.training, steps=steps, evaluate_every=steps)
     start = dataclasses.replace(start, training=how)
-    return grid(start, seeds=settings.seeds(setup), formulations=["classical"])
+    return grid(start, seeds=setup.replicas, formulations=["classical"])
 
 
 def _filters(setup: Setup) -> list[Spec]:
@@ -50,7 +50,7 @@ def _filters(setup: Setup) -> list[Spec]:
     channels = start.config.channels
     return grid(
         start,
-        seeds=settings.seeds(setup),
+        seeds=setup.replicas,
         formulations=["mip"],
         config={"channels": [channels, 2 * channels]},
         training={"lr": rates},

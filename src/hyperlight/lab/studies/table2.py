@@ -116,7 +116,7 @@ class Cell:
 
 
 def specs(setup: Setup) -> list[Spec]:
-    base, seeds = settings.flowers(setup), settings.seeds(setup)
+    base, seeds = settings.flowers(setup), setup.replicas
     flowers = [
         spec
         for how in settings.optimizers(setup, base)

@@ -59,7 +59,7 @@ def specs(setup: Setup) -> list[Spec]:
         config = dataclasses.replace(common.config, **method.settings)
         found += grid(
             dataclasses.replace(common, config=config),
-            seeds=setup.replicas(smoke=1, cpu=5, paper=5),
+            seeds=setup.replicas,
             formulations=[method.formulation],
             training={"lr": rates, "rates": [method.training.get("rates", "same")]},
         )

@@ -248,7 +248,7 @@ def _base(setup: Setup, cell: Cell) -> Spec:
 
 
 def specs(setup: Setup) -> list[Spec]:
-    seeds = setup.replicas(smoke=1, cpu=5, paper=10)
+    seeds = setup.replicas
     found: list[Spec] = []
     for cell in cells(setup):
         start = _base(setup, cell)
