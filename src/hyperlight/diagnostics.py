@@ -26,7 +26,7 @@ from .errors import (
     did_you_mean,
     listed,
 )
-from .hypernet import HyperNet
+from .hypernet import HyperNet, check_model
 from .inputs import Categorical, Input
 from .model import HyperModel
 from .precision import widen
@@ -270,6 +270,7 @@ def scale_profile(
 section 3 of the paper, which makes training slow or unstable. Build the model with \
 encoding=hl.CosSin() and residual=True.
     """
+    check_model(model)
     with buffers_kept(model):
         axis = _Axis(model, input, points, generator, values)
         moved = _Spread()
@@ -344,6 +345,7 @@ def gradient_profile(
     >>> profile.norm.shape
     torch.Size([17, 4])
     """
+    check_model(model)
     if not callable(loss):
         raise ConfigurationError(
             f"loss was a {type(loss).__name__}; expected a function of (net, batch), before the "
@@ -390,7 +392,10 @@ def direction_profile(
     >>> profile.energy.shape, profile.error.shape
     (torch.Size([16]), torch.Size([17]))
     """
-    return measured(model if isinstance(model, HyperNet) else model.hypernet, values)
+    if not isinstance(model, HyperNet):
+        check_model(model)
+        model = model.hypernet
+    return measured(model, values)
 
 
 def _target_norms(

@@ -7,7 +7,9 @@ built-in exception that a Python programmer expects, so that ``except ValueError
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 class HyperLightError(Exception):
@@ -69,6 +71,21 @@ def check_integer(call: str, value: object, least: int = 1) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         given = call.format(repr(value))
         raise ConfigurationError(f"{given}: expected an integer, {least} or more.")
+
+
+def check_rate(lr: Any, example: float) -> None:
+    """Refuse a learning rate that is no positive number.
+
+    >>> check_rate("1e-3", 0.05)
+    Traceback (most recent call last):
+    hyperlight.errors.ConfigurationError: lr was '1e-3'; expected a positive rate, such as 0.05.
+    """
+    try:
+        good = 0.0 < lr < math.inf
+    except TypeError:
+        good = False
+    if not good:
+        raise ConfigurationError(f"lr was {lr!r}; expected a positive rate, such as {example}.")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

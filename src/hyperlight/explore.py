@@ -32,7 +32,9 @@ from torch import Tensor
 from ._torch import pytree
 from .encoded import Encoded, row_of
 from .errors import ConfigurationError, InputError, check_integer, did_you_mean, listed
+from .hypernet import check_model
 from .inputs import Categorical, Input
+from .io import file_to_write
 from .model import HyperModel, as_gain
 from .signatures import arguments_of
 from .tune import evaluating
@@ -66,8 +68,12 @@ class Page:
         return f"{self.html[begin:end]}</section>"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page to a file, which any browser opens; returns its path."""
-        path = Path(path)
+        """Write the page to a file, which any browser opens; returns its path.
+
+        Raises:
+            FormatError: the path is a folder, or in one that does not exist.
+        """
+        path = file_to_write(path, "knob.html")
         path.write_text(self.html, encoding="utf-8", newline="\n")
         return path
 
@@ -135,8 +141,8 @@ def explore(
         inputs: the inputs by name, and ``gain``. A tensor or list of values, with one batch
             dimension, varies. So does an integer, which is a number of values, spread evenly over
             the space (:meth:`Input.grid`). A float holds an input at that value, and so does a
-            single tensor or a category. If none is given, all vary. Any other name is
-            passed to the primary.
+            single tensor or a category. An input that is not given varies. Any other
+            name is passed to the primary.
 
     Raises:
         InputError: a name or a value does not fit; or neither one nor two inputs vary.
@@ -147,6 +153,7 @@ def explore(
     >>> page.html.count('<meter')
     12
     """
+    check_model(model)
     check_integer("explore(samples={})", samples)
     if not callable(draw) and draw not in ("auto", *_KINDS):
         raise ConfigurationError(
@@ -220,12 +227,11 @@ def _sorted_out(
 
 def _axes(model: HyperModel, given: dict[str, Any]) -> tuple[list[_Axis], dict[str, Any]]:
     """The inputs that vary, and the values of the others."""
-    if not any(name in given for name in model.inputs):
-        points = 32 if len(model.inputs) == 1 else 12
-        given |= {
-            name: range(space.n) if isinstance(space, Categorical) else points
-            for name, space in model.inputs.items()
-        }
+    free = [name for name in model.inputs if name not in given]
+    for name in free:
+        space = model.inputs[name]
+        points = 32 if len(free) == 1 else 12
+        given[name] = range(space.n) if isinstance(space, Categorical) else points
     for name, space in model.inputs.items():
         value: Any = given.get(name)
         counted = not isinstance(value, bool) and isinstance(value, numbers.Integral)

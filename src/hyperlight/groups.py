@@ -23,9 +23,9 @@ from .bind import bind
 from .diagnostics import check_loss
 from .diagnostics import gradients as gradients_of
 from .encoded import row_of
-from .errors import ConfigurationError, did_you_mean, listed
+from .errors import ConfigurationError, check_rate, did_you_mean, listed
 from .heads import ChannelScale, Dense, Head, LowRank, Mixed
-from .hypernet import HyperNet
+from .hypernet import HyperNet, check_model
 from .model import HyperModel
 from .precision import widen
 
@@ -159,7 +159,7 @@ def parameter_groups(
     (0.0005, 0.0001)
     >>> optimizer = torch.optim.AdamW(groups)
     """
-    _check(lr, rule)
+    _check(model, lr, rule)
     decays = _checked_decays(weight_decay)
     units = _units(model)
     if not units:
@@ -184,9 +184,9 @@ def parameter_groups(
     ]
 
 
-def _check(lr: float, rule: object) -> None:
-    if not 0.0 < lr < math.inf:
-        raise ConfigurationError(f"lr was {lr!r}; expected a positive rate, such as 1e-3.")
+def _check(model: object, lr: float, rule: object) -> None:
+    check_model(model)
+    check_rate(lr, 1e-3)
     if rule not in ("adam", "sgd") and not callable(rule):
         raise ConfigurationError(
             f"rule was {rule!r}; expected 'adam' (also for AdamW, Lion and the like), 'sgd' (also "

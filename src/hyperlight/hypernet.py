@@ -107,7 +107,9 @@ class HyperNet(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.inputs = _calibrated(_checked_inputs(inputs), calibrate_on or {})
+        self.inputs = _calibrated(
+            _checked_inputs(inputs), {} if calibrate_on is None else calibrate_on
+        )
         self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         if not self.shapes:
             raise ConfigurationError("shapes was empty; expected at least one tensor to predict.")
@@ -491,7 +493,21 @@ def _is_number(space: Input) -> bool:
     return not space.discrete and not isinstance(space, Encoded)
 
 
+def check_model(model: object) -> None:
+    """Refuse what is no HyperModel, nor stands for one, as ``torch.compile(model)`` does."""
+    if not isinstance(getattr(model, "hypernet", None), HyperNet):
+        raise ConfigurationError(
+            f"model was of type {type(model).__name__}; expected a HyperModel, as made by "
+            "hypernetize. If it wraps one (DistributedDataParallel), pass the model inside."
+        )
+
+
 def _calibrated(inputs: dict[str, Input], values: Mapping[str, Any]) -> dict[str, Input]:
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(
+            f"calibrate_on was of type {type(values).__name__}; expected a batch for each input by "
+            "name: calibrate_on={'image': batch}."
+        )
     for name in values:
         if name not in inputs:
             raise ConfigurationError(

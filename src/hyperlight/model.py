@@ -174,7 +174,7 @@ class HyperModel(nn.Module, Generic[M]):
         >>> model.last_run
         Run(way='batch', reason='')
         """
-        theta0, (features, gain) = self.theta0, self._features(self._take_inputs(kwargs))
+        theta0, (features, gain) = self.theta0, self._features(self._take_inputs(kwargs, args))
         if features.ndim > 2:
             raise InputError(
                 f"The inputs {listed(self.inputs)} have batch shape {tuple(features.shape[:-1])}; "
@@ -489,12 +489,12 @@ class HyperModel(nn.Module, Generic[M]):
         """
         return summarize(self.hypernet, self.primary)
 
-    def _take_inputs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _take_inputs(self, kwargs: dict[str, Any], args: tuple[Any, ...] = ()) -> dict[str, Any]:
         """Take the inputs of the hypernetwork out of the keyword arguments."""
         inputs = self.hypernet.inputs
         gamma = {name: kwargs.pop(name) for name in inputs if name in kwargs}
         if len(gamma) < len(inputs):
-            self._refuse_missing(gamma, kwargs)
+            self._refuse_missing(gamma, kwargs, args)
         if self.takes_gain and "gain" in kwargs:
             gamma["gain"] = kwargs.pop("gain")
         return gamma
@@ -515,9 +515,13 @@ class HyperModel(nn.Module, Generic[M]):
         theta = self.hypernet.head.add_to(theta0, features)
         return theta if gain is None else scale_change(theta0, theta, gain)
 
-    def _refuse_missing(self, gamma: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    def _refuse_missing(
+        self, gamma: Mapping[str, Any], others: Mapping[str, Any], args: tuple[Any, ...]
+    ) -> None:
         name = next(name for name in self.inputs if name not in gamma)
         hint = next((f" {o!r} was given." for o in others if did_you_mean(o, [name])), "")
+        if any(isinstance(value, Mapping) and name in value for value in args):
+            hint = " A dict with it was given by position: write model(x, **gamma)."
         raise InputError(
             f"Hypernetwork input {name!r} is missing.{hint} Pass it by keyword: "
             f"model(x, {name}=...). The inputs of this model are {listed(self.inputs)}."

@@ -116,10 +116,16 @@ def select(primary: nn.Module, targets: Targets = None) -> tuple[Target, ...]:
     >>> [target.name for target in select(net, "*.bias")]
     ['0.bias', '1.bias', '2.bias']
     """
+    if isinstance(primary, type):
+        raise TargetError(
+            f"The primary was the class {primary.__name__}; expected a torch.nn.Module. "
+            f"Make one: {primary.__name__}(...)."
+        )
     if not isinstance(primary, nn.Module):
         raise TargetError(
-            f"The primary was {type(primary).__name__!r}; expected a torch.nn.Module. "
-            "Wrap a function in a module that holds its parameters."
+            f"The primary was {type(primary).__name__!r}; expected a torch.nn.Module, which comes "
+            "first: hypernetize(primary, inputs). Wrap a function in a module that holds its "
+            "parameters."
         )
     aliases: dict[int, list[str]] = {}
     parameters: dict[int, nn.Parameter] = {}
@@ -160,7 +166,9 @@ def select(primary: nn.Module, targets: Targets = None) -> tuple[Target, ...]:
                 stacklevel=3,
             )
     else:
-        single = isinstance(targets, str) or callable(targets)
+        single = isinstance(targets, (str, nn.Module, Tensor)) or callable(targets)
+        if not single and not isinstance(targets, Iterable):
+            targets = [targets]
         selectors: list[Selector] = [targets] if single else list(targets)  # type: ignore[list-item, arg-type]
         if not selectors:
             raise TargetError(
@@ -207,6 +215,27 @@ def _shown(reasons: list[str], most: int = 8) -> str:
     return ", ".join(reasons[:most]) + rest
 
 
+def _named(primary: nn.Module, selector: object) -> str:
+    """What does not belong into targets, by its name in the primary if it has one."""
+    kind = type(selector).__name__
+    if isinstance(selector, nn.Module):
+        found = [name for name, module in primary.named_modules() if name and module is selector]
+        return f"a {kind} itself{f', which has the glob {found[0]}.*' if found else ''}"
+    if isinstance(selector, Tensor):
+        names = [name for name, parameter in primary.named_parameters() if parameter is selector]
+        return f"a {kind} itself{f', which has the name {names[0]!r}' if names else ''}"
+    return repr(selector)
+
+
+def _guess(primary: nn.Module, selector: str, names: list[str]) -> str:
+    """What may have been meant: everything in a module, a class, or the nearest name."""
+    if any(name.startswith(f"{selector}.") for name in names):
+        return f" Did you mean '{selector}.*'?"
+    if any(type(module).__name__ == selector for module in primary.modules()):
+        return f" For modules of a class, pass the class {selector} itself, without quotes."
+    return did_you_mean(selector, names)
+
+
 def _match(
     primary: nn.Module,
     selector: Selector,
@@ -227,9 +256,9 @@ def _match(
         problem = (
             f"targets={selector!r} matches no parameter of {primary_kind}; it has {listed(names)}. "
             f"A glob must match the whole name, as in 'encoder.*' or '*.weight'."
-            f"{'' if matched else did_you_mean(selector, names)}"
+            f"{'' if matched else _guess(primary, selector, names)}"
         )
-    elif callable(selector) and not isinstance(selector, (type, Tensor)):
+    elif callable(selector) and not isinstance(selector, (type, Tensor, nn.Module)):
         matched = {
             key
             for key, parameter in parameters.items()
@@ -241,8 +270,9 @@ def _match(
         )
     else:
         raise TargetError(
-            f"targets held {selector!r}; expected a glob such as '*.weight', a module class such "
-            "as torch.nn.Linear, a function of (name, parameter), or a list of these."
+            f"targets held {_named(primary, selector)}; expected a glob such as '*.weight', a "
+            "module class such as torch.nn.Linear, a function of (name, parameter), or a "
+            "list of these."
         )
     if not matched:
         raise TargetError(problem)

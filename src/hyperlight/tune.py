@@ -20,9 +20,11 @@ from .errors import (
     InputError,
     ObjectiveError,
     check_integer,
+    check_rate,
     did_you_mean,
     listed,
 )
+from .hypernet import check_model
 from .inputs import GAIN, Categorical, Input, Simplex
 from .model import HyperModel, as_gain
 from .precision import widen
@@ -120,10 +122,15 @@ def tune(
     >>> tuned.inputs["scale"].shape, tuned.history.shape
     (torch.Size([]), torch.Size([4, 101]))
     """
+    check_model(model)
+    if not callable(objective):
+        raise ConfigurationError(
+            f"objective was of type {type(objective).__name__}; expected a function of the "
+            "network, such as lambda net: loss(net(x), y)."
+        )
     for name, count in (("steps", steps), ("restarts", restarts)):
         check_integer(f"{name}={{}}", count)
-    if not 0.0 < lr < math.inf:
-        raise ConfigurationError(f"lr was {lr!r}; expected a positive rate, such as 0.05.")
+    check_rate(lr, 0.05)
     fixed = {} if fixed is None else fixed
     _check_names(model, start, fixed)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -384,4 +391,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _shown(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"{type(value).__name__} of tensors"
+    if value.ndim == 1 and len(value) <= 8:
+        return f"({', '.join(f'{entry:.4g}' for entry in value.tolist())})"
     return f"{float(value):.4g}" if value.ndim == 0 else f"tensor{tuple(value.shape)}"

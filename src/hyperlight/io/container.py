@@ -168,12 +168,22 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         file.write(digest.hexdigest().encode())
 
 
+def check_path(path: object) -> None:
+    """Refuse what is no path, as where two arguments changed places."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise FormatError(
+            f"path was of type {type(path).__name__}; expected a path, as in "
+            "hl.save(model, path), hl.load(path, primary) and hl.export_onnx(model, path, x)."
+        )
+
+
 def file_to_write(path: str | os.PathLike[str], example: str) -> Path:
     """The path of a file that is to be written, with links followed.
 
     Raises:
-        FormatError: it is a folder, or in a folder that does not exist.
+        FormatError: it is no path, a folder, or in a folder that does not exist.
     """
+    check_path(path)
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise FormatError(f"{path} is a folder; expected a file, such as {path}/{example}.")
@@ -268,10 +278,11 @@ def _checked(file: IO[bytes]) -> tuple[bool | None, dict[str, str]]:
     if start != b"{":
         zipped = length.startswith(b"PK")
         raise FormatError(
-            "this is not a safetensors file but a zip archive, as written by torch.save. If you "
-            "trust it, load it with torch.load(path, weights_only=True) and save it with hl.save."
+            "this is not a safetensors file but a zip archive, as written by torch.save. If it "
+            "holds a state dict, model.load_state_dict(torch.load(path, weights_only=True)) reads "
+            "it, and hl.save(model, path) writes the model"
             if zipped
-            else "this is not a safetensors file, as hl.save writes them."
+            else "this is not a safetensors file, as hl.save writes them"
         )
     count = int.from_bytes(length, "little")
     if count > min(size - 8, _MOST_HEADER):

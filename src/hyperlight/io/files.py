@@ -234,6 +234,7 @@ def load(
     >>> hl.load(path)(noise=torch.zeros(4))["w"].shape
     torch.Size([3, 2])
     """
+    container.check_path(path)
     path = Path(path)
     given = {"encoding": encoding, "head": head, "activation": activation}
     doubts: list[str] = []

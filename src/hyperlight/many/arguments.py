@@ -257,9 +257,11 @@ def _name(
 
 def _wrong_size(name: str, tensor: Tensor, dim: int, samples: int) -> str:
     where = "its first dimension" if dim == 0 else f"dimension {dim}"
+    sets, entries = ("set", "entry") if samples == 1 else ("sets", "entries")
+    one = " For one value for all samples give the input without that dimension, as in value[0]."
     return (
-        f"Argument {name} has shape {tuple(tensor.shape)}; with {samples} sets of weights, one per "
-        f"sample, expected {samples} entries in {where}. Wrap a tensor that all samples share: "
-        "model(x, hl.Shared(mask), ...); one that holds the samples elsewhere: "
-        "hl.PerSample(x, dim=1). For the same data under every set use model.sweep."
+        f"Argument {name} has shape {tuple(tensor.shape)}; with {samples} {sets} of weights, one "
+        f"per sample, expected {samples} {entries} in {where}.{one * (samples == 1)} Wrap a "
+        "tensor that all samples share: model(x, hl.Shared(mask), ...); one that holds the samples "
+        "elsewhere: hl.PerSample(x, dim=1). For the same data under every set use model.sweep."
     )
