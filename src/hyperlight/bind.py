@@ -201,6 +201,13 @@ class BindPlan:
         with contextlib.suppress(BindError):
             self._make(module)
 
+    def forget(self, module: nn.Module) -> None:
+        """Take off a copy of the module, in place, what an earlier forward has computed."""
+        nodes = [] if self._root is None else [self._root]
+        for node in nodes:  # grows
+            nodes += [child for _, child in node.children]
+            _start_anew(attribute(module, node.path), node)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_root": None, "_judged": {}}
 
@@ -721,15 +728,20 @@ def _rewrite(
         own = original.__dict__
         for name in node.watch:
             new.__dict__[name] = move(own[name] if name in own else getattr(node.kind, name))
-        for name, start in node.starts:
-            if start is Absent:
-                new.__dict__.pop(name, None)
-            elif name in new._buffers:
-                new._buffers[name] = None
-            else:
-                new.__dict__[name] = None if start is None else type(start)()
+        _start_anew(new, node)
         for key, _ in node.computed:
             _compute(new, key)
+
+
+def _start_anew(module: nn.Module, node: _Node) -> None:
+    """Bring the attributes that hold what an earlier forward has computed to their start."""
+    for name, start in node.starts:
+        if start is Absent:
+            module.__dict__.pop(name, None)
+        elif name in module._buffers:
+            module._buffers[name] = None
+        else:
+            module.__dict__[name] = None if start is None else type(start)()
 
 
 def _moved(fresh: dict[int, Any], judged: Mapping[int, Any] | None, value: Any) -> Any:
