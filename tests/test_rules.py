@@ -67,7 +67,7 @@ class Alone(rules.Layer):
     def share(self, slot: str, tensor: Tensor) -> None:
         pass
 
-    def one(self, weights: Mapping[str, Weight]) -> Any:
+    def one(self, module: nn.Module, weights: Mapping[str, Weight]) -> Any:
         raise AssertionError("no rule here runs the layer itself")
 
     def give(self, output: Tensor, *axes: Axis) -> Tensor:
@@ -598,6 +598,48 @@ def test_batch_norm_takes_its_statistics_over_the_whole_batch_once(affine: bool)
     model.eval()
     close(model(x, g=g), model.bind(g=g)(x))
     assert int(norm.num_batches_tracked) == 1
+
+
+# --- modes ------------------------------------------------------------------------------------
+
+
+class Dropped(nn.Module):
+    """A layer without a rule, with dropout inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.dropout = nn.Parameter(torch.ones(4)), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(x * self.gain)
+
+
+class Last(nn.Module):
+    """The output of an LSTM, whose rule runs one sample after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4, 2, dropout=0.5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.lstm(x)[0]
+        return output
+
+
+@pytest.mark.parametrize("layer", [Dropped, Last])
+def test_layers_that_run_by_themselves_have_the_mode_of_the_bound_network(
+    layer: Callable[[], nn.Module],
+) -> None:
+    model, x, g = model_of(nn.Sequential(nn.Linear(4, 4), layer())), torch.randn(3, 5, 4), gamma(3)
+    x = x.double()
+    net = model.bind(g=g).eval()
+    close(net(x), net(x))
+    model.eval()
+    expected = model(x, g=g)
+    close(net(x), expected)
+    assert not torch.allclose(net.train()(x), expected)  # the model's mode is another one
+    model.train()
+    close(net.eval()(x), expected)
 
 
 # --- plans ------------------------------------------------------------------------------------

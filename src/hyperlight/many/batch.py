@@ -777,10 +777,13 @@ class _Layer(Layer):
             if fact not in (SAME, SHARED, INDEX):
                 raise self.lose(f"is given {slot} that not all samples share")
 
-    def one(self, weights: Mapping[str, Weight]) -> Any:
+    def one(self, module: nn.Module, weights: Mapping[str, Weight]) -> Any:
         assert self._unit.plan is not None
         named = {self._unit.names[name]: weight for name, weight in weights.items()}
-        return self._unit.plan.bind(attribute(self._sets.primary, self.path), named)
+        bound = self._unit.plan.bind(attribute(self._sets.primary, self.path), named)
+        for own, copied in zip(bound.modules(), module.modules(), strict=False):
+            own.training = copied.training  # the bound network has modes of its own
+        return bound
 
     def give(self, output: Tensor, *axes: Axis) -> Tensor:
         tracker = self._sets.tracker
@@ -829,7 +832,7 @@ def _by_itself(
         own_args, own_kwargs = pytree.tree_unflatten(values, structure)
         compiling = torch.compiler.is_compiling()
         with contextlib.nullcontext() if compiling else LayerByLayer():
-            output = layer.one(weights).forward(*own_args, **own_kwargs)
+            output = layer.one(module, weights).forward(*own_args, **own_kwargs)
         found, shape = pytree.tree_flatten(output)
         form[:] = found, shape
         return [leaf for leaf in found if isinstance(leaf, Tensor)]

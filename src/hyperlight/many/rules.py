@@ -52,8 +52,8 @@ class Layer(ABC):
         """Refuse an argument that not all samples share."""
 
     @abstractmethod
-    def one(self, weights: Mapping[str, Weight]) -> Any:
-        """The layer as it was, with one set of weights in place."""
+    def one(self, module: nn.Module, weights: Mapping[str, Weight]) -> Any:
+        """The layer as it was, with one set of weights in place, in the mode of ``module``."""
 
     @abstractmethod
     def give(self, output: Tensor, *axes: Axis) -> Tensor:
@@ -720,7 +720,8 @@ def recurrent(layer: Layer, module: nn.RNNBase, input: Any, hx: Any = None) -> A
         rows = [split(t, at, layer.samples) for t, at in [(x, axis), *((h, state) for h in given)]]
         runs = []
         for b in range(layer.samples):
-            one = layer.one({name: _of_sample(w, b) for name, w in layer.weights.items()})
+            own_weights = {name: _of_sample(w, b) for name, w in layer.weights.items()}
+            one = layer.one(module, own_weights)
             own, *start = (row[b] for row in rows)
             y, end = one(own, _states(start, hx))
             runs.append((y, *(end if isinstance(end, tuple) else (end,))))
