@@ -922,6 +922,30 @@ def test_where_indices_are_not_read_the_lookup_fails(monkeypatch: pytest.MonkeyP
             net(torch.tensor(wrong))
 
 
+class LooksUp(nn.Module):
+    """Uses a predicted parameter in its own forward, so that every sample runs by itself."""
+
+    def __init__(self, padding: int | None) -> None:
+        super().__init__()
+        self.table, self.gain = nn.Embedding(5, 4, padding), nn.Parameter(torch.ones(4))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y: Tensor = self.table(tokens) * self.gain
+        return y
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+@pytest.mark.filterwarnings("ignore:The primary cannot run once")
+def test_under_vmap_an_index_that_is_not_in_the_table_is_refused(padding: int | None) -> None:
+    model, g, tokens = model_of(LooksUp(padding)), gamma(3), torch.tensor([2, 4, 0])
+    close(model(tokens, g=g), torch.cat([model(tokens[i : i + 1], g=g[i]) for i in range(3)]))
+    model(tokens, g=g)
+    assert model.last_run.way == "vmap"
+    for wrong in ([5, 1, 0], [1, -1, 0]):
+        with pytest.raises(IndexError, match="out of range"):
+            model(torch.tensor(wrong), g=g)
+
+
 class Normed(nn.Module):
     """Owns a predicted parameter, and a layer that mixes samples."""
 

@@ -55,7 +55,7 @@ class Many:
         self._batch: BatchPlan | None = None
         self._ways: dict[Any, Run] = {}
         self._warned: set[str] = set()
-        # vmap would fail silently for these embeddings: see bind._PaddedEmbedding.
+        # vmap would fail silently for these embeddings: see bind._MappedEmbedding.
         self._looped = any(
             isinstance(module, nn.Embedding)
             and type(module) is not nn.Embedding
