@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -100,6 +101,41 @@ def test_low_rank_changes_are_in_its_weights() -> None:
     plain = model.at(z=z)
     assert type(plain) is nn.Linear
     torch.testing.assert_close(plain(x), model(x, z=z))
+
+
+class Keeping(nn.Module):
+    """Keeps what it computes from its weights."""
+
+    kept: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.tables: dict[int, Tensor] = {}
+        self.register_buffer("kept", None)
+        self.double: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.double is None:
+            self.double = 2.0 * self.layer.weight
+        if self.kept is None:
+            self.kept = self.layer.weight.square()
+        if 0 not in self.tables:
+            self.tables[0] = self.layer.weight.abs()
+        return x @ self.double @ self.kept @ self.tables[0]
+
+
+def test_what_the_primary_has_computed_from_its_weights_is_not_taken_over() -> None:
+    torch.manual_seed(0)
+    primary, x = nn.Sequential(Keeping()), torch.randn(5, 6)
+    model = hl.hypernetize(primary, inputs={"scale": hl.Uniform(0.0, 0.5)})
+    with torch.no_grad():
+        before = primary(x)
+        expected = model.bind(scale=0.2)(x)
+    plain = model.at(scale=0.2)
+    torch.testing.assert_close(plain(x), expected)
+    assert not torch.allclose(plain(x), before)
+    assert torch.equal(primary(x), before)  # the primary keeps its own
 
 
 def test_parametrized_modules_keep_their_parametrization() -> None:

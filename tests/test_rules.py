@@ -67,7 +67,7 @@ class Alone(rules.Layer):
     def share(self, slot: str, tensor: Tensor) -> None:
         pass
 
-    def one(self, weights: Mapping[str, Weight]) -> Any:
+    def one(self, module: nn.Module, weights: Mapping[str, Weight]) -> Any:
         raise AssertionError("no rule here runs the layer itself")
 
     def give(self, output: Tensor, *axes: Axis) -> Tensor:
@@ -600,6 +600,48 @@ def test_batch_norm_takes_its_statistics_over_the_whole_batch_once(affine: bool)
     assert int(norm.num_batches_tracked) == 1
 
 
+# --- modes ------------------------------------------------------------------------------------
+
+
+class Dropped(nn.Module):
+    """A layer without a rule, with dropout inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.dropout = nn.Parameter(torch.ones(4)), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(x * self.gain)
+
+
+class Last(nn.Module):
+    """The output of an LSTM, whose rule runs one sample after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4, 2, dropout=0.5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.lstm(x)[0]
+        return output
+
+
+@pytest.mark.parametrize("layer", [Dropped, Last])
+def test_layers_that_run_by_themselves_have_the_mode_of_the_bound_network(
+    layer: Callable[[], nn.Module],
+) -> None:
+    model, x, g = model_of(nn.Sequential(nn.Linear(4, 4), layer())), torch.randn(3, 5, 4), gamma(3)
+    x = x.double()
+    net = model.bind(g=g).eval()
+    close(net(x), net(x))
+    model.eval()
+    expected = model(x, g=g)
+    close(net(x), expected)
+    assert not torch.allclose(net.train()(x), expected)  # the model's mode is another one
+    model.train()
+    close(net.eval()(x), expected)
+
+
 # --- plans ------------------------------------------------------------------------------------
 
 
@@ -783,3 +825,200 @@ def test_a_sweep_draws_other_numbers_for_every_set_where_a_part_is_random() -> N
     model.eval()
     y = model.sweep(x, g=g)
     close(y[0], y[1])
+
+
+class Drawing(nn.Module):
+    """Draws numbers, and then convolves."""
+
+    def __init__(self, draw: Callable[[Tensor], Tensor] | nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.draw, self.convolution = draw, nn.Conv1d(4, 4, 1, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        drawn: Any = self.draw(x, x, x)[0] if isinstance(self.draw, nn.Module) else self.draw(x)
+        return drawn, self.convolution(drawn)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        torch.nn.functional.dropout,
+        lambda x: x + torch.randn_like(x),
+        lambda x: x.clone().add_(torch.rand(x.shape, dtype=x.dtype)),
+        nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True),
+    ],
+    ids=["dropout", "noise", "noise in place", "attention"],
+)
+def test_what_is_drawn_for_every_set_is_not_taken_for_copies(draw: Any) -> None:
+    model = model_of(Drawing(draw), targets="convolution.*")
+    x, g = torch.ones(2, 4, 4, **DOUBLE), gamma(3)
+    drawn, found = model.sweep(x, g=g)
+    assert model.last_run.way == "batch"
+    assert not torch.equal(drawn[0], drawn[1])
+    weights = model.predict(g=g)["convolution.weight"]
+    close(found, torch.einsum("soc,sbct->sbot", weights.squeeze(-1), drawn))
+
+
+class Attending(nn.Module):
+    """Attends without dropout, which draws nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.rows = nn.Linear(4, 4), Rows()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.rows(self.linear(x))
+        return nn.functional.scaled_dot_product_attention(h, h, h)
+
+
+def test_a_sweep_attends_once_if_nothing_is_drawn() -> None:
+    model = model_of(nn.Sequential(Attending(), nn.Linear(4, 3)), targets="1.*")
+    x, g = torch.randn(2, 3, 5, 4, **DOUBLE), gamma(3)
+    expected = torch.stack([model(x, g=each) for each in g])
+    ROWS.clear()
+    close(model.sweep(x, g=g), expected)
+    assert ROWS == [6, 2]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    "layer", [nn.GRU(4, 3), nn.MultiheadAttention(4, 2)], ids=["GRU", "attention"]
+)
+@pytest.mark.filterwarnings("ignore:The primary cannot run once")
+def test_a_sweep_takes_sequences_first(layer: nn.Module, wrapped: bool) -> None:
+    model, g = model_of(layer), gamma(3)
+    x = torch.randn(5, 2, 4, **DOUBLE)
+    given = [hl.PerSample(x, 1) if wrapped else x] * (1 if isinstance(layer, nn.GRU) else 3)
+    expected = [model(*given, g=each)[0] for each in g]
+    close(model.sweep(*given, g=g)[0], torch.stack(expected))
+
+
+def test_a_sweep_that_runs_apart_takes_wrapped_arguments() -> None:
+    model, g = model_of(nn.Bilinear(4, 4, 2)), gamma(1)
+    x, y = torch.randn(2, 3, 4, **DOUBLE)
+    close(model.sweep(x, hl.Shared(y), g=g)[0], model(x, y, g=g[0]))
+
+
+# --- what a layer does not have ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", [hl.Dense(), hl.LowRank(1), hl.ChannelScale()])
+@pytest.mark.parametrize("index", [-1, 5])
+def test_an_index_that_is_not_in_the_table_is_refused(head: hl.Head, index: int) -> None:
+    model, g = model_of(nn.Sequential(nn.Embedding(5, 4)), head=head), gamma(3)
+    with pytest.raises(
+        hl.InputError, match=rf"0 is an embedding of 5 rows.*index {index}; expected.*from 0 to 4"
+    ):
+        model(torch.tensor([1, index, 0] if index < 0 else [index, 1, 0]), g=g)
+
+
+def test_where_indices_are_not_read_the_lookup_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "is_read", lambda value: False)
+    model, g = model_of(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))), gamma(3)
+    net, tokens = model.bind(g=g), torch.tensor([1, 4, 0])
+    close(net(tokens), torch.cat([model(tokens[i : i + 1], g=g[i]) for i in range(3)]))
+    for wrong in ([5, 1, 0], [1, -1, 0]):
+        with pytest.raises(IndexError, match="out of range"):
+            net(torch.tensor(wrong))
+
+
+class LooksUp(nn.Module):
+    """Uses a predicted parameter in its own forward, so that every sample runs by itself."""
+
+    def __init__(self, padding: int | None) -> None:
+        super().__init__()
+        self.table, self.gain = nn.Embedding(5, 4, padding), nn.Parameter(torch.ones(4))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y: Tensor = self.table(tokens) * self.gain
+        return y
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+@pytest.mark.filterwarnings("ignore:The primary cannot run once")
+def test_under_vmap_an_index_that_is_not_in_the_table_is_refused(padding: int | None) -> None:
+    model, g, tokens = model_of(LooksUp(padding)), gamma(3), torch.tensor([2, 4, 0])
+    close(model(tokens, g=g), torch.cat([model(tokens[i : i + 1], g=g[i]) for i in range(3)]))
+    model(tokens, g=g)
+    assert model.last_run.way == "vmap"
+    for wrong in ([5, 1, 0], [1, -1, 0]):
+        with pytest.raises(IndexError, match="out of range"):
+            model(torch.tensor(wrong), g=g)
+
+
+class Normed(nn.Module):
+    """Owns a predicted parameter, and a layer that mixes samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.norm = nn.Parameter(torch.ones(3, 1)), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(x * self.gain)
+        return y
+
+
+def test_statistics_of_one_sample_are_not_taken_for_those_of_the_batch() -> None:
+    model, g = model_of(nn.Sequential(nn.Conv1d(2, 3, 1), Normed())), gamma(3)
+    x = torch.randn(3, 2, 4, **DOUBLE)
+    with pytest.raises(
+        hl.InputError, match=r"'1\.norm' in training.*put 'gain' into a module without this layer"
+    ):
+        model.bind(g=g)(x)
+    assert int(model.primary[1].norm.num_batches_tracked) == 0
+    expected = torch.cat([model.eval()(x[i : i + 1], g=g[i]) for i in range(3)])
+    close(model.bind(g=g)(x), expected)
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(4))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x * self.gain
+
+
+def test_a_watched_call_updates_buffers_once() -> None:
+    model = model_of(nn.Sequential(nn.Linear(4, 4), Counting()))
+    for calls in (1, 2):
+        model(torch.randn(3, 4, **DOUBLE), g=gamma(3))
+        assert model.last_run.way == "batch"
+        assert int(model.primary[1].calls) == calls
+
+
+def test_autocast_gives_low_rank_convolutions_their_dtype() -> None:
+    model = model_of(nn.Conv2d(3, 8, 3), head=hl.LowRank(1)).float()
+    x, g = torch.randn(3, 3, 5, 5), gamma(3).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x, g=g).dtype == model(x, g=0.5).dtype == torch.bfloat16
+
+
+# --- none -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", [hl.Dense(), hl.ChannelScale()])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(4, 3), (4,)),
+        (nn.Conv2d(4, 3, 3), (4, 5, 5)),
+        (nn.ConvTranspose1d(4, 3, 2), (4, 5)),
+        (nn.Sequential(nn.Linear(4, 4), Dropped()), (4,)),
+    ],
+    ids=["Linear", "Conv2d", "ConvTranspose1d", "by itself"],
+)
+def test_a_batch_of_no_samples_gives_what_the_network_gives_for_none(
+    layer: nn.Module, shape: tuple[int, ...], head: hl.Head
+) -> None:
+    model, none, g = model_of(layer, head=head), torch.zeros(0, *shape, **DOUBLE), gamma(0)
+    expected = model.primary(none)
+    for found in (model(none, g=g), model.bind(g=g)(none)):
+        assert found.shape == expected.shape
+        found.sum().backward()
+    x = torch.zeros(2, *shape, **DOUBLE)
+    assert model.sweep(x, g=g).shape == (0, *model.primary(x).shape)

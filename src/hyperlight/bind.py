@@ -101,15 +101,21 @@ class _LowRankLinear(nn.Linear):
         return self._low_rank.linear(input, self.bias)
 
 
-class _PaddedEmbedding(nn.Embedding):
+class _MappedEmbedding(nn.Embedding):
     """A bound embedding under vmap, with its padding row detached.
 
-    PyTorch (2.13) keeps the gradient from the padding row of the first set of weights only.
+    PyTorch (2.13) keeps the gradient from the padding row of the first set of weights only. An
+    index outside of the table it takes for one into the table of another sample.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        rows = torch.arange(self.num_embeddings, device=self.weight.device).unsqueeze(-1)
-        weight = torch.where(rows.eq(self.padding_idx or 0), self.weight.detach(), self.weight)
+        weight = self.weight
+        if self.padding_idx is not None:
+            rows = torch.arange(self.num_embeddings, device=weight.device).unsqueeze(-1)
+            weight = torch.where(rows.eq(self.padding_idx), weight.detach(), weight)
+        if not torch.compiler.is_compiling():
+            outside = (input < 0) | (input >= self.num_embeddings)
+            input = input.masked_fill(outside, torch.iinfo(input.dtype).min)
         return F.embedding(
             input, weight, None, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
         )
@@ -200,6 +206,13 @@ class BindPlan:
         """Make the plan again after a copy; what stands in its way is said at the next bind."""
         with contextlib.suppress(BindError):
             self._make(module)
+
+    def forget(self, module: nn.Module) -> None:
+        """Take off a copy of the module, in place, what an earlier forward has computed."""
+        nodes = [] if self._root is None else [self._root]
+        for node in nodes:  # grows
+            nodes += [child for _, child in node.children]
+            _start_anew(attribute(module, node.path), node)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_root": None, "_judged": {}}
@@ -360,7 +373,7 @@ class _Planner:
         leaves = tuple(self.owners.get(id(current), ()))
         own = _is_torchs(type(current))
         linear = type(current) in (nn.Linear, _LowRankLinear)
-        padded = type(current) is nn.Embedding and current.padding_idx is not None
+        table = type(current) is nn.Embedding
         weight = next((name for leaf, name in leaves if leaf == "weight"), None)
         methods = {name for name, _ in self._methods(type(current))}
         watch = tuple(name for name in reached_all if name not in starts and name not in methods)
@@ -377,7 +390,7 @@ class _Planner:
             sizes=_sizes(held),
             types=None if own else tuple(map(type, held.values())),
             affected=affected,
-            weight=weight if linear or padded else None,
+            weight=weight if linear or table else None,
             busy=bool(watch or starts or computed),
         )
 
@@ -686,8 +699,8 @@ def _kind(module: nn.Module, weight: Weight, compiling: bool) -> type:
     """The class of the bound copy: that of the module, or of its stand-in."""
     if isinstance(module, nn.Linear):
         return _LowRankLinear if isinstance(weight, LowRankWeight) else nn.Linear
-    batched = compiling or is_batched(dense(weight))
-    return _PaddedEmbedding if batched else nn.Embedding
+    mapped = module.padding_idx is not None if compiling else is_batched(dense(weight))
+    return _MappedEmbedding if mapped else nn.Embedding
 
 
 def _rewrite(
@@ -721,15 +734,20 @@ def _rewrite(
         own = original.__dict__
         for name in node.watch:
             new.__dict__[name] = move(own[name] if name in own else getattr(node.kind, name))
-        for name, start in node.starts:
-            if start is Absent:
-                new.__dict__.pop(name, None)
-            elif name in new._buffers:
-                new._buffers[name] = None
-            else:
-                new.__dict__[name] = None if start is None else type(start)()
+        _start_anew(new, node)
         for key, _ in node.computed:
             _compute(new, key)
+
+
+def _start_anew(module: nn.Module, node: _Node) -> None:
+    """Bring the attributes that hold what an earlier forward has computed to their start."""
+    for name, start in node.starts:
+        if start is Absent:
+            module.__dict__.pop(name, None)
+        elif name in module._buffers:
+            module._buffers[name] = None
+        else:
+            module.__dict__[name] = None if start is None else type(start)()
 
 
 def _moved(fresh: dict[int, Any], judged: Mapping[int, Any] | None, value: Any) -> Any:

@@ -357,6 +357,7 @@ class HyperModel(nn.Module, Generic[M]):
             plain = _copied(self.primary, "model.at copies the primary")
             for name, value in values.items():
                 plain.get_parameter(name).copy_(value)
+            self._plan.forget(plain)  # what it has computed from theta0
         return plain
 
     def sweep(self, *args: Any, **kwargs: Any) -> Any:

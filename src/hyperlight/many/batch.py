@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from .._torch import (
     Dropout,
     FakeTensorMode,
+    buffers_kept,
     graph_task,
     hint,
     hook_tables,
@@ -31,11 +32,11 @@ from .._torch import (
     pytree,
 )
 from ..bind import NO_COPY, BindPlan, Left
-from ..errors import BindError, HyperLightError
+from ..errors import BindError, HyperLightError, listed
 from ..heads import Weight, built, dense
 from ..targets import attribute
 from .arguments import Arguments, open_arguments
-from .fallback import LayerByLayer, taken_apart
+from .fallback import LayerByLayer, refuse_mixing, taken_apart
 from .rules import (
     CONVOLUTIONS,
     UNBUILT,
@@ -244,7 +245,7 @@ class Sets:
                 return given.call(method)
             finally:
                 self.form = None
-        if self.samples == 1:
+        if self.samples in (0, 1):
             return self._follow(Plan(), method, given)
         try:
             return self.call(network, name, method, given)
@@ -777,18 +778,26 @@ class _Layer(Layer):
             if fact not in (SAME, SHARED, INDEX):
                 raise self.lose(f"is given {slot} that not all samples share")
 
-    def one(self, weights: Mapping[str, Weight]) -> Any:
+    def one(self, module: nn.Module, weights: Mapping[str, Weight]) -> Any:
         assert self._unit.plan is not None
         named = {self._unit.names[name]: weight for name, weight in weights.items()}
-        return self._unit.plan.bind(attribute(self._sets.primary, self.path), named)
+        bound = self._unit.plan.bind(attribute(self._sets.primary, self.path), named)
+        for own, copied in zip(bound.modules(), module.modules(), strict=False):
+            own.training = copied.training  # the bound network has modes of its own
+        return bound
 
     def give(self, output: Tensor, *axes: Axis) -> Tensor:
         tracker = self._sets.tracker
         if tracker is not None:
             kind = tracker.together({axis.kind for axis in axes})
-            kind = DATA if kind == COPIED and self.weights else kind
+            kind = DATA if kind == COPIED and (self.weights or self._draws()) else kind
             tracker.put(output, axes[0]._replace(kind=kind), self.path)
         return output
+
+    def _draws(self) -> bool:
+        """Whether attention or a recurrent layer has a dropout of its own, which is on."""
+        module = attribute(self._sets.primary, self.path)
+        return bool(module.training and getattr(module, "dropout", 0.0))
 
     def lose(self, why: str) -> Lost:
         tracker = self._sets.tracker
@@ -808,6 +817,9 @@ def _by_itself(
     axes: Sequence[Axis] = (),
 ) -> Any:
     """A module without a rule: vmap over it alone, or one sample after another."""
+    owned = [name for name in layer.weights if "." not in name]
+    remedy = f"put {listed(owned)} into a module without this layer, " if owned else ""
+    refuse_mixing(module, remedy, layer.path)
     leaves, structure = pytree.tree_flatten((args, kwargs))
     tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     places = [layer.look(i, leaves[i]) for i in tensors]
@@ -815,7 +827,9 @@ def _by_itself(
     results = [Place(axis) for axis in axes]
     if not results:
         run = functools.partial(_theta0, module, args, kwargs)
-        results = layer.sets.results(layer.path, shapes, places, run)
+        watched = layer.sets.tracker is not None
+        with buffers_kept(module) if watched else contextlib.nullcontext():
+            results = layer.sets.results(layer.path, shapes, places, run)
     rows, dims = [], []
     for i, (axis, how) in zip(tensors, places, strict=True):
         rows.append(split(leaves[i], axis, layer.samples) if how == _THERE else leaves[i])
@@ -829,7 +843,7 @@ def _by_itself(
         own_args, own_kwargs = pytree.tree_unflatten(values, structure)
         compiling = torch.compiler.is_compiling()
         with contextlib.nullcontext() if compiling else LayerByLayer():
-            output = layer.one(weights).forward(*own_args, **own_kwargs)
+            output = layer.one(module, weights).forward(*own_args, **own_kwargs)
         found, shape = pytree.tree_flatten(output)
         form[:] = found, shape
         return [leaf for leaf in found if isinstance(leaf, Tensor)]
@@ -1062,9 +1076,11 @@ class BatchPlan:
         Raises:
             Lost: it cannot run so.
         """
-        if samples == 1:
-            one = {name: dense(weight)[0] for name, weight in weights.items()}
-            sets = Sets(primary, 1, self.found, (), (), fresh)
+        if samples in (0, 1):
+            one = (
+                {name: dense(weight)[0] for name, weight in weights.items()} if samples else theta0
+            )
+            sets = Sets(primary, samples, self.found, (), (), fresh)
             kind: Any = type(primary)
             stand_in = (_network_class(kind, kind), {"sets_of_weights": sets})
             return self._plan.bind(primary, one, {"": stand_in})

@@ -33,9 +33,9 @@ class LayerByLayer(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def refuse_mixing(primary: nn.Module, remedy: str) -> None:
+def refuse_mixing(primary: nn.Module, remedy: str, path: str = "") -> None:
     """Refuse layers that mix the entries of a batch, each of which has weights of its own."""
-    for name, module in primary.named_modules():
+    for name, module in primary.named_modules(prefix=path):
         if isinstance(module, InstanceNorm):
             mixes = module.training and module.track_running_stats
         elif isinstance(module, BatchNorm):

@@ -16,7 +16,7 @@ from .._torch import is_abstract, is_out_of_memory, pytree
 from ..bind import BindPlan
 from ..errors import BindError, HyperLightError, InputError
 from ..heads import Weight, built
-from .arguments import Arguments, copy_arguments, open_arguments
+from .arguments import Arguments, PerSample, Shared, copy_arguments, open_arguments
 from .batch import BatchPlan, Changed
 from .fallback import refuse_mixing, run_each
 from .track import SHARED, Axis, Lost
@@ -55,7 +55,7 @@ class Many:
         self._batch: BatchPlan | None = None
         self._ways: dict[Any, Run] = {}
         self._warned: set[str] = set()
-        # vmap would fail silently for these embeddings: see bind._PaddedEmbedding.
+        # vmap would fail silently for these embeddings: see bind._MappedEmbedding.
         self._looped = any(
             isinstance(module, nn.Embedding)
             and type(module) is not nn.Embedding
@@ -125,6 +125,8 @@ class Many:
                     "batch size: it then runs on the true batch."
                 )
             return self._each(primary, weights, given, Run("vmap", "it is traced"))
+        if samples == 0:  # what the network gives for none
+            return given.call(self._plan.bind(primary, theta0)), Run("batch")
         key = None if given.signature is None else (given.signature, torch.is_grad_enabled())
         known = self._ways.get(key)
         if known is not None:
@@ -155,10 +157,15 @@ class Many:
         """Call the primary on the same data under every set of weights."""
         refuse_mixing(primary, "")
         leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
+        leaves = [leaf.value if isinstance(leaf, (Shared, PerSample)) else leaf for leaf in leaves]
         facts: list[Any] = [SHARED if isinstance(leaf, Tensor) else None for leaf in leaves]
         given = Arguments(leaves, facts, [], structure, None)
         if samples == 1 or is_abstract():
             return self._each(primary, weights, given, Run("vmap"))
+        if samples == 0:
+            output = given.call(self._plan.bind(primary, theta0))
+            none = pytree.tree_map_only(Tensor, lambda t: t.expand(0, *t.shape), output)
+            return none, Run("batch")
         if self._batch is None:
             self._batch = BatchPlan(primary, self._places)
         copied, layout = copy_arguments(args, kwargs, samples, self._batch.layout)
@@ -192,8 +199,11 @@ class Many:
             return output, ""
         except (Lost, Changed) as error:
             return None, str(error)
-        except HyperLightError:
-            raise
+        except HyperLightError as error:
+            if layout is None:
+                raise
+            # In a sweep nothing says where a batch is, and every set can run by itself.
+            return None, str(error).partition(". ")[0]
         except Exception as error:  # if it is the network's own, it comes up again in the fallback
             if is_out_of_memory(error):
                 raise

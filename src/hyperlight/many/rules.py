@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._torch import BatchNorm, canonical_mask, padding_of, pytree
+from .._torch import BatchNorm, canonical_mask, is_abstract, padding_of, pytree
 from ..errors import InputError
 from ..heads import DirectedWeight, LowRankWeight, ScaledWeight, Weight, dense
+from ..inputs import is_read
 from .track import COPIED, Axis, Lost
 
 
@@ -52,8 +53,8 @@ class Layer(ABC):
         """Refuse an argument that not all samples share."""
 
     @abstractmethod
-    def one(self, weights: Mapping[str, Weight]) -> Any:
-        """The layer as it was, with one set of weights in place."""
+    def one(self, module: nn.Module, weights: Mapping[str, Weight]) -> Any:
+        """The layer as it was, with one set of weights in place, in the mode of ``module``."""
 
     @abstractmethod
     def give(self, output: Tensor, *axes: Axis) -> Tensor:
@@ -166,7 +167,7 @@ def _affine(y: Tensor, axis: Axis, weight: Tensor | None, bias: Tensor | None, a
     w, b = fitted(weight), fitted(bias)
     if w is None:
         assert b is not None
-        u = u + b
+        u = u + b.to(u.dtype)
     else:
         u = u * w if b is None else torch.addcmul(b.to(u.dtype), u, w.to(u.dtype))
     return u.flatten(dim, dim + 2) if folded else u
@@ -285,8 +286,11 @@ def embedding(layer: Layer, module: nn.Embedding, input: Tensor) -> Tensor:
     weight, size = layer.weights["weight"], module.num_embeddings
     # Row i of sample b is row b * size + i of all sets together.
     rows = _rows(indices.unsqueeze(-1), axis, layer.samples).squeeze(-1)
+    _check_indices(layer, rows, size)
     sets = torch.arange(layer.samples, device=rows.device).unsqueeze(-1)
     flat = rows + sets * size
+    if not (is_read(rows) or is_abstract()):  # the lookup then fails, as it would for one sample
+        flat = flat.masked_fill((rows < 0) | (rows >= size), layer.samples * size)
     if isinstance(weight, LowRankWeight):
         code = F.embedding(flat, weight.left.flatten(0, 1))
         y = torch.baddbmm(F.embedding(rows, weight.theta0), code, weight.right)
@@ -300,6 +304,17 @@ def embedding(layer: Layer, module: nn.Embedding, input: Tensor) -> Tensor:
     if module.padding_idx is not None:
         y = torch.where(rows.unsqueeze(-1) == module.padding_idx, y.detach(), y)
     return layer.give(_from_rows(y, indices.unsqueeze(-1), axis), axis)
+
+
+def _check_indices(layer: Layer, rows: Tensor, size: int) -> None:
+    """Refuse a row that there is not: it would be one of another sample's table."""
+    if rows.numel() and is_read(rows):
+        low, high = (int(end) for end in torch.aminmax(rows))
+        if low < 0 or high >= size:
+            raise InputError(
+                f"{layer.path or 'The primary'} is an embedding of {size} rows and was given the "
+                f"index {low if low < 0 else high}; expected indices from 0 to {size - 1}."
+            )
 
 
 def embedding_bag(
@@ -720,7 +735,8 @@ def recurrent(layer: Layer, module: nn.RNNBase, input: Any, hx: Any = None) -> A
         rows = [split(t, at, layer.samples) for t, at in [(x, axis), *((h, state) for h in given)]]
         runs = []
         for b in range(layer.samples):
-            one = layer.one({name: _of_sample(w, b) for name, w in layer.weights.items()})
+            own_weights = {name: _of_sample(w, b) for name, w in layer.weights.items()}
+            one = layer.one(module, own_weights)
             own, *start = (row[b] for row in rows)
             y, end = one(own, _states(start, hx))
             runs.append((y, *(end if isinstance(end, tuple) else (end,))))

@@ -128,6 +128,7 @@ class Tracker(DispatchMode):  # type: ignore[misc]
         self.reshaped = False  # whether a tensor has another shape than the network expects
         self._arguments: set[int] = set()
         self.decided: set[int] = set()  # storages of whole numbers that were decided by others
+        self.drawn: set[int] = set()  # storages that random numbers went into
         self.outside: Fact = UNKNOWN  # what is known of tensors that nobody told of
         self.open: set[str] = set()  # layers whose input was taken for EQUAL, not confirmed yet
         self.wrote_outside = False  # whether a tensor from before the call was written to
@@ -163,6 +164,7 @@ class Tracker(DispatchMode):  # type: ignore[misc]
             del self.record[key]
             self.why.pop(key, None)
             self.decided.discard(key)
+            self.drawn.discard(key)
         self._most = max(_MOST_RECORDS, 2 * len(self.record))
 
     def fail(self, why: str) -> Lost:
@@ -182,6 +184,7 @@ class Tracker(DispatchMode):  # type: ignore[misc]
         storage = tensor.untyped_storage()
         key = identity(storage)
         self.decided.discard(key)
+        self.drawn.discard(key)
         if len(self.record) > self._most:
             self._forget()
         self.record[key] = (StorageWeakRef(storage), value)
@@ -356,6 +359,10 @@ class Tracker(DispatchMode):  # type: ignore[misc]
             fact = UNKNOWN
         if reshaped and not (isinstance(fact, Axis) and _fits(fact, made[0], self.samples)):
             raise self._misled(operation)
+        drawn = operation.draws and ("dropout_p" not in operation.names or named.get("dropout_p"))
+        drawn = drawn or any(_key(tensor) in self.drawn for tensor in given)
+        if drawn and isinstance(fact, Axis) and fact.kind == COPIED:
+            fact = fact._replace(kind=DATA)  # every set has numbers of its own
         why = operation.name
         if fact == UNKNOWN:
             why = self._because(facts, operation.name)
@@ -369,6 +376,8 @@ class Tracker(DispatchMode):  # type: ignore[misc]
             self.put(tensor, fact if fits else UNKNOWN, why)
             if decided and not tensor.is_floating_point():
                 self.decided.add(_key(tensor))
+        if drawn:
+            self.drawn.update(map(_key, made))
         return out
 
     def _is_reshaped(self, tensor: Tensor, fact: Fact) -> bool:
@@ -936,6 +945,7 @@ class _Operation(NamedTuple):
     writes: tuple[str, ...]
     is_view: bool
     decomposes: bool
+    draws: bool
     rule: _Rule | None
 
 
@@ -968,5 +978,6 @@ def _operation(func: Any) -> _Operation:
         tuple(a.name for a in arguments if a.alias_info and a.alias_info.is_write),
         func.is_view or name in ("_unsafe_view", "_reshape_alias"),
         rule is None and func.namespace != "prim" and can_decompose(func),
+        torch.Tag.nondeterministic_seeded in func.tags,
         rule,
     )
