@@ -606,11 +606,11 @@ def hypernetize(
     ================== =================== ==========================================
 
     Args:
-        primary: any :class:`torch.nn.Module`, pretrained or not. It is used as it is and never
-            changed: it becomes ``model.primary``, and its parameters are :math:`\theta^0`. To
-            freeze :math:`\theta^0`, freeze them. Only with ``residual=False`` does the model work
-            on a deep copy, in which the predicted parameters start at zero: there they are the
-            bias of the hypernetwork's last layer.
+        primary: any :class:`torch.nn.Module`, pretrained or not. It is not copied: it becomes
+            ``model.primary``, and its parameters are :math:`\theta^0`, which training changes. To
+            keep yours, pass a copy; to freeze :math:`\theta^0`, freeze them. Only with
+            ``residual=False`` does the model work on a deep copy, in which the predicted parameters
+            start at zero: there they are the bias of the hypernetwork's last layer.
         inputs: the space of each input, by name. The names become keyword
             arguments of the model's forward.
         targets: the parameters to predict: globs over names, module classes, a function of
