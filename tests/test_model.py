@@ -342,7 +342,7 @@ def test_the_rank_decides_not_the_number() -> None:
     with pytest.raises(hl.InputError, match=r"batch shape \(1,\)"):
         model.at(g=g)  # a batch of one is a batch
     for run in (model.bind(g=g), lambda x: model(x, g=g)):
-        with pytest.raises(hl.InputError, match=r"with 1 sets of weights, one per sample"):
+        with pytest.raises(hl.InputError, match=r"with 1 set of weights, one per sample"):
             run(x)
         torch.testing.assert_close(run(x[:1]), model(x[:1], g=g[0]))
     torch.testing.assert_close(model.bind(g=g[0])(x), model(x, g=g[0]))
