@@ -48,7 +48,7 @@ def draw(results: Results) -> Figure:
     names = [fig6.NAMES[hidden].replace(", ", "\n") for hidden in architectures]
     ax.set_xticks(range(len(architectures)), names, fontsize="small")
     ax.set(ylabel="test Dice over gamma")
-    ax.legend(frameon=False)
+    figures.legend(figure)
     return figure
 
 
