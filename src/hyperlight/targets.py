@@ -167,8 +167,7 @@ def select(primary: nn.Module, targets: Targets = None) -> tuple[Target, ...]:
             )
     else:
         single = isinstance(targets, (str, nn.Module, Tensor)) or callable(targets)
-        if not single and not isinstance(targets, Iterable):
-            targets = [targets]
+        single = single or not isinstance(targets, Iterable)
         selectors: list[Selector] = [targets] if single else list(targets)  # type: ignore[list-item, arg-type]
         if not selectors:
             raise TargetError(
